@@ -1,0 +1,442 @@
+"""Every setting of a task, in one place. docs/reference.md is generated from the descriptions here.
+
+A task file is YAML. Unknown keys are errors with a did-you-mean, duplicate keys are errors, and every error names
+file:line:field. Paths in the file are relative to the file; paths given with `--set` are relative to the current folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from tunery.errors import ConfigError
+
+Kind = Literal["chat", "completion", "text", "classification"]
+Auto = Literal["auto"]
+
+BUILT_IN_MODELS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Short name → hub id. A short name is served from its Python package when that is installed (no network needed)."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Columns(_Settings):
+    """Which column (CSV) or key (JSONL) holds what. Left out, they are found by their usual names, and printed."""
+
+    text: str | None = Field(None, description="the text of a row (kinds text and classification)")
+    label: str | None = Field(None, description="the class of a row (kind classification)")
+    prompt: str | None = Field(None, description="what the model is given (kind completion)")
+    completion: str | None = Field(None, description="what the model should answer (kind completion)")
+    messages: str | None = Field(None, description="the conversation, a list of {role, content} (kind chat)")
+    tools: str | None = Field(None, description="the tools offered in the conversation (kind chat)")
+
+
+class DataConfig(_Settings):
+    """The rows, what they mean, and how they are split."""
+
+    train: str | tuple[str, ...] = Field(
+        description="file(s) to learn from: .jsonl, .json, .csv, .tsv, .parquet, a `datasets` folder, or "
+        "hub:OWNER/NAME (with :SPLIT if you like)"
+    )
+    validation: Annotated[float, Field(gt=0)] | str | None = Field(
+        0.1,
+        description="held-out rows: a fraction below 1, a number of rows, a file, or null for none. "
+        "The same text is never on both sides",
+    )
+    test: str | None = Field(None, description="file for the final evaluation; the validation rows serve if left out")
+    kind: Kind | Auto = Field("auto", description="chat, completion, text or classification; auto looks at the rows")
+    columns: Columns = Field(default_factory=Columns)
+    labels: dict[str, str] | tuple[str, ...] | None = Field(
+        None,
+        description="classification: a map from the value in the file to the word the model answers, "
+        "e.g. {0: negative, 1: positive}, or just the list of values; left out, the values themselves",
+    )
+    instruction: str | None = Field(
+        None,
+        description="classification: what the model is told before each text; left out, it lists the labels",
+    )
+    system: str | None = Field(
+        None,
+        description="system message put before every conversation that has none (chat, classification)",
+    )
+    max_length: PositiveInt | None = Field(
+        None, description="longest row in tokens; left out, 2048 or the model's context, whichever is smaller"
+    )
+    too_long: Literal["cut", "drop"] = Field(
+        "cut",
+        description="a longer row is cut (chat, completion, classification: from the front of the prompt, so the answer "
+        "is kept whole, and dropped if the answer alone is too long; text: continued in a further row), or dropped",
+    )
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="stop: list every bad row and end with exit code 3; skip: drop and count them"
+    )
+    duplicates: Literal["keep", "drop"] = Field("keep", description="rows of the training data that repeat an earlier one")
+    max_rows: PositiveInt | None = Field(None, description="use only this many rows for training, drawn with the seed")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_keys_are_text(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {_as_label(key): _as_label(name) for key, name in value.items()}
+        if isinstance(value, list):
+            return tuple(_as_label(name) for name in value)
+        return value
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _no_zero_validation(cls, value: Any) -> Any:
+        return None if value in (0, False) else value
+
+    @field_validator("validation")
+    @classmethod
+    def _whole_count(cls, value: Any) -> Any:
+        if isinstance(value, float) and value >= 1 and not value.is_integer():
+            raise ValueError("a number of rows must be whole (or give a fraction below 1)")
+        return value
+
+    @property
+    def train_files(self) -> tuple[str, ...]:
+        """`train` as a tuple."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+
+def _as_label(value: Any) -> str:
+    if isinstance(value, bool):  # YAML reads yes, no, on, off as booleans
+        return str(value).lower()
+    return str(value)
+
+
+class LoraConfig(_Settings):
+    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: PositiveInt = Field(16, description="r, the width of the low-rank update")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="the update is scaled by alpha / rank; left out, alpha is twice the rank"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs set to zero while training")
+    targets: str | tuple[str, ...] = Field(
+        "all-linear",
+        description="which layers: all-linear, attention, mlp, a layer name (q_proj) or list of names, or a pattern with "
+        "* over full names (model.layers.1*.mlp.*). Nothing matched is an error that lists what could be",
+    )
+    exclude: tuple[str, ...] = Field((), description="layer names or patterns left out of `targets`")
+    rank_stabilized: bool = Field(
+        False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"
+    )
+
+    @property
+    def effective_alpha(self) -> float:
+        """`alpha`, or twice the rank when it was left out."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+class TrainConfig(_Settings):
+    """The optimisation."""
+
+    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the training rows; ignored with max_steps")
+    max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps instead")
+    batch_size: PositiveInt = Field(16, description="rows per optimizer step, however they are split to fit in memory")
+    micro_batch_size: PositiveInt | Auto = Field(
+        "auto", description="rows computed at a time; does not change the result. auto: as many as memory allows"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
+    )
+    scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after warm-up")
+    warmup: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="steps over which the rate rises from zero: a fraction of all steps if below 1, else a number"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="clip the gradient to this global norm; null for no clipping"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the second moment")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW: added to the denominator")
+    logging_steps: PositiveInt = Field(1, description="write a line to metrics.jsonl every so many steps")
+    eval_steps: PositiveInt | Auto | None = Field(
+        "auto", description="measure the validation loss every so many steps. auto: ten times a run and at its end; null: never"
+    )
+    eval_rows: PositiveInt | None = Field(
+        100, description="validation rows used while training (the first so many); null for all. The final evaluation uses all"
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="stop after this many validations in a row without a better loss"
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="how much lower the loss must be to count as better")
+    restore_best: bool | Auto = Field(
+        "auto",
+        description="at the end, go back to the step with the best validation loss. auto: when early stopping is on",
+    )
+    save_steps: PositiveInt | Auto | None = Field(
+        "auto", description="checkpoint every so many steps. auto: with each validation; null: only when stopped and at the end"
+    )
+    save_limit: PositiveInt = Field(2, description="checkpoints kept, besides the best one")
+    gradient_checkpointing: bool | Auto = Field(
+        "auto", description="recompute activations instead of keeping them. auto: only when memory would not suffice"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto", description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU when there is one")
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="also send metrics there (metrics.jsonl is always written)"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class EvaluateConfig(_Settings):
+    """What is measured at the end, on the base and on the tuned model alike."""
+
+    enabled: bool = Field(True, description="false: train only; `tunery eval RUN` can follow at any time")
+    max_rows: PositiveInt | None = Field(None, description="held-out rows used; left out, all")
+    generate_rows: Annotated[int, Field(ge=0)] = Field(
+        24, description="held-out rows answered by generating (kinds chat, completion and text), for the overlap scores"
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(8, description="rows shown side by side in the report")
+    max_new_tokens: PositiveInt = Field(96, description="longest generated answer")
+
+
+class Task(_Settings):
+    """A whole task file."""
+
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the run; it is written to OUTPUT/NAME"
+    )
+    model: str = Field(
+        description="the base: a hub id (Qwen/Qwen3-0.6B), a folder, a .gguf file, or a built-in name "
+        f"({', '.join(BUILT_IN_MODELS)})"
+    )
+    output: str = Field("runs", description="folder for run directories, relative to the current folder")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="everything random follows from it: adapter, order of rows, dropout, split"
+    )
+    data: DataConfig
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _settings_that_need_validation(self) -> Task:
+        if self.data.validation is None and self.train.early_stopping_patience is not None:
+            raise ValueError("train.early_stopping_patience needs data.validation, which is null")
+        if self.train.eval_steps is None and self.train.early_stopping_patience is not None:
+            raise ValueError("train.early_stopping_patience needs train.eval_steps, which is null")
+        if self.train.restore_best is True and (self.data.validation is None or self.train.eval_steps is None):
+            raise ValueError("train.restore_best needs data.validation and train.eval_steps, and one of them is null")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """OUTPUT/NAME."""
+        return Path(self.output) / self.name
+
+    def to_yaml(self) -> str:
+        """The task with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+# --------------------------------------------------------------------------- reading
+
+
+Path_ = tuple[str, ...]
+
+
+class _Marks:
+    """Line numbers of a YAML document's fields: ("lora", "rank") → 12."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.lines: dict[Path_, int] = {}
+
+    def where(self, field: Path_) -> str:
+        known = next((field[:end] for end in range(len(field), 0, -1) if field[:end] in self.lines), None)
+        line = self.lines[known] if known else 1
+        return f"{self.file}:{line}:{'.'.join(field) or '(top)'}"
+
+
+def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: Path_ = ()) -> Any:
+    """PyYAML's own scalars, but with line numbers kept and duplicate keys refused."""
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            field = (*at, str(key))
+            if key in result:
+                raise ConfigError(
+                    f"{marks.file}:{key_node.start_mark.line + 1}:{'.'.join(field)}: this key stands twice "
+                    f"(first on line {marks.lines[field]})",
+                    "keep one of them",
+                )
+            marks.lines[field] = key_node.start_mark.line + 1
+            result[key] = _construct(value_node, loader, marks, field)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, loader, marks, (*at, str(index))) for index, child in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"no task file at {path}", "make one with `tunery init classify my-task`") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder", f"name the task file in it: {path / 'task.yaml'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "a task file is YAML text in UTF-8") from None
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        value = _construct(node, loader, marks) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}", "mend that line") from None
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:1: a task file holds settings (key: value), not a {type(value).__name__}")
+    return value
+
+
+def _apply_override(values: dict[str, Any], assignment: str) -> Path_:
+    key, equals, raw = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {assignment}: not of the form key=value", "for example --set lora.rank=8")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    field = tuple(key.strip().split("."))
+    target = values
+    for part in field[:-1]:
+        if not isinstance(target.get(part), dict):
+            target[part] = {}
+        target = target[part]
+    target[field[-1]] = value
+    return field
+
+
+def _field_names(model: type[BaseModel]) -> Iterator[tuple[Path_, type[BaseModel]]]:
+    """Every section of the task, by its path."""
+    yield (), model
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            for path, section in _field_names(info.annotation):
+                yield (name, *path), section
+
+
+def all_settings() -> list[tuple[str, Any]]:
+    """("lora.rank", FieldInfo) of every setting that is not itself a section, in file order."""
+    sections = dict(_field_names(Task))
+    return [
+        (".".join((*path, name)), info)
+        for path, section in sections.items()
+        for name, info in section.model_fields.items()
+        if (*path, name) not in sections
+    ]
+
+
+def _did_you_mean(field: Path_) -> str:
+    import difflib
+
+    settings = [name for name, _ in all_settings()]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
+    close = difflib.get_close_matches(".".join(field), settings, 1, 0.75)
+    close = close or [by_leaf[leaf] for leaf in difflib.get_close_matches(field[-1], by_leaf, 1, 0.6)]
+    section = dict(_field_names(Task)).get(field[:-1])
+    if close:
+        return f"did you mean {close[0]}?"
+    known = ", ".join(section.model_fields) if section else ", ".join(settings)
+    return f"known here: {known}"
+
+
+def _explain(error: Any, field: Path_) -> str:
+    kind, given = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return f"unknown setting; {_did_you_mean(field)}"
+    if kind == "missing":
+        return "this setting is needed"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}" + (f" (got {given!r})" if not isinstance(given, dict) else "")
+
+
+def _config_error(error: ValidationError, marks: _Marks, overridden: set[Path_]) -> ConfigError:
+    lines: dict[str, None] = {}
+    for item in error.errors():
+        field: Path_ = ()
+        for part in map(str, item["loc"]):  # pydantic adds the names of union members: keep only real fields
+            if (*field, part) in marks.lines or (*field, part) in overridden or _is_setting((*field, part)):
+                field = (*field, part)
+            elif item["type"] in ("extra_forbidden", "missing"):
+                field = (*field, part)
+        place = f"--set {'.'.join(field)}" if field in overridden else marks.where(field)
+        lines[f"{place}: {_explain(item, field)}"] = None
+    return ConfigError("\n".join(lines), "every setting is described in docs/reference.md")
+
+
+def _is_setting(field: Path_) -> bool:
+    return any((*path, name) == field for path, section in _field_names(Task) for name in section.model_fields)
+
+
+def _looks_like_path(value: str) -> bool:
+    return not value.startswith(("hub:", "openai:")) and not Path(value).is_absolute()
+
+
+def _anchor(values: dict[str, Any], base: Path, only: set[Path_] | None = None) -> None:
+    """Make the paths among `values` absolute, seen from `base`."""
+    data = values.get("data")
+    if isinstance(data, dict):
+        for key in ("train", "validation", "test"):
+            if only is not None and ("data", key) not in only:
+                continue
+            value = data.get(key)
+            if isinstance(value, str) and _looks_like_path(value):
+                data[key] = str((base / value).resolve())
+            elif isinstance(value, list):
+                data[key] = [str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value]
+    model = values.get("model")
+    if isinstance(model, str) and (only is None or ("model",) in only):
+        local = base / Path(model).expanduser()
+        if model.startswith((".", "~")) or model.endswith(".gguf") or (local.exists() and model not in BUILT_IN_MODELS):
+            values["model"] = str(local.resolve())
+
+
+def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
+    """Read a task file.
+
+    Args:
+        path: the YAML file.
+        overrides: "key.sub=value" assignments, as given with `--set`; values are read as YAML.
+
+    Raises:
+        ConfigError: with one line "file:line:field: what is wrong" for each wrong setting.
+    """
+    path = Path(path)
+    marks = _Marks(str(path))
+    values = _read_yaml(path, marks)
+    _anchor(values, path.parent)
+    values.setdefault("name", _default_name(path))
+    overridden = {_apply_override(values, assignment) for assignment in overrides}
+    _anchor(values, Path.cwd(), only=overridden)
+    try:
+        return Task.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(error, marks, overridden) from None
+
+
+def _default_name(path: Path) -> str:
+    from tunery.paths import safe_name
+
+    return safe_name(path.resolve().parent.name if path.stem == "task" else path.stem)

@@ -1,0 +1,75 @@
+"""What a row of data becomes, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunery.config import Kind
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row. `kind` says which of the other fields hold content.
+
+    chat: `messages` (OpenAI's form: role, content, and on assistant messages `weight` 0 or 1 and `tool_calls`) and
+    `tools`; completion: `prompt`, `completion`; text: `text`; classification: `text` and `label`.
+    `where` is "file:line", for messages to the user.
+    """
+
+    kind: Kind
+    where: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    prompt: str = ""
+    completion: str = ""
+    text: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one row: where it is, what is wrong, and how to mend it."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.field}: {self.message} → {self.fix}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """All rows of a task, read and split.
+
+    Attributes:
+        kind: of every row (one data set holds one kind).
+        columns: role → column or key it was read from, e.g. {"text": "review", "label": "stars"}.
+        labels: label names in the order of the label map, else sorted; empty unless classification.
+        train, validation, test: rows; no text stands in two of them.
+        skipped: problems of the rows dropped under `data.on_bad_row: skip`.
+        rows_read: rows found in all files, bad ones included.
+        duplicates: rows of `train` whose content repeats an earlier one (kept, or dropped when so set).
+        overlap_removed: rows dropped from `train` because the same text is in validation or test.
+        files: path → SHA-256 of each file read (a hub data set: its name → fingerprint).
+        notes: what was decided for the user (kind detected, columns chosen), one sentence each, for printing.
+    """
+
+    kind: Kind
+    columns: dict[str, str]
+    labels: tuple[str, ...]
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    skipped: list[Problem] = field(default_factory=list)
+    rows_read: int = 0
+    duplicates: int = 0
+    overlap_removed: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

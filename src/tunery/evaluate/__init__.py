@@ -1,0 +1,1 @@
+"""Base against tuned: loss, label scores, generation, overlap scores, the report."""

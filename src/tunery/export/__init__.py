@@ -1,0 +1,1 @@
+"""What a run becomes elsewhere: the model card."""

@@ -1,0 +1,1 @@
+"""The LoRA layer, attaching it to a model, and adapter files."""

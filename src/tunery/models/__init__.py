@@ -1,0 +1,1 @@
+"""Base models: finding, loading, number format, memory, attention over flattened rows."""
