@@ -1,0 +1,74 @@
+"""LoRA fine-tuning of GPT-class language models on the machine you have, with proof of what was trained.
+
+    run = tunery.train("task.yaml")            # train, evaluate, report → a run directory
+    tuned = tunery.load("runs/my-task")        # the base with its adapter
+    tuned.answer("…")
+
+    model = tunery.apply_lora(model, rank=8)   # a LoRA layer in a notebook, under any trainer
+
+Names are imported when first used, so `import tunery` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunery.api import Run, check, evaluate, load, train
+    from tunery.config import Task, load_task
+    from tunery.errors import TuneryError
+    from tunery.evaluation.tuned import TunedModel
+    from tunery.lora.adapter import load_adapter, save_adapter
+    from tunery.lora.attach import apply_lora, disabled, set_active
+    from tunery.lora.merge import merge
+
+_HOMES = {
+    "Run": "tunery.api",
+    "Task": "tunery.config",
+    "TunedModel": "tunery.evaluation.tuned",
+    "TuneryError": "tunery.errors",
+    "apply_lora": "tunery.lora.attach",
+    "check": "tunery.api",
+    "disabled": "tunery.lora.attach",
+    "evaluate": "tunery.api",
+    "load": "tunery.api",
+    "load_adapter": "tunery.lora.adapter",
+    "load_task": "tunery.config",
+    "merge": "tunery.lora.merge",
+    "save_adapter": "tunery.lora.adapter",
+    "set_active": "tunery.lora.attach",
+    "train": "tunery.api",
+}
+
+__all__ = [
+    "Run",
+    "Task",
+    "TunedModel",
+    "TuneryError",
+    "__version__",
+    "apply_lora",
+    "check",
+    "disabled",
+    "evaluate",
+    "load",
+    "load_adapter",
+    "load_task",
+    "merge",
+    "save_adapter",
+    "set_active",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("tunery")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunery' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

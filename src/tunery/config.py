@@ -1,7 +1,8 @@
 """Every setting of a task, in one place. docs/reference.md is generated from the descriptions here.
 
-A task file is YAML. Unknown keys are errors with a did-you-mean, duplicate keys are errors, and every error names
-file:line:field. Paths in the file are relative to the file; paths given with `--set` are relative to the current folder.
+A task file is YAML. Unknown keys are errors with a did-you-mean, duplicate keys are errors, and every error
+names file:line:field. Paths in the file are relative to the file; paths given with `--set` are relative to the current
+folder.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class DataConfig(_Settings):
     """The rows, what they mean, and how they are split."""
 
     train: str | tuple[str, ...] = Field(
-        description="file(s) to learn from: .jsonl, .json, .csv, .tsv, .parquet, a `datasets` folder, or "
+        description="file(s) to learn from: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .md, .parquet, a `datasets` folder, or "
         "hub:OWNER/NAME (with :SPLIT if you like)"
     )
     validation: Annotated[float, Field(gt=0)] | str | None = Field(
@@ -70,13 +71,16 @@ class DataConfig(_Settings):
     )
     too_long: Literal["cut", "drop"] = Field(
         "cut",
-        description="a longer row is cut (chat, completion, classification: from the front of the prompt, so the answer "
-        "is kept whole, and dropped if the answer alone is too long; text: continued in a further row), or dropped",
+        description="a longer row is cut (chat, completion: the front of the prompt, so that the last answer is kept "
+        "whole; classification: the end of the text; text: continued in a further row), or dropped. A row whose answer "
+        "alone is too long is dropped. All are counted",
     )
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="stop: list every bad row and end with exit code 3; skip: drop and count them"
     )
-    duplicates: Literal["keep", "drop"] = Field("keep", description="rows of the training data that repeat an earlier one")
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="rows of the training data that repeat an earlier one"
+    )
     max_rows: PositiveInt | None = Field(None, description="use only this many rows for training, drawn with the seed")
 
     @field_validator("labels", mode="before")
@@ -122,8 +126,8 @@ class LoraConfig(_Settings):
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs set to zero while training")
     targets: str | tuple[str, ...] = Field(
         "all-linear",
-        description="which layers: all-linear, attention, mlp, a layer name (q_proj) or list of names, or a pattern with "
-        "* over full names (model.layers.1*.mlp.*). Nothing matched is an error that lists what could be",
+        description="which layers: all-linear, attention, mlp, a layer name (q_proj) or list of names, or a pattern "
+        "with * over full names (model.layers.1*.mlp.*). Nothing matched is an error that lists what could be",
     )
     exclude: tuple[str, ...] = Field((), description="layer names or patterns left out of `targets`")
     rank_stabilized: bool = Field(
@@ -139,7 +143,9 @@ class LoraConfig(_Settings):
 class TrainConfig(_Settings):
     """The optimisation."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over the training rows; ignored with max_steps")
+    epochs: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="passes over the training rows; ignored with max_steps"
+    )
     max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps instead")
     batch_size: PositiveInt = Field(16, description="rows per optimizer step, however they are split to fit in memory")
     micro_batch_size: PositiveInt | Auto = Field(
@@ -161,10 +167,14 @@ class TrainConfig(_Settings):
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW: added to the denominator")
     logging_steps: PositiveInt = Field(1, description="write a line to metrics.jsonl every so many steps")
     eval_steps: PositiveInt | Auto | None = Field(
-        "auto", description="measure the validation loss every so many steps. auto: ten times a run and at its end; null: never"
+        "auto",
+        description="measure the validation loss every so many steps. auto: ten times a run and at its end; "
+        "null: never",
     )
     eval_rows: PositiveInt | None = Field(
-        100, description="validation rows used while training (the first so many); null for all. The final evaluation uses all"
+        100,
+        description="validation rows used while training (the first so many); null for all. "
+        "The final evaluation uses all",
     )
     early_stopping_patience: PositiveInt | None = Field(
         None, description="stop after this many validations in a row without a better loss"
@@ -175,14 +185,17 @@ class TrainConfig(_Settings):
         description="at the end, go back to the step with the best validation loss. auto: when early stopping is on",
     )
     save_steps: PositiveInt | Auto | None = Field(
-        "auto", description="checkpoint every so many steps. auto: with each validation; null: only when stopped and at the end"
+        "auto",
+        description="checkpoint every so many steps. auto: with each validation; null: only when stopped "
+        "and at the end",
     )
     save_limit: PositiveInt = Field(2, description="checkpoints kept, besides the best one")
     gradient_checkpointing: bool | Auto = Field(
         "auto", description="recompute activations instead of keeping them. auto: only when memory would not suffice"
     )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
-        "auto", description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe"
+        "auto",
+        description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU when there is one")
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
@@ -302,7 +315,9 @@ def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}", "mend that line") from None
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {error.problem or error.context}", "mend that line"
+        ) from None
     finally:
         loader.dispose()
     if not isinstance(value, dict):
@@ -377,9 +392,12 @@ def _config_error(error: ValidationError, marks: _Marks, overridden: set[Path_])
     for item in error.errors():
         field: Path_ = ()
         for part in map(str, item["loc"]):  # pydantic adds the names of union members: keep only real fields
-            if (*field, part) in marks.lines or (*field, part) in overridden or _is_setting((*field, part)):
-                field = (*field, part)
-            elif item["type"] in ("extra_forbidden", "missing"):
+            if (
+                (*field, part) in marks.lines
+                or (*field, part) in overridden
+                or _is_setting((*field, part))
+                or item["type"] in ("extra_forbidden", "missing")
+            ):
                 field = (*field, part)
         place = f"--set {'.'.join(field)}" if field in overridden else marks.where(field)
         lines[f"{place}: {_explain(item, field)}"] = None
@@ -405,7 +423,9 @@ def _anchor(values: dict[str, Any], base: Path, only: set[Path_] | None = None) 
             if isinstance(value, str) and _looks_like_path(value):
                 data[key] = str((base / value).resolve())
             elif isinstance(value, list):
-                data[key] = [str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value]
+                data[key] = [
+                    str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value
+                ]
     model = values.get("model")
     if isinstance(model, str) and (only is None or ("model",) in only):
         local = base / Path(model).expanduser()

@@ -90,7 +90,8 @@ def disk_errors(what: str) -> Iterator[None]:
                 "free some space and run the same command again; it goes on from the last checkpoint",
             ) from error
         if error.errno in (13, 30):  # EACCES, EROFS
-            raise ConfigError(f"no permission to write {what}", "choose another folder with --set output=FOLDER") from error
+            hint = "choose another folder with --set output=FOLDER"
+            raise ConfigError(f"no permission to write {what}", hint) from error
         raise
 
 

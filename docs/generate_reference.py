@@ -1,0 +1,151 @@
+"""docs/reference.md from the settings in tunery.config and the commands in tunery.cli.
+
+python docs/generate_reference.py            write it
+python docs/generate_reference.py --check    exit 1 if it is not what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+
+from tunery.cli import cli
+from tunery.config import Task, all_settings
+
+TARGET = Path(__file__).with_name("reference.md")
+
+HEAD = """\
+# Reference
+
+<!-- Written by docs/generate_reference.py from config.py and cli.py in src/tunery. Change those, then run it. -->
+
+A task file is YAML. A setting that does not exist, or stands twice, is an error that names its line. Paths in the file
+are relative to the file; paths given with `--set` are relative to the current folder. Each run directory holds a
+`task.yaml` with every default written out.
+"""
+
+_NAMES = {str: "text", int: "whole number", float: "number", bool: "true, false", type(None): "null"}
+_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def describe_type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+    """What may be written for a setting, in words: "whole number > 0, auto"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        nested = [part for item in arguments[1:] for part in (getattr(item, "metadata", None) or [item])]
+        return describe_type(arguments[0], [*nested, *metadata])
+    if origin in (Union, types.UnionType):
+        return ", ".join(dict.fromkeys(describe_type(argument) for argument in arguments))
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"list of {describe_type(arguments[0])}"
+    if origin is dict:
+        return "map"
+    limits = [
+        f" {sign} {value:g}"
+        for part in metadata
+        for key, sign in _SIGNS.items()
+        if _is_shown(value := _limit(part, key))
+    ]
+    return _NAMES.get(annotation, str(annotation)) + " and".join(limits)
+
+
+def _limit(part: Any, key: str) -> float | None:
+    return getattr(part, key, None)
+
+
+def _is_shown(value: float | None) -> bool:
+    return value is not None and value < 1e9
+
+
+def describe_default(info: Any) -> str:
+    """The default as YAML would write it; "needed" where there is none."""
+    if info.is_required():
+        return "*needed*"
+    value = info.get_default(call_default_factory=True)
+    words = {None: "left out", True: "true", False: "false"}
+    if isinstance(value, bool) or value is None:
+        return words[value]
+    return "`[]`" if value == () else f"`{value}`"
+
+
+def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section of the task file with its path ("" for the top)."""
+    yield path, model
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from sections(info.annotation, f"{path}.{name}".lstrip("."))
+
+
+def settings_part() -> Iterator[str]:
+    """The settings, one table a section."""
+    described: Mapping[str, Any] = dict(all_settings())
+    yield "\n## Settings\n"
+    for path, section in sections(Task):
+        names = [name for name in described if name.rpartition(".")[0] == path]
+        yield f"\n### {f'`{path}`' if path else 'The top'}\n\n{' '.join((section.__doc__ or '').split())}\n"
+        yield "\n| setting | values | default | meaning |\n| --- | --- | --- | --- |\n"
+        for name in names:
+            info = described[name]
+            values = describe_type(info.annotation, info.metadata)
+            cells = (f"`{name}`", values, describe_default(info), info.description)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def commands_part() -> Iterator[str]:
+    """The commands with their options."""
+    yield "\n## Commands\n"
+    for name, command in cli.commands.items():
+        context = click.Context(command, info_name=name)
+        usage = " ".join(["tunery", name, *command.collect_usage_pieces(context)])
+        yield f"\n### `{usage}`\n\n{' '.join((command.help or '').split())}\n\n"
+        records = [record for parameter in command.params if (record := parameter.get_help_record(context))]
+        options = ((option, " ".join(text.split())) for option, text in records if option.startswith("-"))
+        yield "".join(f"- `{option}`" + (f": {text}" if text else "") + "\n" for option, text in options)
+
+
+def exit_codes_part() -> Iterator[str]:
+    """The exit codes, which scripts rely on."""
+    yield "\n## Exit codes\n\n| code | meaning |\n| --- | --- |\n"
+    for code, meaning in (
+        (0, "done"),
+        (1, "a bug in tunery"),
+        (2, "usage or configuration"),
+        (3, "data"),
+        (4, "checkpoint or adapter"),
+        (5, "training diverged"),
+        (75, "can be resumed (a full disk, say)"),
+        (130, "interrupted (Ctrl-C), after a checkpoint"),
+        (143, "terminated, after a checkpoint"),
+    ):
+        yield f"| {code} | {meaning} |\n"
+
+
+def reference() -> str:
+    """The whole page."""
+    return HEAD + "".join([*settings_part(), *commands_part(), *exit_codes_part()])
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or with --check compare it."""
+    if arguments == ["--check"]:
+        if TARGET.exists() and TARGET.read_text(encoding="utf-8") == reference():
+            return 0
+        print(f"{TARGET} is out of date: run python docs/generate_reference.py", file=sys.stderr)
+        return 1
+    if arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    TARGET.write_text(reference(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

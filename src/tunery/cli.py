@@ -1,0 +1,197 @@
+"""The command line: thin, no logic. Progress goes to stderr, results to stdout, errors to stderr with an exit code.
+
+Heavy imports happen inside the commands, so that `tunery --help` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunery.errors import TuneryError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, e.g. --set lora.rank=8. Repeatable.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+_TASK = click.argument("task", type=click.Path(path_type=Path))
+_RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="tunery", message="%(package)s %(version)s")
+def cli() -> None:
+    """Fine-tune a GPT-class language model with LoRA on this machine, with proof of what was trained.
+
+    \b
+    tunery init classify my-task        a folder to start from (also: chat, write)
+    tunery check my-task/task.yaml      look at the data before any compute
+    tunery train my-task/task.yaml      train, evaluate, report
+    tunery chat runs/my-task            talk to the result
+
+    Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
+    75 can be resumed, 130 interrupted, 143 terminated.
+    """
+
+
+def main() -> None:
+    """Entry point: every error becomes one message and its exit code."""
+    sys.exit(_guarded(lambda: cli.main(standalone_mode=False)))
+
+
+def _guarded(work: Callable[[], Any]) -> int:
+    try:
+        work()
+        return 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TuneryError as error:
+        _say(f"tunery: {error}")
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("tunery: interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `tunery check … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("TUNERY_DEBUG"):
+            raise
+        _say(
+            f"tunery: this is a bug in tunery: {type(error).__name__}: {error}\n"
+            "  → run again with TUNERY_DEBUG=1 for the details, and please report them"
+        )
+        return 1
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _print(text: str) -> None:
+    click.echo(text)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("template", metavar="classify|chat|write")
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(template: str, folder: Path) -> None:
+    """Make a FOLDER with a commented task.yaml and a few rows to replace."""
+    from tunery.scaffold import create
+
+    for path in create(template, folder):
+        _print(f"wrote {path}")
+    _print(f"Put your rows in, then: tunery check {folder / 'task.yaml'}")
+
+
+@cli.command()
+@_TASK
+@_SET
+@_JSON
+@_QUIET
+@click.option("--samples", default=3, show_default=True, help="Rows to show with their trained tokens coloured.")
+@click.option("--lr-test", is_flag=True, help="Also run a short learning-rate range test and suggest a rate.")
+@click.option("--lr-steps", default=40, show_default=True, type=click.IntRange(8), help="Steps of that test.")
+def check(
+    task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, samples: int, lr_test: bool, lr_steps: int
+) -> None:
+    """Show everything about a TASK's data, and what will be trained, before any compute."""
+    from tunery import api, show
+    from tunery.console import Console
+
+    result = dict(api.check(task, overrides, samples=samples))
+    curve = None
+    if lr_test:
+        curve = api.learning_rate_test(task, overrides, steps=lr_steps, view=Console(quiet=quiet))
+        result["learning_rate_test"] = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
+    if as_json:
+        _print_json(result)
+        return
+    show.check(result)
+    if curve is not None:
+        _print(f"\nLearning-rate range test (loss upwards, rate to the right):\n{curve.draw()}")
+        _print(f"Suggested: --set train.learning_rate={curve.suggestion:g} ({curve.reason})")
+
+
+@cli.command()
+@_TASK
+@_SET
+@_JSON
+@_QUIET
+@click.option(
+    "--resume", default="auto", show_default=True, metavar="auto|never|PATH",
+    help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
+def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, resume: str, seed: int | None) -> None:
+    """Train a TASK, compare base and tuned model, and write a report."""
+    from tunery import api, show
+    from tunery.console import Console
+
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet))
+    if as_json:
+        _print_json({"run": str(run.path), "receipt": run.receipt, "evaluation": run.evaluation})
+    else:
+        show.run(run)
+
+
+@cli.command(name="eval")
+@_RUN
+@_JSON
+@_QUIET
+@click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
+def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None) -> None:
+    """Measure base against tuned model of a RUN again, or on other rows."""
+    from tunery import api, show
+    from tunery.console import Console
+
+    result = api.evaluate(run, data, view=Console(quiet=quiet))
+    if as_json:
+        _print_json(result)
+    else:
+        show.evaluation(result)
+
+
+@cli.command()
+@_RUN
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0: always the likeliest token."
+)
+@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--system", help="System message of the conversation.")
+def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, system: str | None) -> None:
+    """Talk to a RUN's model; /base, /tuned and /both switch sides."""
+    from tunery import api
+    from tunery.evaluation.chat import Conversation
+
+    tuned = api.load(run)
+    Conversation(
+        tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    ).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Which rows a step trains, and how they become one flattened row without padding.
+
+The rows of a micro-batch are merged into a prefix tree: tokens that several rows have in common at their start are
+computed once. Causal attention makes the hidden states of a shared prefix the same in every row, so neither the loss
+nor the gradient changes (gradients flow into the prefix by summation); a float64 test says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_SHARED = 8
+"""Shorter common prefixes are not worth a node of their own: attention runs once per group of nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenised row.
+
+    Attributes:
+        ids: int32 [n], the tokens.
+        weights: float32 [n]; weights[t] says how much predicting ids[t] from ids[:t] counts. weights[0] is 0.
+        where: "file:line" of the example it came from.
+        example: index of that example in its split.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    where: str = ""
+    example: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Number of trained tokens."""
+        return int(np.count_nonzero(self.weights))
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """The tokens that must be computed: nothing after the last trained position matters. int32 [<= n - 1]."""
+        positions = np.flatnonzero(self.weights)
+        return self.ids[: positions[-1]] if len(positions) else self.ids[:0]
+
+
+# --------------------------------------------------------------------------- order
+
+
+def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """A permutation of range(rows) that follows from (seed, epoch) alone. int64 [rows]."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(rows)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimizer steps in one pass; the last one may hold fewer rows."""
+    return -(-rows // batch_size)
+
+
+def rows_of_step(seed: int, step: int, rows: int, batch_size: int) -> np.ndarray:
+    """The row numbers that step `step` (from 0) trains. Resuming therefore replays nothing. int64 [<= batch_size]."""
+    epoch, place = divmod(step, steps_per_epoch(rows, batch_size))
+    return epoch_order(seed, epoch, rows)[place * batch_size : (place + 1) * batch_size]
+
+
+def _sort_key(row: Row) -> bytes:
+    return row.inputs.astype(">i4").tobytes()  # big-endian bytes compare as the token sequences do
+
+
+def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    shorter = min(len(a), len(b))
+    different = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(different[0]) if len(different) else shorter
+
+
+def micro_batches(rows: Sequence[Row], max_rows: int, max_tokens: int | None = None) -> Iterator[list[Row]]:
+    """Split a batch into parts of at most `max_rows` rows and `max_tokens` computed tokens (but at least one row).
+
+    Rows are sorted first, so that those with a common prefix fall together. How a batch is split does not change its
+    gradient.
+    """
+    part: list[Row] = []
+    tokens = 0
+    for row in sorted(rows, key=_sort_key):
+        new = len(row.inputs) - (_common_prefix(part[-1].inputs, row.inputs) if part else 0)
+        if part and (len(part) >= max_rows or (max_tokens is not None and tokens + new > max_tokens)):
+            yield part
+            part, tokens, new = [], 0, len(row.inputs)
+        part.append(row)
+        tokens += new
+    if part:
+        yield part
+
+
+# --------------------------------------------------------------------------- one flattened row
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes of the tree with one parent and similar length; attention computes them together.
+
+    Attributes:
+        start, stop: their tokens are flat[start:stop], one node after another.
+        lengths: tokens of each node.
+        path: int64 [P], flat indices of all ancestors' tokens, in order; empty for a root.
+    """
+
+    start: int
+    stop: int
+    lengths: tuple[int, ...]
+    path: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """A micro-batch as one flattened row of T tokens, with S predicting positions and N things to predict.
+
+    Attributes:
+        ids, positions: int64 [T]; a token's position counts from the start of its own row.
+        groups: for attention, covering flat[0:T] in order.
+        sources: int64 [S], the flat indices whose logits are needed, ascending.
+        entry: int64 [N], index into `sources`, ascending; several rows may predict from one shared position.
+        targets: int64 [N], the token to predict there.
+        weights: float32 [N].
+        owners: int64 [N], which row of the micro-batch (as given) the entry belongs to.
+        data_tokens: tokens of the rows in full, whatever is computed.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    groups: tuple[Group, ...]
+    sources: np.ndarray
+    entry: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    owners: np.ndarray
+    data_tokens: int
+
+
+@dataclass(slots=True)
+class _Node:
+    tokens: np.ndarray
+    depth: int
+    parent: int
+    start: int = -1
+
+
+def _grow(rows: Sequence[np.ndarray], min_shared: int) -> tuple[list[_Node], list[int]]:
+    """The prefix tree of sorted token sequences, and the node at which each sequence ends (-1: an empty one)."""
+    nodes: list[_Node] = []
+    ends = [-1] * len(rows)
+    common = [_common_prefix(a, b) for a, b in itertools.pairwise(rows)]
+    waiting = [(0, len(rows), 0, -1)]  # rows[low:high] share their first `depth` tokens, which end in node `parent`
+    while waiting:
+        low, high, depth, parent = waiting.pop()
+        first = low
+        while first < high:
+            last, shared = first + 1, len(rows[first])
+            while last < high and common[last - 1] >= depth + min_shared:
+                shared = min(shared, common[last - 1])
+                last += 1
+            here = parent
+            if shared > depth:
+                here = len(nodes)
+                nodes.append(_Node(rows[first][depth:shared], depth, parent))
+            if last - first > 1:
+                waiting.append((first, last, shared, here))
+            if len(rows[first]) == shared:
+                ends[first] = here
+            first = last
+    return nodes, ends
+
+
+def _similar(lengths: Sequence[int]) -> Iterator[slice]:
+    """Cut ascending lengths into runs whose padding, inside attention only, stays under a quarter (or 16 tokens)."""
+    first = 0
+    total = 0
+    for index, length in enumerate(lengths):
+        total += length
+        if length * (index - first + 1) > max(1.25 * total, total + 16):
+            yield slice(first, index)
+            first, total = index, length
+    yield slice(first, len(lengths))
+
+
+def _path(nodes: list[_Node], node: int) -> list[int]:
+    """The node and its ancestors, root first."""
+    chain = []
+    while node >= 0:
+        chain.append(node)
+        node = nodes[node].parent
+    return chain[::-1]
+
+
+def _indices(nodes: list[_Node], chain: Sequence[int]) -> np.ndarray:
+    parts = [np.arange(nodes[n].start, nodes[n].start + len(nodes[n].tokens)) for n in chain]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _lay_out(nodes: list[_Node]) -> tuple[Group, ...]:
+    """Give each node its place in the flat row, children of one parent side by side and by length."""
+    children: dict[int, list[int]] = {}
+    for index, node in enumerate(nodes):
+        children.setdefault(node.parent, []).append(index)
+    groups = []
+    place = 0
+    level = [-1]
+    while level:
+        following = []
+        for parent in level:
+            family = sorted(children.get(parent, ()), key=lambda n: len(nodes[n].tokens))
+            following += family
+            for run in _similar([len(nodes[n].tokens) for n in family]) if family else ():
+                start = place
+                for n in family[run]:
+                    nodes[n].start = place
+                    place += len(nodes[n].tokens)
+                lengths = tuple(len(nodes[n].tokens) for n in family[run])
+                groups.append(Group(start, place, lengths, _indices(nodes, _path(nodes, parent))))
+        level = following
+    return tuple(groups)
+
+
+def flatten(rows: Sequence[Row], *, share: bool = True) -> FlatBatch:
+    """Merge rows into one flattened row.
+
+    Args:
+        rows: each with at least one trained token.
+        share: False keeps every row whole (plain packing), for tests and for measuring what sharing gives.
+    """
+    order = sorted(range(len(rows)), key=lambda r: _sort_key(rows[r]))
+    inputs = [rows[r].inputs for r in order]
+    nodes, ends = _grow(inputs, MIN_SHARED if share else 1 << 30)
+    groups = _lay_out(nodes)
+    total = sum(len(node.tokens) for node in nodes)
+    ids, positions = np.empty(total, np.int64), np.empty(total, np.int64)
+    for node in nodes:
+        place = slice(node.start, node.start + len(node.tokens))
+        ids[place] = node.tokens
+        positions[place] = np.arange(node.depth, node.depth + len(node.tokens))
+    at, targets, weights, owners = [], [], [], []
+    for sorted_index, row_index in enumerate(order):
+        row = rows[row_index]
+        predicted = np.flatnonzero(row.weights)
+        path = _indices(nodes, _path(nodes, ends[sorted_index]))
+        at.append(path[predicted - 1])
+        targets.append(row.ids[predicted])
+        weights.append(row.weights[predicted])
+        owners.append(np.full(len(predicted), row_index))
+    flat_at = np.concatenate(at)
+    by_place = np.argsort(flat_at, kind="stable")
+    sources, entry = np.unique(flat_at[by_place], return_inverse=True)
+    return FlatBatch(
+        ids=ids,
+        positions=positions,
+        groups=groups,
+        sources=sources.astype(np.int64),
+        entry=entry.astype(np.int64),
+        targets=np.concatenate(targets)[by_place].astype(np.int64),
+        weights=np.concatenate(weights)[by_place].astype(np.float32),
+        owners=np.concatenate(owners)[by_place].astype(np.int64),
+        data_tokens=sum(len(row.ids) for row in rows),
+    )

@@ -1,0 +1,154 @@
+"""From a data set and a tokenizer to tokenised rows, with everything that was cut, dropped or noticed counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tunery.config import DataConfig
+from tunery.data.batching import Row
+from tunery.data.example import DataSet, Example
+from tunery.data.render import Renderer, shorten_text
+from tunery.errors import DataError
+
+SMALLEST_WINDOW = 16
+"""A long text's last window is joined to nothing if shorter than this; it is then left out and counted as cut."""
+
+
+@dataclass
+class Rows:
+    """The tokenised rows of one split, and what happened on the way.
+
+    Attributes:
+        rows: in the order of the examples; `Row.example` points back.
+        truncated: rows cut to the length limit, with their places.
+        dropped: examples left out (too long, or nothing to train), with the reason: ("file:line", reason).
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of all rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def trained(self) -> int:
+        """Trained tokens of all rows."""
+        return sum(row.trained for row in self.rows)
+
+    def sha256(self) -> str:
+        """Hash of all tokens and weights: what was trained, to the bit."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(len(row.ids).to_bytes(8, "little"))
+            digest.update(row.ids.astype("<i4").tobytes())
+            digest.update(row.weights.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class Prepared:
+    """A data set ready for the loop: each split tokenised, and the renderer that did it."""
+
+    data: DataSet
+    renderer: Renderer
+    max_length: int
+    train: Rows
+    validation: Rows
+    test: Rows
+
+    @property
+    def held_out(self) -> tuple[str, list[Example], Rows]:
+        """The rows the final evaluation uses: test if there are any, else validation. (name, examples, rows)."""
+        if self.data.test:
+            return "test", self.data.test, self.test
+        return "validation", self.data.validation, self.validation
+
+
+def make_renderer(tokenizer: object, config: DataConfig, labels: Sequence[str]) -> Renderer:
+    """The renderer of a task."""
+    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system)  # type: ignore[arg-type]
+
+
+def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) -> Prepared:
+    """Tokenise all splits.
+
+    Args:
+        data: the rows read.
+        tokenizer: of the base model, with its chat template.
+        context: the longest row the model takes, in tokens.
+
+    Raises:
+        DataError: a row the template refuses, or no row left to train.
+    """
+    limit = min(config.max_length or 2048, context)
+    renderer = make_renderer(tokenizer, config, data.labels)
+    train, validation, test = (
+        tokenize(renderer, examples, limit, config.too_long) for examples in (data.train, data.validation, data.test)
+    )
+    if not train.rows:
+        raise DataError(
+            f"no row is left to train: all {len(data.train):,} were dropped ({train.dropped[0][1]})",
+            f"raise data.max_length (now {limit}) or shorten the rows",
+        )
+    if data.validation and not validation.rows:
+        raise DataError(f"no validation row is left: {validation.dropped[0][1]}", "raise data.max_length")
+    return Prepared(data, renderer, limit, train, validation, test)
+
+
+def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
+    """Tokenise the examples of one split; rows of more than `limit` tokens are cut or dropped (`data.too_long`)."""
+    result = Rows()
+    rendered = [(number, row) for number, example in enumerate(examples) for row in renderer.render(example)]
+    encoded = renderer.encode([row for _, row in rendered])
+    for (number, _), (ids, trained) in zip(rendered, encoded, strict=True):
+        example = examples[number]
+        if len(ids) <= limit:
+            parts = [(ids, trained)]
+        elif too_long == "drop":
+            result.dropped.append((example.where, f"longer than {limit} tokens ({len(ids)})"))
+            continue
+        else:
+            parts = _cut(renderer, example, ids, trained, limit)
+            if parts:
+                result.truncated.append(example.where)
+        kept = [row for part in parts if (row := _row(*part, example.where, number)).trained]
+        if not kept:
+            reason = (
+                f"its answer alone is longer than {limit} tokens" if len(ids) > limit else "it has no trained token"
+            )
+            result.dropped.append((example.where, reason))
+        result.rows += kept
+    return result
+
+
+def _row(ids: list[int], trained: list[bool], where: str, number: int) -> Row:
+    weights = np.asarray(trained, dtype=np.float32)
+    if len(weights):
+        weights[0] = 0  # nothing stands before the first token to predict it from
+    return Row(np.asarray(ids, dtype=np.int32), weights, where, number)
+
+
+def _cut(
+    renderer: Renderer, example: Example, ids: list[int], trained: list[bool], limit: int
+) -> list[tuple[list[int], list[bool]]]:
+    """A row that is too long, made to fit; nothing if its answer alone is too long."""
+    if example.kind == "text":
+        windows = [(ids[at : at + limit], trained[at : at + limit]) for at in range(0, len(ids), limit)]
+        return [window for window in windows if len(window[0]) >= min(SMALLEST_WINDOW, limit)]
+    if example.kind == "classification":
+        shorter = shorten_text(renderer, example, lambda tokens: len(tokens) - limit)
+        return renderer.encode(shorter)
+    last = max(index for index, on in enumerate(trained) if on)
+    first = last
+    while first > 0 and trained[first - 1]:
+        first -= 1
+    if last + 1 - first >= limit:
+        return []
+    return [(ids[last + 1 - limit : last + 1], trained[last + 1 - limit : last + 1])]

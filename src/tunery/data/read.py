@@ -1,0 +1,262 @@
+"""From `data` settings to a `DataSet`: open, detect, validate, split."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunery.config import DataConfig, Kind
+from tunery.data.detect import Shape, check_columns, detect
+from tunery.data.example import DataSet, Example, Problem
+from tunery.data.formats import open_source
+from tunery.data.source import Item, Row, Source, printable
+from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
+from tunery.data.validate import check_row, label_map
+from tunery.errors import ConfigError, DataError
+
+PROBLEMS_SHOWN = 100
+MOST_LABELS = 100
+_DETECTION_ROWS = 1000
+
+
+def read_data(config: DataConfig, seed: int) -> DataSet:
+    """Read, check and split all rows of a task.
+
+    Args:
+        config: the `data` section, with absolute paths (as `load_task` leaves them).
+        seed: of the split, and of the draw of `max_rows`.
+
+    Raises:
+        ConfigError: a file, column or kind that does not exist or cannot be told; a split that cannot be made.
+        DataError: bad rows, each as file:line:field with its fix (up to 100); a file without a good row.
+    """
+    log = _Log(config.on_bad_row)
+    heads = [_Head.of(open_source(path, "train")) for path in config.train_files]
+    values = [row.value for head in heads for row in head.rows]
+    if not values:
+        for head in heads:
+            log.read(head, Shape("text", {}), None)
+        raise log.empty(heads[0].source.shown)
+    shape = detect(values, config)
+    log.notes += shape.notes
+    labels = label_map(config.labels) if config.labels is not None else None
+    train = [example for head in heads for example in log.read(head, shape, labels)]
+    if shape.kind == "classification" and labels is None and train:
+        labels = _collected_labels(train, log)
+    parts = {}
+    for part, path in (("validation", config.validation), ("test", config.test)):
+        parts[part] = log.read(_Head.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
+    log.finish()
+    names = tuple(dict.fromkeys((labels or {}).values()))
+    _refuse_single_label(names)
+    return _split(config, seed, log, shape, names, train, **parts)
+
+
+def read_more(path: str, like: DataConfig, kind: Kind, labels: Sequence[str], columns: Mapping[str, str]) -> DataSet:
+    """Read one further file to evaluate on, as the rows of a finished task were read.
+
+    Args:
+        path: a file, folder or hub name; a relative path is seen from the current folder.
+        like: the `data` settings of the task (label map, what to do with bad rows).
+        kind, labels, columns: as settled when the task was read.
+
+    Returns:
+        A data set whose rows are all in `test`, in file order, with what was skipped and decided beside them.
+
+    Raises:
+        ConfigError, DataError: as `read_data`.
+    """
+    log = _Log(like.on_bad_row)
+    known = label_map(like.labels if like.labels is not None else tuple(labels)) if labels else None
+    rows = log.read(_Head.of(open_source(path, "test")), Shape(kind, dict(columns)), known)
+    log.finish()
+    return DataSet(
+        kind=kind,
+        columns=dict(columns),
+        labels=tuple(labels),
+        train=[],
+        validation=[],
+        test=rows,
+        skipped=log.problems,
+        rows_read=log.rows_read,
+        files=log.files,
+        notes=log.all_notes(),
+    )
+
+
+@dataclass
+class _Head:
+    """A source whose first rows have been looked at, for detection, and will still be read."""
+
+    source: Source
+    seen: list[Item]
+
+    @classmethod
+    def of(cls, source: Source) -> _Head:
+        seen, rows = [], 0
+        for item in source.items:
+            seen.append(item)
+            rows += isinstance(item, Row)
+            if rows == _DETECTION_ROWS:
+                break
+        return cls(source, seen)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [item for item in self.seen if isinstance(item, Row)]
+
+    def items(self) -> Iterator[Item]:
+        return itertools.chain(self.seen, self.source.items)
+
+
+@dataclass
+class _Log:
+    """What reading brings to light besides the rows."""
+
+    on_bad_row: str
+    problems: list[Problem] = field(default_factory=list)
+    rows_read: int = 0
+    bad_rows: int = 0
+    shortened: int = 0
+    without_rows: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
+    def read(self, head: _Head, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
+        """The good rows of one source; its bad ones are noted."""
+        source, examples = head.source, []
+        check_columns(shape, [row.value for row in head.rows], source.shown)
+        for item in head.items():
+            self.rows_read += 1
+            result = check_row(source.shown, item, shape, labels) if isinstance(item, Row) else item
+            if isinstance(result, list):
+                self.bad_rows += 1
+                self.problems += result
+            else:
+                examples.append(result)
+                self.shortened += isinstance(item, Row) and _is_shortened(result, item.value, shape)
+        self.files |= source.hashes
+        self.sources.append(source)
+        if not examples:
+            self.without_rows.append(source.shown)
+        return examples
+
+    def finish(self) -> None:
+        """Raise DataError for what stands in the way of training."""
+        if self.problems and self.on_bad_row == "stop":
+            raise self._bad_rows("mend these rows, or drop and count them with data.on_bad_row: skip")
+        if self.without_rows:
+            raise self.empty(self.without_rows[0])
+
+    def empty(self, shown: str) -> DataError:
+        """The error for a source without a single good row."""
+        if any(problem.file == shown for problem in self.problems):
+            return self._bad_rows(f"no row of {shown} can be used; mend these")
+        return DataError(f"{shown} holds no rows", "add some, or name another file")
+
+    def _bad_rows(self, hint: str) -> DataError:
+        problems, rows = len(self.problems), self.bad_rows
+        lines = [f"{problems:,} problem{'s' * (problems > 1)} in {rows:,} of {self.rows_read:,} rows:"]
+        lines += [printable(str(problem), 500) for problem in self.problems[:PROBLEMS_SHOWN]]
+        if problems > PROBLEMS_SHOWN:
+            lines.append(f"… and {problems - PROBLEMS_SHOWN:,} more")
+        return DataError("\n".join(lines), hint)
+
+    def all_notes(self) -> list[str]:
+        """Notes of the sources, once they have been read, then our own."""
+        notes = list(dict.fromkeys(note for source in self.sources for note in source.notes)) + self.notes
+        if self.shortened:
+            notes.append(f"Conversations whose end, after the last trained answer, was left out: {self.shortened:,}.")
+        if self.problems:
+            notes.append(f"Rows skipped, as data.on_bad_row says: {self.bad_rows:,} of {self.rows_read:,}.")
+        return [printable(note, 1000) for note in notes]
+
+
+def _is_shortened(example: Example, value: Any, shape: Shape) -> bool:
+    if shape.kind != "chat":
+        return False
+    messages = value[shape.columns["messages"]]
+    return len(example.messages) < len(json.loads(messages) if isinstance(messages, str) else messages)
+
+
+def _collected_labels(train: Sequence[Example], log: _Log) -> dict[str, str]:
+    names = sorted({example.label for example in train})
+    if len(names) > MOST_LABELS:
+        raise ConfigError(
+            f"the label column holds {len(names):,} different values, such as {', '.join(map(repr, names[:3]))}",
+            "is it a class? Set data.columns.label or data.kind, or list the classes in data.labels",
+        )
+    log.notes.append(f"Labels found: {', '.join(names)}.")
+    if len({name.casefold() for name in names}) < len(names):
+        log.notes.append("Some labels differ only in upper and lower case; data.labels can map them to one name.")
+    return label_map(tuple(names))
+
+
+def _refuse_single_label(names: tuple[str, ...]) -> None:
+    if len(names) == 1:
+        raise DataError(
+            f"every training row has the label {names[0]!r}", "a classifier needs rows of at least two classes"
+        )
+
+
+def _split(
+    config: DataConfig,
+    seed: int,
+    log: _Log,
+    shape: Shape,
+    labels: tuple[str, ...],
+    rows: list[Example],
+    validation: list[Example],
+    test: list[Example],
+) -> DataSet:
+    train = without_texts(rows, [*validation, *test])
+    overlap = len(rows) - len(train)
+    if not train:
+        raise DataError(
+            "every training row has a text that is also in the validation or test file",
+            "name files that do not hold the training rows, or let data.validation be a fraction",
+        )
+    if only_there := len(validation) - len(validation := without_texts(validation, test)):
+        log.notes.append(f"Validation rows left out because their text is in the test file: {only_there:,}.")
+    if config.validation is not None and not isinstance(config.validation, str):
+        train, validation = _held_out_of(train, config.validation, seed, log)
+    else:
+        validation = shuffled(validation, seed)
+    duplicates = 0
+    if config.duplicates == "drop":
+        train, duplicates = without_duplicates(train)
+    if config.max_rows is not None and config.max_rows < len(train):
+        log.notes.append(f"{config.max_rows:,} of {len(train):,} training rows are used (data.max_rows).")
+        train = draw(train, config.max_rows, seed)
+    if config.duplicates == "keep":
+        duplicates = without_duplicates(train)[1]
+    unseen = sorted(set(labels) - {row.label for row in train}, key=labels.index)
+    if unseen:
+        log.notes.append(f"No training row has the label {', '.join(unseen)}.")
+    return DataSet(
+        kind=shape.kind,
+        columns=shape.columns,
+        labels=labels if shape.kind == "classification" else (),
+        train=train,
+        validation=validation,
+        test=shuffled(test, seed),
+        skipped=log.problems,
+        rows_read=log.rows_read,
+        duplicates=duplicates,
+        overlap_removed=overlap,
+        files=log.files,
+        notes=log.all_notes(),
+    )
+
+
+def _held_out_of(rows: list[Example], share: float, seed: int, log: _Log) -> tuple[list[Example], list[Example]]:
+    train, held = hold_out(rows, share, seed)
+    if not held:
+        log.notes.append("All rows have the same text or prompt, so none is held out for validation.")
+    elif share >= 1 and len(held) != share:
+        log.notes.append(f"{len(held):,} rows are held out, not {int(share):,}, because equal texts stay together.")
+    return train, held

@@ -1,0 +1,341 @@
+"""One renderer from rows to tokens. Training, evaluation, chat, serving and exports all use it.
+
+Which tokens are trained follows from spans of the rendered conversation, never from searching the text: an answer
+starts where the template's own generation prompt ends, and ends with the end-of-turn token, which is trained too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tunery.data.example import Example, Message
+from tunery.errors import DataError
+from tunery.paths import text_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LABEL_JOIN = "\n\n"
+"""Stands between the instruction and the text of a classification row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as the model sees it.
+
+    Attributes:
+        text: without the tokens a tokenizer puts in front of plain text (`begin` asks for those).
+        spans: trained stretches of `text`, as (start, end) in characters, ascending.
+        begin: put the tokenizer's own first token (BOS) in front; a chat template writes its own.
+        end: add the end-of-sequence token, trained.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    begin: bool = False
+    end: bool = False
+
+
+@dataclass
+class Remarks:
+    """What rendering noticed, counted over all rows; each is a sentence for the user."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, sentence: str) -> None:
+        """Count one more row for which `sentence` is true."""
+        self.counts[sentence] = self.counts.get(sentence, 0) + 1
+
+    def sentences(self) -> list[str]:
+        """Each remark with its number of rows."""
+        return [f"{sentence} ({count:,} row{'s' if count > 1 else ''})" for sentence, count in self.counts.items()]
+
+
+class Renderer:
+    """Turns examples into text with trained spans, through the tokenizer's chat template.
+
+    Args:
+        tokenizer: with a chat template for the kinds chat and classification.
+        labels: of a classification task, in order.
+        instruction: classification; None writes one that lists the labels.
+        system: put before conversations that have no system message.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        labels: Sequence[str] = (),
+        instruction: str | None = None,
+        system: str | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.labels = tuple(labels)
+        self.instruction = instruction if instruction is not None else _default_instruction(labels)
+        self.system = system
+        self.remarks = Remarks()
+        self._special = _special_pattern(tokenizer)
+
+    @property
+    def template_sha256(self) -> str:
+        """Hash of the chat template; it travels with the adapter and is compared when a run is loaded."""
+        return text_sha256(str(self.tokenizer.chat_template or ""))
+
+    # ----------------------------------------------------------------- conversations
+
+    def conversation(self, example: Example, text: str | None = None) -> list[Message]:
+        """The messages of a chat or classification example, answer included; `text` replaces the example's own."""
+        if example.kind == "classification":
+            asked = text if text is not None else example.text
+            return [*self.question(asked), {"role": "assistant", "content": example.label}]
+        return self.with_system(example.messages)
+
+    def question(self, text: str) -> list[Message]:
+        """The messages that ask for the label of `text`."""
+        content = f"{self.instruction}{LABEL_JOIN}{text}" if self.instruction else text
+        return self.with_system([{"role": "user", "content": content}])
+
+    def with_system(self, messages: Iterable[Message]) -> list[Message]:
+        """The conversation with the task's system message in front, unless it has one."""
+        messages = list(messages)
+        if self.system and (not messages or messages[0]["role"] not in ("system", "developer")):
+            return [{"role": "system", "content": self.system}, *messages]
+        return messages
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The text after which the model answers."""
+        return self._template(messages, tools, add_generation_prompt=True)
+
+    def _template(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+    ) -> str:
+        knows_developer = "developer" in str(self.tokenizer.chat_template)
+        plain = [_plain_message(message, knows_developer) for message in messages]
+        return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+            plain,
+            tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+
+    # ----------------------------------------------------------------- rows
+
+    def render(self, example: Example, text: str | None = None) -> list[Rendered]:
+        """The rows of an example: one, or one a trained turn where the template rewrites earlier turns.
+
+        Raises:
+            DataError: the chat template refuses the conversation, or leaves out something that should be trained.
+        """
+        if example.kind == "text":
+            return [Rendered(example.text, ((0, len(example.text)),), begin=True, end=True)]
+        if example.kind == "completion":
+            start, whole = len(example.prompt), example.prompt + example.completion
+            return [Rendered(whole, ((start, len(whole)),), begin=True, end=True)]
+        self._remark_control_tokens(example)
+        try:
+            return self._conversation_rows(self.conversation(example, text), example.tools)
+        except DataError as error:
+            raise DataError(f"{example.where}: {error.message}", error.hint) from None
+        except Exception as error:
+            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError, KeyError)):
+                raise DataError(
+                    f"{example.where}: the model's chat template refuses this conversation: {error}",
+                    "templates often want user and assistant to take turns, starting with the user; "
+                    "some take no system message",
+                ) from error
+            raise
+
+    def _conversation_rows(self, messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Rendered]:
+        trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
+        whole = self._template(messages[: trained[-1] + 1], tools)
+        together: list[tuple[int, int]] = []
+        rows = []
+        for turn in trained:
+            upto = whole if turn == trained[-1] else self._template(messages[: turn + 1], tools)
+            start, end = self._answer_span(messages, turn, tools, upto)
+            if whole.startswith(upto[:end]):
+                together.append((start, end))
+            else:  # e.g. templates that drop the reasoning of earlier turns
+                rows.append(Rendered(upto, ((start, end),)))
+        return [*rows, Rendered(whole, tuple(together))]
+
+    def _answer_span(
+        self, messages: list[Message], turn: int, tools: Sequence[Mapping[str, Any]], upto: str
+    ) -> tuple[int, int]:
+        """Where the answer of message `turn` stands in `upto`, the conversation rendered up to and with it."""
+        prompt = self._template(messages[:turn], tools, add_generation_prompt=True)
+        start = _common_length(prompt, upto)
+        if start < len(prompt):
+            if start < _common_length(self._template(messages[:turn], tools) if turn else "", upto):
+                raise DataError("the model's chat template changes earlier messages when an answer follows")
+            self.remarks.add("the template's generation prompt differs from what it writes before an answer")
+        self._check_rendered(messages[turn], upto[start:], tools, prompt)
+        specials = list(self._special.finditer(upto, start)) if self._special else []
+        if specials and not upto[specials[-1].end() :].strip():
+            return start, specials[-1].end()
+        self.remarks.add("the template writes no end-of-turn token after an answer, so none is trained")
+        return start, len(upto)
+
+    def _check_rendered(self, message: Message, answer: str, tools: Sequence[Mapping[str, Any]], prompt: str) -> None:
+        for call in message.get("tool_calls") or ():
+            if call["function"]["name"] not in answer:
+                raise DataError(
+                    f"the model's chat template leaves out the call of {call['function']['name']}",
+                    "choose a model whose template knows tool calls, or write the call into the content",
+                )
+        content = message.get("content")
+        if isinstance(content, str) and content.strip() and content.strip()[-20:] not in answer:
+            raise DataError("the model's chat template leaves out the assistant's content")
+        if any(tool.get("function", {}).get("name", "") not in prompt for tool in tools):
+            self.remarks.add("the chat template does not show the tools to the model")
+
+    def _remark_control_tokens(self, example: Example) -> None:
+        texts = [example.text, *(m.get("content") or "" for m in example.messages)]
+        if self._special and any(self._special.search(text) for text in texts):
+            self.remarks.add("the text holds control tokens of the model (such as its end-of-turn token)")
+
+    # ----------------------------------------------------------------- tokens
+
+    def encode(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[bool]]]:
+        """Token ids, and which of them are trained, of each row.
+
+        A row is tokenised as a whole when that leaves every prompt as it will be tokenised when the model is asked;
+        where a token would straddle the border, the parts are tokenised one by one.
+        """
+        wholes = self._encode_texts([row.text for row in rendered], offsets=True)
+        prompts = [(index, start) for index, row in enumerate(rendered) for start, _ in row.spans if start > 0]
+        asked = self._encode_texts([rendered[index].text[:start] for index, start in prompts])
+        clean = [True] * len(rendered)
+        for (index, _), (ids, _) in zip(prompts, asked, strict=True):
+            clean[index] &= wholes[index][0][: len(ids)] == ids
+        first = self._first_tokens()
+        last = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]  # type: ignore[arg-type]
+        result = []
+        for row, (ids, offsets), is_clean in zip(rendered, wholes, clean, strict=True):
+            if is_clean:
+                trained = [any(a <= start < b for a, b in row.spans) for start, _ in offsets]
+            else:
+                ids, trained = self._encode_parts(row)
+            front, back = (first if row.begin else []), (last if row.end else [])
+            result.append(([*front, *ids, *back], [False] * len(front) + trained + [True] * len(back)))
+        return result
+
+    def _encode_parts(self, row: Rendered) -> tuple[list[int], list[bool]]:
+        borders = sorted({0, len(row.text), *(place for span in row.spans for place in span)})
+        ids: list[int] = []
+        trained: list[bool] = []
+        for low, high in itertools.pairwise(borders):
+            part = self._encode_texts([row.text[low:high]])[0][0]
+            ids += part
+            trained += [any(a <= low < b for a, b in row.spans)] * len(part)
+        return ids, trained
+
+    def _encode_texts(
+        self, texts: Sequence[str], *, offsets: bool = False
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        if not texts:
+            return []
+        out = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=offsets,
+            verbose=False,
+        )
+        ids: list[list[int]] = out["input_ids"]  # type: ignore[assignment]
+        spans = out["offset_mapping"] if offsets else [[] for _ in ids]
+        return list(zip(ids, spans, strict=True))  # type: ignore[arg-type]
+
+    def encode_prompt(self, text: str, *, begin: bool = False) -> list[int]:
+        """Token ids of a prompt; `begin` as in Rendered."""
+        return [*(self._first_tokens() if begin else []), *self._encode_texts([text])[0][0]]
+
+    def _first_tokens(self) -> list[int]:
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        return list(full[: _find(full, bare)])  # type: ignore[arg-type, index]
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """The token with which the template ends an answer, found by rendering one; None if it writes none."""
+        if not self.tokenizer.chat_template:
+            return None
+        for opening in ([], [{"role": "system", "content": "s"}]):
+            messages = [*opening, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+            try:
+                text = self._template(messages, ())
+            except Exception:
+                continue
+            found = list(self._special.finditer(text, text.rfind("a"))) if self._special else []
+            return self.tokenizer.convert_tokens_to_ids(found[-1].group()) if found else None  # type: ignore[return-value]
+        return None
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the end-of-turn token and the tokenizer's end-of-sequence token."""
+        ids = [self.end_of_turn, self.tokenizer.eos_token_id]
+        return sorted({int(i) for i in ids if i is not None})  # type: ignore[arg-type]
+
+
+def shorten_text(renderer: Renderer, example: Example, too_many: Callable[[list[int]], int]) -> list[Rendered]:
+    """A classification row with the end of its text cut until it fits.
+
+    Args:
+        too_many: of the row's token ids, by how many they exceed the limit (0 or less: it fits).
+    """
+    text = example.text
+    while text:
+        rendered = renderer.render(example, text)
+        over = too_many(renderer.encode(rendered)[0][0])
+        if over <= 0:
+            return rendered
+        _, offsets = renderer._encode_texts([text], offsets=True)[0]
+        text = text[: offsets[-over][0]].rstrip() if over < len(offsets) else ""
+    return []
+
+
+def _default_instruction(labels: Sequence[str]) -> str:
+    return f"Classify the text. Answer with one of: {', '.join(labels)}." if labels else ""
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Matches any control token of the tokenizer in a text."""
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]  # type: ignore[attr-defined]
+    names = sorted((name for name in names if name.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def _plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
+    """A message as chat templates expect it: no `weight`, content never null, tool arguments as an object."""
+    plain = {key: value for key, value in message.items() if key != "weight"}
+    if plain["role"] == "developer" and not knows_developer:
+        plain["role"] = "system"
+    if plain.get("content") is None:
+        plain["content"] = ""
+    if plain.get("tool_calls"):
+        plain["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _as_object(call["function"].get("arguments"))}}
+            for call in plain["tool_calls"]
+        ]
+    return plain
+
+
+def _as_object(arguments: Any) -> Any:
+    return json.loads(arguments) if isinstance(arguments, str) and arguments else arguments
+
+
+def _common_length(a: str, b: str) -> int:
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if a[i] != b[i])
+
+
+def _find(whole: Any, part: Any) -> int:
+    return next((i for i in range(len(whole)) if list(whole[i : i + len(part)]) == list(part)), 0)

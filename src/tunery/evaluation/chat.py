@@ -1,0 +1,102 @@
+"""A conversation in the terminal with the tuned model, the base, or both side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunery.evaluation.tuned import TunedModel
+
+HELP = """/tuned, /base, /both   who answers      /reset   forget the conversation
+/help                  this text        /quit    leave (or Ctrl-D)"""
+
+
+@dataclass
+class Conversation:
+    """Reads lines from stdin and answers on stdout.
+
+    Attributes:
+        tuned: the loaded run.
+        system: system message, or None for the run's own.
+        sampling: see tunery.evaluation.generate.Sampling.
+        sides: who answers: "tuned", "base", or both. With both, the tuned answer is the one remembered.
+    """
+
+    tuned: TunedModel
+    system: str | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    sides: tuple[str, ...] = ("tuned",)
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def remembers(self) -> bool:
+        """A conversation goes on over several turns; the other kinds of task answer each line by itself."""
+        return self.tuned.receipt["data"]["kind"] == "chat"
+
+    def run(self) -> None:
+        """Until /quit or the end of input."""
+        self._write(f"{self.tuned.task.name}: {self._what()} /help lists the commands.\n")
+        while True:
+            try:
+                line = input(f"\n{'+'.join(self.sides)}> " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                return
+            if line == "/quit":
+                return
+            if line.startswith("/"):
+                self._command(line)
+            elif line:
+                self.reply(line)
+
+    def _what(self) -> str:
+        kind = self.tuned.receipt["data"]["kind"]
+        return {
+            "classification": "each line you type is classified.",
+            "completion": "each line you type is a prompt to complete.",
+            "text": "the model writes on from each line you type.",
+        }.get(kind, "talk to the model.")
+
+    def _command(self, line: str) -> None:
+        choices = {"/tuned": ("tuned",), "/base": ("base",), "/both": ("base", "tuned")}
+        if line in choices:
+            self.sides = choices[line]
+            self._write(f"{' and '.join(self.sides)} will answer\n")
+        elif line == "/reset":
+            self.messages.clear()
+            self._write("forgotten\n")
+        else:
+            self._write(("" if line == "/help" else f"{line} is no command\n") + HELP + "\n")
+
+    def reply(self, line: str) -> None:
+        """Answer one line."""
+        asked: Any = line
+        if self.remembers:
+            opening = [{"role": "system", "content": self.system}] if self.system and not self.messages else []
+            self.messages += [*opening, {"role": "user", "content": line}]
+            asked = list(self.messages)
+        answer = ""
+        for side in self.sides:
+            context = self.tuned.untuned() if side == "base" else contextlib.nullcontext()
+            self._write(f"[{side}] " if len(self.sides) > 1 else "")
+            pieces = []
+            with context:
+                for piece in self.tuned.stream(asked, **self.sampling):
+                    pieces.append(piece)
+                    self._write(piece)
+            answer = "".join(pieces)
+            self._write(self._certainty(line, side) + "\n")
+        if self.remembers:
+            self.messages.append({"role": "assistant", "content": answer})
+
+    def _certainty(self, line: str, side: str) -> str:
+        if not self.tuned.renderer.labels:
+            return ""
+        with self.tuned.untuned() if side == "base" else contextlib.nullcontext():
+            shares = self.tuned.classify([line])[0]
+        return "   (" + ", ".join(f"{label} {share:.0%}" for label, share in shares.items()) + ")"
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()

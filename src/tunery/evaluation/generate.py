@@ -1,0 +1,96 @@
+"""Answers by generation, through transformers' own `generate`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.streamers import TextIteratorStreamer
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; temperature 0 takes the most likely token each time.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        temperature, top_p: of nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
+        seed: makes a drawn answer repeatable; None draws afresh.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def config(self, stop_ids: Sequence[int], pad_id: int) -> GenerationConfig:
+        """For `generate`: nothing is taken from the model's own sampling defaults."""
+        drawn: dict[str, Any] = {"do_sample": False}
+        if self.temperature > 0:
+            drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id, **drawn
+        )
+
+
+def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int], **more: Any) -> Any:
+    """Prompts, padded on the left → token ids [len(ids), longest prompt + new]."""
+    pad = stop_ids[0] if stop_ids else 0
+    width = max(map(len, ids))
+    tokens = torch.full((len(ids), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for index, prompt in enumerate(ids):
+        tokens[index, width - len(prompt) :] = torch.tensor(prompt)
+        mask[index, width - len(prompt) :] = 1
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    with torch.inference_mode():
+        return model.generate(
+            input_ids=tokens.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=sampling.config(stop_ids, pad),
+            use_model_defaults=False,
+            **more,
+        )
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int]
+) -> list[str]:
+    """The model's answer to each tokenised prompt, in the order given, without its stop token."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for at in range(0, len(order), BATCH):
+        part = order[at : at + BATCH]
+        given = [prompts[i] for i in part]
+        out = _generate(model, given, sampling, stop_ids)[:, max(map(len, given)) :]
+        for i, tokens in zip(part, out.tolist(), strict=True):
+            end = next((n for n, token in enumerate(tokens) if token in stop_ids), len(tokens))
+            answers[i] = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return answers
+
+
+def stream(model: Any, tokenizer: Any, prompt: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Iterator[str]:
+    """The answer to one prompt, piece by piece as it is made."""
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _generate(model, [prompt], sampling, stop_ids, streamer=streamer)
+        except BaseException as error:
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,235 @@
+"""What a run directory says, read leniently, and put into numbers and words for people.
+
+The report and the model card are drawn from it. A key that is missing or null is shown as a dash, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunery.errors import CheckpointError, ConfigError
+from tunery.evaluation.scores import accuracy_interval
+from tunery.paths import RunPaths, file_sha256
+from tunery.training.metrics import read_metrics
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a number of evaluation.json is shown. `better` is "lower", "higher" or "" (neither is better as such)."""
+
+    key: str
+    name: str
+    better: str
+    form: str
+    meaning: str
+
+
+METRICS = (
+    Metric("accuracy", "Accuracy", "higher", "percent", "share of rows answered with the right label"),
+    Metric("macro_f1", "Macro F1", "higher", "score", "F1 averaged over the labels, each counting the same"),
+    Metric("weighted_f1", "Weighted F1", "higher", "score", "F1 averaged over the labels by their number of rows"),
+    Metric("loss", "Loss", "lower", "loss", "mean surprise at each token of the answer, in nats"),
+    Metric("perplexity", "Perplexity", "lower", "loss", "among how many tokens the model hesitates, on average"),
+    Metric(
+        "token_accuracy", "Token accuracy", "higher", "percent", "share of answer tokens that the model ranks first"
+    ),
+    Metric("chrf", "chrF", "higher", "points", "overlap of letters with the reference answer, 0 to 100"),
+    Metric("bleu", "BLEU", "higher", "points", "overlap of word sequences with the reference answer, 0 to 100"),
+    Metric("distinct_1", "Distinct-1", "", "score", "different words as a share of all words written"),
+    Metric("distinct_2", "Distinct-2", "", "score", "different word pairs as a share of all words written"),
+    Metric("mean_words", "Words an answer", "", "points", "mean length of a generated answer"),
+)
+
+
+# --------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run directory says, as read: {} or [] or "" for a file that is not there."""
+
+    root: Path
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    receipt: dict[str, Any]
+    task_yaml: str
+    receipt_sha256: str
+
+    @property
+    def name(self) -> str:
+        """The run's name: from the receipt, else the folder's."""
+        return str(pick(self.receipt, "name") or self.root.resolve().name)
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read what a run left behind.
+
+    Raises:
+        ConfigError: `run_dir` is no run directory (it has neither task.yaml, receipt.json nor metrics.jsonl).
+        CheckpointError: a file in it is damaged.
+    """
+    paths = RunPaths(Path(run_dir))
+    if not any(path.is_file() for path in (paths.task, paths.receipt, paths.metrics)):
+        raise ConfigError(
+            f"{run_dir} is not a run directory", "give the folder that `tunery train` named, e.g. runs/my-task"
+        )
+    return RunRecord(
+        root=paths.root,
+        metrics=read_metrics(paths.metrics),
+        evaluation=_read_object(paths.evaluation),
+        receipt=_read_object(paths.receipt),
+        task_yaml=paths.task.read_text(encoding="utf-8", errors="replace") if paths.task.is_file() else "",
+        receipt_sha256=file_sha256(paths.receipt) if paths.receipt.is_file() else "",
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: not valid JSON: {error}", "make it anew with `tunery eval`, or remove it"
+        ) from None
+    return value if isinstance(value, dict) else {}
+
+
+def pick(value: Any, *keys: str) -> Any:
+    """`value[key1][key2]…`, or None where a step is missing, null, or not an object."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def as_number(value: Any) -> float | None:
+    """`value` if it is a finite number (booleans are not), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def items(value: Any) -> list[tuple[str, Any]]:
+    """The entries of an object; none if it is anything else."""
+    return [(str(key), entry) for key, entry in value.items()] if isinstance(value, Mapping) else []
+
+
+def listed(value: Any) -> list[Any]:
+    """The entries of a list; none if it is anything else."""
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+# --------------------------------------------------------------------------- words and numbers
+
+
+def show(value: Any, form: str = "score") -> str:
+    """A number for reading; a dash where there is none.
+
+    Args:
+        form: percent, loss (two or three decimals), score (three), points (one), count (thousands), rate (three
+            digits), bytes, seconds, words (text, or yes and no).
+    """
+    if form == "words":
+        return (
+            NOTHING
+            if value in (None, "")
+            else {True: "yes", False: "no"}[value]
+            if isinstance(value, bool)
+            else str(value)
+        )
+    number = as_number(value)
+    if number is None:
+        return NOTHING
+    if form == "bytes":
+        return _bytes(number)
+    if form == "seconds":
+        return _seconds(number)
+    forms = {"percent": ".1%", "points": ",.1f", "count": ",.0f", "rate": ",.3g", "score": ".3f"}
+    return format(number, forms.get(form) or (",.2f" if abs(number) >= 1 else ".3f"))
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def _seconds(number: float) -> str:
+    if number < 60:
+        return f"{number:.1f} s"
+    minutes, seconds = divmod(round(number), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One metric of base and tuned, ready to show. `verdict` is better, worse, same or "" (unknown)."""
+
+    metric: Metric
+    base: str
+    tuned: str
+    change: str
+    verdict: str
+
+
+def metric_rows(evaluation: Mapping[str, Any]) -> list[MetricRow]:
+    """Every known metric that the evaluation has, in a fixed order."""
+    rows = []
+    for metric in METRICS:
+        base, tuned = (as_number(pick(evaluation, side, metric.key)) for side in ("base", "tuned"))
+        if base is None and tuned is None:
+            continue
+        change, verdict = NOTHING, ""
+        if base is not None and tuned is not None:
+            difference = tuned - base
+            change = f"{difference * 100:+.1f} points" if metric.form == "percent" else f"{difference:+.3g}"
+            change = change.replace("-", "−", 1)
+            if metric.better:
+                improved = difference > 0 if metric.better == "higher" else difference < 0
+                verdict = "same" if difference == 0 else "better" if improved else "worse"
+        rows.append(MetricRow(metric, show(base, metric.form), show(tuned, metric.form), change, verdict))
+    return rows
+
+
+def interval_of(evaluation: Mapping[str, Any], side: str) -> tuple[float, float, float] | None:
+    """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known."""
+    accuracy, rows = as_number(pick(evaluation, side, "accuracy")), as_number(pick(evaluation, "rows"))
+    if accuracy is None or not 0 <= accuracy <= 1:
+        return None
+    if rows is None or rows < 1:
+        return None
+    low, high = accuracy_interval(round(accuracy * int(rows)), int(rows))
+    return accuracy, low, high
+
+
+def headline(record: RunRecord) -> str:
+    """One plain sentence on what came of the run."""
+    evaluation = record.evaluation
+    rows = show(pick(evaluation, "rows"), "count")
+    base, tuned = interval_of(evaluation, "base"), interval_of(evaluation, "tuned")
+    if base and tuned:
+        said = f"The tuned model labels {tuned[0]:.1%} of {rows} held-out rows correctly; the base model {base[0]:.1%}."
+        overlap = tuned[1] <= base[2] and base[1] <= tuned[2]
+        if overlap:
+            return f"{said} With this few rows, that difference could be chance."
+        return said if tuned[0] > base[0] else f"{said} The training made it worse."
+    before, after = (as_number(pick(evaluation, side, "loss")) for side in ("base", "tuned"))
+    if before is not None and after is not None:
+        word = "fell" if after < before else "rose" if after > before else "stayed"
+        range_ = f"from {show(before, 'loss')} to {show(after, 'loss')}"
+        return f"On {rows} held-out rows the loss {word} {range_}" + (
+            "." if after < before else ": the training did not help on new rows."
+        )
+    if evaluation:
+        return "The evaluation holds no comparison of base and tuned model."
+    return "This run has not been evaluated yet, so nothing can be said about its quality."

@@ -1,0 +1,141 @@
+"""A finished run, loaded: the base with its adapter, ready to answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunery.config import Task, load_task
+from tunery.data.example import Example
+from tunery.data.prepare import make_renderer
+from tunery.data.render import Renderer
+from tunery.errors import AdapterError, ConfigError
+from tunery.evaluation.generate import Sampling, generate, stream
+from tunery.evaluation.labels import label_rows, score_labels
+from tunery.lora.adapter import load_adapter
+from tunery.lora.attach import disabled
+from tunery.models.flat import FlatModel, inspect_model
+from tunery.models.load import Base, load_base
+from tunery.paths import RunPaths
+
+
+@dataclass
+class TunedModel:
+    """The base and the adapter of a run in one model.
+
+    Attributes:
+        base: model, tokenizer and facts about them. The adapter is attached and active.
+        flat: the same model as the loop runs it.
+        task: the run's settings.
+        renderer: turns messages into prompts exactly as in training.
+        receipt: the run's receipt.
+        limit: the longest row of the run, in tokens.
+    """
+
+    base: Base
+    flat: FlatModel
+    task: Task
+    renderer: Renderer
+    receipt: Mapping[str, Any] = field(repr=False)
+    limit: int = 2048
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, adapter active."""
+        return self.base.model
+
+    @contextlib.contextmanager
+    def untuned(self) -> Iterator[TunedModel]:
+        """Within this context the base answers alone, bit for bit."""
+        with disabled(self.model):
+            yield self
+
+    def _prompt(self, asked: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        if self.receipt["data"]["kind"] in ("text", "completion") and isinstance(asked, str):
+            return self.renderer.encode_prompt(asked, begin=True)
+        messages: list[Mapping[str, Any]] = (
+            [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
+        )
+        if self.receipt["data"]["kind"] == "classification" and isinstance(asked, str):
+            messages = list(self.renderer.question(asked))
+        return self.renderer.encode_prompt(self.renderer.prompt(self.renderer.with_system(messages)))
+
+    def answer(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> str:
+        """The answer to a text or a conversation.
+
+        Args:
+            asked: messages ({role, content}), or a text: put to the model as the run's rows were (a text to classify, a
+                prompt to complete, a text to go on with, or a user message).
+            sampling: fields of tunery.evaluation.generate.Sampling (max_new_tokens, temperature, top_p, seed).
+        """
+        ids = [self._prompt(asked)]
+        return generate(self.model, self.base.tokenizer, ids, Sampling(**sampling), self.renderer.stop_ids)[0]
+
+    def stream(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> Iterator[str]:
+        """As `answer`, piece by piece."""
+        ids = self._prompt(asked)
+        return stream(self.model, self.base.tokenizer, ids, Sampling(**sampling), self.renderer.stop_ids)
+
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """The probability of each label for each text, by scoring the labels' tokens.
+
+        Raises:
+            ConfigError: the run is not a classification.
+        """
+        labels = self.renderer.labels
+        if not labels:
+            raise ConfigError(f"{self.task.name} is not a classification run: it has no labels", "use answer() instead")
+        examples = [Example("classification", f"text {i + 1}", text=t, label=labels[0]) for i, t in enumerate(texts)]
+        given = label_rows(self.renderer, examples, self.limit)
+        if len(given.examples) < len(texts):
+            raise ConfigError("a text is empty or too long to classify", f"the limit is {self.limit} tokens")
+        shares = score_labels(self.flat, given, len(labels)).probability
+        return [dict(zip(labels, map(float, row), strict=True)) for row in shares]
+
+
+def read_receipt(paths: RunPaths) -> dict[str, Any]:
+    """The receipt of a finished run.
+
+    Raises:
+        ConfigError: there is no finished run in that folder.
+    """
+    if not paths.root.is_dir():
+        raise ConfigError(f"no run directory at {paths.root}", "train one with `tunery train task.yaml`")
+    try:
+        return json.loads(paths.receipt.read_text())
+    except FileNotFoundError:
+        hint = "finish it with `tunery train` and the same task file" if paths.checkpoints.is_dir() else None
+        raise ConfigError(f"{paths.root} holds no finished run (receipt.json is missing)", hint) from None
+    except ValueError as error:
+        raise AdapterError(f"{paths.receipt} cannot be read: {error}", "restore it, or train again") from None
+
+
+def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
+    """Load a run directory.
+
+    Raises:
+        ConfigError: no finished run there, or its base cannot be found.
+        AdapterError: base, chat template or adapter are not those of the training.
+    """
+    paths = RunPaths(Path(run))
+    receipt = read_receipt(paths)
+    task = load_task(paths.task)
+    base = load_base(task.model, precision=receipt["precision"]["dtype"], device=device)
+    if base.info.sha256 != receipt["model"]["sha256"]:
+        raise AdapterError(
+            f"the base {task.model} has changed since {paths.root} was trained (its weights have another hash)",
+            "use the base it was trained on, or train again",
+        )
+    renderer = make_renderer(base.tokenizer, task.data, receipt["data"]["labels"])
+    if renderer.template_sha256 != receipt["template"]["sha256"]:
+        raise AdapterError(
+            f"the chat template of {task.model} is not the one {paths.root} was trained with",
+            "a model answers badly under another template: restore the tokenizer it had, or train again",
+        )
+    load_adapter(base.model, paths.adapter)
+    flat = inspect_model(base.model)
+    return TunedModel(base, flat, task, renderer, receipt, receipt["data"]["max_length"])

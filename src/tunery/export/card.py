@@ -1,0 +1,149 @@
+"""The model card: README.md beside the adapter, in the form the Hugging Face Hub reads.
+
+Front matter: https://huggingface.co/docs/hub/model-cards#model-card-metadata. Only what is known is written: a base
+that is a folder or file on this machine is named in the text by its last part, never as a hub id or with its path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunery.config import BUILT_IN_MODELS
+from tunery.evaluation.proof import facts, reproduction, warnings_of
+from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show
+from tunery.paths import safe_name, write_atomic
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_PRIVATE_FACTS = ("From",)
+"""Where the base lay on the machine that trained is nobody else's business; the card names the base itself."""
+
+
+def write_card(run_dir: Path, folder: Path) -> Path:
+    """Write the model card of a run.
+
+    Args:
+        run_dir: the run directory it is drawn from.
+        folder: where README.md goes, usually the folder of the adapter.
+
+    Returns:
+        The path of README.md.
+
+    Raises:
+        ConfigError: `run_dir` is no run directory.
+        CheckpointError: a file in it is damaged.
+    """
+    path = Path(folder) / "README.md"
+    write_atomic(path, render_card(read_run(Path(run_dir))))
+    return path
+
+
+def render_card(record: RunRecord) -> str:
+    """The card's Markdown. Texts of the user's are escaped so that they stay text."""
+    from importlib.resources import files
+
+    from jinja2 import Environment, StrictUndefined
+
+    # not HTML: what needs escaping for Markdown goes through _plain
+    environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = (files("tunery.export") / "card.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source).render(_content(record)).rstrip("\n") + "\n"
+
+
+def hub_id(record: RunRecord) -> str | None:
+    """The base model's id on the Hub, or None if it came from a folder or file."""
+    task = _task(record)
+    for value in (pick(record.receipt, "model", "source"), pick(record.receipt, "model", "name"), pick(task, "model")):
+        if not isinstance(value, str):
+            continue
+        value = BUILT_IN_MODELS.get(value, value)
+        # a relative folder may look like owner/name: it exists here
+        if _HUB_ID.fullmatch(value) and not value.endswith(".gguf") and not Path(value).exists():
+            return value
+    return None
+
+
+def _task(record: RunRecord) -> Mapping[str, Any]:
+    try:
+        task = yaml.safe_load(record.task_yaml)
+    except yaml.YAMLError:
+        return {}
+    return task if isinstance(task, dict) else {}
+
+
+def _front_matter(record: RunRecord) -> str:
+    base, license_ = hub_id(record), pick(record.receipt, "model", "license")
+    tags = ["lora", "tunery", *([f"base_model:adapter:{base}"] if base else [])]
+    values: dict[str, Any] = {}
+    if base:
+        values["base_model"] = base
+    values |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
+    if license_:
+        values["license"] = str(license_).lower()
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
+
+
+def _quoted(text: str) -> str:
+    """A block quote of a text, line by line."""
+    return "\n".join(f"> {_plain(line)}" for line in text.splitlines())
+
+
+def _content(record: RunRecord) -> dict[str, Any]:
+    receipt, task = record.receipt, _task(record)
+    name = pick(receipt, "model", "name") or pick(receipt, "model", "source") or pick(task, "model") or "its base model"
+    base = hub_id(record)
+    last_part = re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]
+    interval = interval_of(record.evaluation, "tuned")
+    instruction = pick(task, "data", "instruction")
+    return {
+        "front_matter": _front_matter(record),
+        "name": _plain(record.name),
+        "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last_part),
+        "base_python": json.dumps(base or f"path/to/{last_part}", ensure_ascii=False),
+        "version": _plain(str(pick(receipt, "tunery") or "")),
+        "created": _plain(str(pick(receipt, "created") or "")[:10]),
+        "headline": _plain(headline(record)),
+        "rows": show(pick(record.evaluation, "rows"), "count"),
+        "metrics": metric_rows(record.evaluation),
+        "interval": f"{interval[1]:.1%} to {interval[2]:.1%}" if interval else "",
+        "chat": pick(receipt, "data", "kind") in ("chat", "classification"),
+        "run": f"runs/{safe_name(record.name)}",
+        "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
+        "facts": [
+            (title, [(what, _plain(_last_part(what, value))) for what, value in rows if what not in _PRIVATE_FACTS])
+            for title, rows in facts(receipt)
+        ],
+        "limits": _limits(record),
+        "hashes": [
+            (
+                _plain(f"Data: {Path(what[6:]).name}" if what.startswith("Data: ") else what),
+                re.sub(r"[^\w:.-]", "", digest),
+            )
+            for what, digest in reproduction(record)["hashes"]
+        ],
+    }
+
+
+def _last_part(what: str, value: str) -> str:
+    return re.split(r"[/\\]", value)[-1] if what in ("Base", "Template from") else value
+
+
+def _limits(record: RunRecord) -> list[str]:
+    kind = _plain(show(pick(record.receipt, "data", "kind"), "words"))
+    rows = show(pick(record.receipt, "data", "train_rows"), "count")
+    limits = [
+        f"It was trained for one task ({kind}, {rows} rows) and measured on held-out rows of the same data only; "
+        "expect less on other data.",
+        "It keeps the base model's knowledge, biases and licence terms.",
+    ]
+    return limits + [_plain(f"{warning}.") for warning in warnings_of(record.receipt)]

@@ -1,0 +1,269 @@
+"""Adapter folders in PEFT's format, both ways: adapter_config.json and adapter_model.safetensors.
+
+PEFT's names: "base_model.model.<module>.lora_A.weight" [rank, in] and "….lora_B.weight" [out, rank]; for embeddings
+"….lora_embedding_A" [rank, vocabulary] and "….lora_embedding_B" [width, rank]. Other libraries and servers read them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunery.errors import AdapterError
+from tunery.lora.attach import Piece, adapter_names, adapter_state, lora_layers, place, require_adapter
+from tunery.lora.layer import LoRASettings, can_wrap, check_name, wrap
+from tunery.lora.targets import plain_modules
+from tunery.paths import write_atomic, write_folder, write_json
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_TENSOR = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))"
+)
+
+_NEUTRAL = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora",
+    "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_config",
+    "megatron_core", "qalora_group_size", "eva_config", "runtime_config",
+}  # fmt: skip
+"""Fields of PEFT's configuration that a saved LoRA adapter may set and we honour, or that do not change its output.
+Any other field that is set stands for a method that needs more than A and B."""
+
+_UNSET = (None, False, "none", {}, [])
+
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that leave the base as it is; the others (PiSSA, OLoRA, …) change its weights too."""
+
+_AGAIN = "save or download the adapter again"
+
+
+# --------------------------------------------------------------------------- writing
+
+
+def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", base_model: str | None = None) -> None:
+    """Write an adapter as a PEFT folder, whole or not at all. A folder of that name is replaced.
+
+    Args:
+        base_model: name or path of the base, for the configuration; left out, what the model was loaded from.
+
+    Raises:
+        AdapterError: there is no such adapter, or the folder holds something else than an adapter.
+    """
+    folder = Path(folder)
+    require_adapter(model, name)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
+        raise AdapterError(f"{folder} exists and holds no adapter; it is not replaced", "choose another folder")
+    write_folder(folder, lambda temporary: write_adapter_files(model, temporary, name, base_model))
+
+
+def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", base_model: str | None = None) -> None:
+    """Write the two files of an adapter into a folder, each whole or not at all; other files there stay.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    tensors = {key: t.detach().to("cpu", torch.float32).contiguous() for key, t in adapter_state(model, name).items()}
+    write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG_FILE, _config(model, name, base_model))
+
+
+def _config(model: nn.Module, name: str, base_model: str | None) -> dict[str, Any]:
+    layers = {path: layer for path, layer in lora_layers(model).items() if name in layer.settings}
+    settings = {path: layer.settings[name] for path, layer in layers.items()}
+    # One adapter has one rank and alpha as a rule; one that PEFT made may have exceptions (rank_pattern).
+    (rank, alpha), _ = Counter((s.rank, s.alpha) for s in settings.values()).most_common(1)[0]
+    first = next(iter(settings.values()))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model or getattr(model, "name_or_path", None) or None,
+        "revision": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "lora_dropout": first.dropout,
+        "use_rslora": first.rank_stabilized,
+        "use_dora": False,
+        "target_modules": _target_modules(model, list(layers)),
+        "exclude_modules": None,
+        "rank_pattern": {path: s.rank for path, s in settings.items() if s.rank != rank},
+        "alpha_pattern": {path: _number(s.alpha) for path, s in settings.items() if s.alpha != alpha},
+        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        "bias": "none",
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "auto_mapping": None,
+    }
+
+
+def _number(alpha: float) -> int | float:
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _target_modules(model: nn.Module, paths: list[str]) -> list[str]:
+    """Leaf names if PEFT, which matches by the end of the name, then finds exactly these layers; else full names."""
+    leaves = tuple(sorted({path.rsplit(".", 1)[-1] for path in paths}))
+    endings = tuple(f".{leaf}" for leaf in leaves)
+    named = {path for path, _ in plain_modules(model) if f".{path}".endswith(endings)}
+    return list(leaves) if named == set(paths) else sorted(paths)
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", trainable: bool = False) -> None:
+    """Put an adapter folder on a model and make it active. The base is frozen; nothing changes if anything is wrong.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors, as tunery or PEFT writes it. The tensors decide
+            which layers are adapted.
+        trainable: the adapter's tensors collect gradients, to train on.
+
+    Raises:
+        AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA; or `name` is taken.
+    """
+    folder = Path(folder)
+    check_name(name)
+    if name in adapter_names(model):
+        raise AdapterError(f"the model already has an adapter named {name!r}", "load it under another name")
+    config, tensors = _read_config(folder), _read_tensors(folder)
+    plain = dict(plain_modules(model))
+    pairs = _pairs(tensors, plain, folder)
+    pieces = {
+        path: _piece(path, plain[path], *pairs[path], _settings(config, path, folder), folder)
+        for path in plain
+        if path in pairs
+    }
+    place(model, name, pieces, trainable=trainable)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(
+            f"no adapter at {folder}: {CONFIG_FILE} is missing", "name a folder that holds one"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}", _AGAIN) from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{file} holds no settings, but a {type(config).__name__}", _AGAIN)
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"{folder} is an adapter of type {config.get('peft_type')!r}, not LORA", "tunery reads LoRA adapters only"
+        )
+    strange = [key for key, value in config.items() if key not in _NEUTRAL and value not in _UNSET]
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        strange.append("init_lora_weights")
+    if strange:
+        used = ", ".join(f"{key}: {json.dumps(config[key])}" for key in strange)
+        raise AdapterError(
+            f"{folder} is not a plain LoRA adapter; it uses {used}",
+            "load it with peft, which knows these methods; there it can be merged into the base",
+        )
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    file = folder / WEIGHTS_FILE
+    if not file.exists():
+        if (folder / "adapter_model.bin").exists():
+            raise AdapterError(
+                f"{folder} holds adapter_model.bin, a pickle file, which can run any code when it is opened",
+                "if you trust it, convert it once: PeftModel.from_pretrained(base, FOLDER).save_pretrained(NEW_FOLDER)",
+            )
+        raise AdapterError(f"{file} is missing", _AGAIN)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}", _AGAIN) from None
+
+
+def _pairs(
+    tensors: Mapping[str, Tensor], plain: Mapping[str, nn.Module], folder: Path
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B by module; every tensor of the file belongs to a pair, and every pair to a module of the right kind."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    strangers: list[str] = []
+    for key, tensor in tensors.items():
+        match = _TENSOR.fullmatch(key)
+        module = plain.get(match["module"]) if match else None
+        fits = module is not None and can_wrap(module)
+        if match and fits and isinstance(module, nn.Embedding) is bool(match["embedding"]):
+            halves.setdefault(match["module"], {})[match["linear"] or match["embedding"]] = tensor
+        elif not _is_base_copy(key, tensor, plain):
+            strangers.append(key)
+    if strangers:
+        raise AdapterError(
+            f"{folder} does not fit this model: {len(strangers)} of its {len(tensors)} tensors have no place in it, "
+            f"such as {', '.join(strangers[:3])}",
+            "load it on the base it was trained on",
+        )
+    lone = [f"{path} (no {'B' if 'A' in half else 'A'})" for path, half in halves.items() if len(half) < 2]
+    if lone or not halves:
+        raise AdapterError(
+            f"{folder / WEIGHTS_FILE} is incomplete: {', '.join(lone[:3]) or 'it holds no LoRA tensor'}", _AGAIN
+        )
+    return {path: (half["A"], half["B"]) for path, half in halves.items()}
+
+
+def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> bool:
+    """Whether a tensor repeats a weight of the base: PEFT adds the embedding tables to an adapter that targets them."""
+    path = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
+    weight = getattr(plain.get(path), "weight", None)
+    if weight is None or weight.shape != tensor.shape:
+        return False
+    return torch.equal(tensor.to(weight.device, weight.dtype), weight)
+
+
+def _settings(config: Mapping[str, Any], path: str, folder: Path) -> LoRASettings:
+    """Rank and alpha of one layer, with the exceptions of rank_pattern and alpha_pattern (regular expressions)."""
+    try:
+        settings = LoRASettings(
+            rank=int(_by_pattern(config.get("rank_pattern"), path, config["r"])),
+            alpha=float(_by_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])),
+            dropout=float(config.get("lora_dropout") or 0.0),
+            rank_stabilized=bool(config.get("use_rslora")),
+        )
+        if settings.rank < 1 or not math.isfinite(settings.alpha) or not 0 <= settings.dropout < 1:
+            raise ValueError(settings)
+        return settings
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
+        raise AdapterError(
+            f"{folder / CONFIG_FILE} gives no sound settings for {path}: {type(error).__name__} {error}", _AGAIN
+        ) from None
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """The value of the first pattern that matches the name, or its end from a dot on (PEFT's rule)."""
+    return next((v for pattern, v in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", path)), default)
+
+
+def _piece(path: str, module: nn.Module, A: Tensor, B: Tensor, settings: LoRASettings, folder: Path) -> Piece:
+    layer = wrap(module)
+    expected = ((settings.rank, layer.in_features), (layer.out_features, settings.rank))
+    for letter, tensor, shape in zip("AB", (A, B), expected, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise AdapterError(
+                f"{folder} does not fit this model: {letter} of {path} is {list(tensor.shape)}, not {list(shape)}",
+                "load it on the base it was trained on",
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{folder}: {letter} of {path} holds values that are not finite", _AGAIN)
+    return Piece(settings, A, B)

@@ -1,0 +1,245 @@
+"""Putting adapters on a model and taking them off again; choosing the one that is active."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tunery.errors import AdapterError
+from tunery.lora.layer import Dropout, DropoutClock, LoRALayer, LoRASettings, check_name, wrap
+from tunery.lora.targets import find_targets, plain_modules, untouched_linear_weights
+
+__all__ = [
+    "Piece", "active_adapter", "adapter_names", "adapter_state", "apply_lora", "attach", "disabled", "find_targets",
+    "lora_layers", "place", "remove", "require_adapter", "set_active", "trainable_parameters",
+    "untouched_linear_weights",
+]  # fmt: skip
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An adapter's part in one layer: A [rank, in], B [out, rank]."""
+
+    settings: LoRASettings
+    A: Tensor
+    B: Tensor
+
+
+def apply_lora(
+    model: Model,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+    exclude: str | Sequence[str] = (),
+    rank_stabilized: bool = False,
+    seed: int = 0,
+    name: str = "default",
+) -> Model:
+    """Freeze a model and put a fresh adapter on it, to be trained by any loop, Hugging Face's `Trainer` included.
+
+    Args:
+        model: a causal language model of transformers.
+        rank: width of the update.
+        alpha: the update is scaled by alpha / rank; left out, alpha is twice the rank.
+        dropout: share of the adapter's inputs set to zero in training mode.
+        targets, exclude: see `find_targets`.
+        rank_stabilized: scale by alpha / sqrt(rank) instead.
+        seed: the adapter's starting values follow from it.
+        name: of the adapter; a model may carry several.
+
+    Returns:
+        The same model. Only the adapter's tensors are trainable.
+
+    Raises:
+        TargetError: `targets` or `exclude` matches nothing, or what LoRA cannot adapt.
+        AdapterError: the model already has an adapter of that name.
+    """
+    alpha = 2.0 * rank if alpha is None else alpha
+    attach(
+        model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, exclude=exclude,
+        rank_stabilized=rank_stabilized, seed=seed, name=name,
+    )  # fmt: skip
+    return model
+
+
+def attach(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+    exclude: str | Sequence[str] = (),
+    rank_stabilized: bool = False,
+    seed: int = 0,
+    name: str = "default",
+    clock: DropoutClock | None = None,
+) -> list[str]:
+    """As `apply_lora`, with every setting given.
+
+    Args:
+        clock: decides the dropout masks, and whether there is dropout at all; None follows the model's training mode.
+
+    Returns:
+        The full names of the adapted layers, in model order.
+    """
+    settings = LoRASettings(rank, float(alpha), dropout, rank_stabilized)
+    _check(model, name, settings)
+    plain = dict(plain_modules(model))
+    # Drawn on the CPU in float32, so that every device and number format starts from the same adapter.
+    generator = torch.Generator().manual_seed(seed)
+    matched = find_targets(model, targets, exclude)
+    pieces = {path: Piece(settings, *wrap(plain[path]).initial(rank, generator)) for path in matched}
+    place(model, name, pieces, clock=clock)
+    return matched
+
+
+def _check(model: nn.Module, name: str, settings: LoRASettings) -> None:
+    check_name(name)
+    if name in adapter_names(model):
+        raise AdapterError(
+            f"the model already has an adapter named {name!r}", "choose another name, or remove that one first"
+        )
+    if settings.rank < 1 or settings.alpha <= 0 or not 0 <= settings.dropout < 1:
+        raise AdapterError(
+            f"no adapter can have rank {settings.rank}, alpha {settings.alpha:g} and dropout {settings.dropout:g}",
+            "the rank is at least 1, alpha above 0, dropout from 0 to below 1",
+        )
+
+
+def place(
+    model: nn.Module,
+    name: str,
+    pieces: Mapping[str, Piece],
+    *,
+    trainable: bool = True,
+    clock: DropoutClock | None = None,
+) -> None:
+    """Freeze the base, put an adapter with known tensors beside the layers named, and make it active.
+
+    Args:
+        pieces: by full module name.
+        trainable: the adapter's tensors collect gradients. Those of other adapters are left as they are.
+    """
+    check_name(name)
+    plain = dict(plain_modules(model))
+    layers = lora_layers(model)
+    fresh = {path: wrap(plain[path]) for path in pieces if path not in layers}
+    layers.update(fresh)
+    _swap(model, {plain[path]: layer for path, layer in fresh.items()})
+    for number, (path, piece) in enumerate(pieces.items()):
+        dropout = Dropout(piece.settings.dropout, clock, number)
+        layers[path].add(name, piece.settings, piece.A, piece.B, dropout, trainable)
+    own = {id(p) for layer in layers.values() for held in (layer.lora_A, layer.lora_B) for p in held.values()}
+    for parameter in model.parameters():
+        if id(parameter) not in own:
+            parameter.requires_grad_(False)
+    set_active(model, name)
+
+
+def _swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, wherever those stand (a layer may be shared by several parents)."""
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is not None and child in replacements:
+                setattr(parent, key, replacements[child])
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
+    """The wrapped layers by full module name, in model order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALayer)}
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The adapters that the model carries, oldest first."""
+    return list(dict.fromkeys(name for layer in lora_layers(model).values() for name in layer.settings))
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    """The adapter in use, or None."""
+    return next((layer.active for layer in lora_layers(model).values() if layer.active is not None), None)
+
+
+def require_adapter(model: nn.Module, name: str) -> None:
+    """Make sure that the model carries an adapter of this name.
+
+    Raises:
+        AdapterError: it does not.
+    """
+    known = adapter_names(model)
+    if name not in known:
+        raise AdapterError(
+            f"the model has no adapter named {name!r}",
+            f"it has {', '.join(known)}" if known else "put one on with apply_lora or load_adapter",
+        )
+
+
+def set_active(model: nn.Module, name: str | None) -> None:
+    """Use this adapter from now on, in every layer that holds it; None leaves the base alone.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    if name is not None:
+        require_adapter(model, name)
+    for layer in lora_layers(model).values():
+        layer.active = name if name in layer.settings else None
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within this context the model is its base, bit for bit."""
+    before = {layer: layer.active for layer in lora_layers(model).values()}
+    for layer in before:
+        layer.active = None
+    try:
+        yield
+    finally:
+        for layer, active in before.items():
+            layer.active = active
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
+    """An adapter's tensors under the names of PEFT's files ("base_model.model.<module>.lora_A.weight"), in model order.
+
+    These are the tensors themselves: training moves them.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    require_adapter(model, name)
+    return {
+        f"base_model.model.{path}.{kind}": tensors[name]
+        for path, layer in lora_layers(model).items()
+        if name in layer.settings
+        for kind, tensors in zip(layer.kinds, (layer.lora_A, layer.lora_B), strict=True)
+    }
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What an optimizer should be given: the active adapter's tensors that collect gradients."""
+    name = active_adapter(model)
+    return [] if name is None else [p for p in adapter_state(model, name).values() if p.requires_grad]
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take an adapter off. Where a layer holds no other, the original module takes its place again (still frozen).
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    require_adapter(model, name)
+    bare: dict[nn.Module, nn.Module] = {}
+    for layer in lora_layers(model).values():
+        layer.discard(name)
+        if not layer.settings:
+            bare[layer] = layer.base
+    _swap(model, bare)

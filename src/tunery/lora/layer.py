@@ -1,0 +1,333 @@
+"""The LoRA layer: a frozen weight and a trained low-rank update beside it.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4.1. For a frozen weight
+W [out, in], two thin matrices are trained, A [rank, in] and B [out, rank]:
+
+    y = W x + b + s · B A x        s = alpha / rank
+
+A starts random and B at zero, so training starts from the base model exactly. The rank-stabilised scaling
+s = alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732) keeps the update's size independent of the rank.
+
+The frozen layer is kept untouched as the submodule `base`; with no active adapter the wrapper returns `base(x)`, bit
+for bit. One wrapper holds any number of named adapters, of which one is active.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunery.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """What one adapter is in one layer: its width, the strength of its update, and the dropout before it."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """s in y = W x + s · B A x."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+@dataclass
+class DropoutClock:
+    """Where training stands. Dropout masks are a function of it, so that a resumed run and a recomputed forward pass
+    (gradient checkpointing) draw the masks that were drawn before. All layers of an adapter share one clock.
+
+    Attributes:
+        enabled: masks are drawn; otherwise dropout does nothing.
+    """
+
+    seed: int = 0
+    step: int = 0
+    micro_batch: int = 0
+    enabled: bool = False
+
+    def set(self, seed: int, step: int, micro_batch: int) -> None:
+        """Move to another micro-batch."""
+        self.seed, self.step, self.micro_batch = seed, step, micro_batch
+
+    def generator(self, layer: int, device: torch.device) -> torch.Generator:
+        """The random numbers of layer number `layer` in this micro-batch."""
+        place = f"{self.seed} {self.step} {self.micro_batch} {layer}".encode()
+        return torch.Generator(device).manual_seed(int.from_bytes(hashlib.sha256(place).digest()[:8]))
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Inverted dropout on an adapter's input (Hu et al., appendix D).
+
+    Attributes:
+        p: share of values set to zero.
+        clock: None means PyTorch's usual rule: on in training mode, masks from the global generator.
+        layer: the layer's number within its adapter.
+    """
+
+    p: float
+    clock: DropoutClock | None
+    layer: int
+
+    def __call__(self, x: Tensor, training: bool) -> Tensor:
+        if self.clock is None:
+            return F.dropout(x, self.p, training)
+        if self.p == 0.0 or not self.clock.enabled:
+            return x
+        keep = 1.0 - self.p
+        mask = torch.empty_like(x).bernoulli_(keep, generator=self.clock.generator(self.layer, x.device))
+        return x * mask.div_(keep)
+
+
+def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """y + scaling · B A x, for every row of x.
+
+    Args:
+        y: output of the base layer, [..., out].
+        x: the adapter's input, [..., in].
+        A: [rank, in]; cast to the number format of x.
+        B: [out, rank]; cast to that of y.
+
+    Returns:
+        [..., out], in the number format of y.
+    """
+    return _add_up(y, F.linear(x, A.to(x.dtype)), B, scaling)
+
+
+def _add_up(y: Tensor, h: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """y + scaling · B h in one pass: y [..., out], h [..., rank], B [out, rank]."""
+    rows = torch.addmm(y.flatten(0, -2), h.to(y.dtype).flatten(0, -2), B.to(y.dtype).t(), alpha=scaling)
+    return rows.view(y.shape)
+
+
+def check_name(name: str) -> None:
+    """Refuse an adapter name that cannot be a parameter's name.
+
+    Raises:
+        AdapterError: it holds other characters than letters, digits, dash and underscore, or PyTorch uses it itself.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ParameterDict, name):
+        raise AdapterError(
+            f"{name!r} cannot name an adapter", "use letters, digits, dashes and underscores, for example support-v2"
+        )
+
+
+class LoRALayer(nn.Module):
+    """What LoRALinear and LoRAEmbedding share: a frozen `base` and, by adapter name, A, B and their settings.
+
+    A state dict shows the base's tensors under their own names ("q_proj.weight", not "q_proj.base.weight") with the
+    adapters' beside them ("q_proj.lora_A.default"). So code that saves, reloads or ties a model's weights works on.
+
+    Attributes:
+        active: name of the adapter that `forward` adds, or None.
+        settings: by adapter name.
+    """
+
+    kinds = ("lora_A.weight", "lora_B.weight")
+    """How PEFT's files call A and B."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
+        self.settings: dict[str, LoRASettings] = {}
+        self.dropouts: dict[str, Dropout] = {}
+        self.active: str | None = None
+        self.training = base.training
+        self.register_state_dict_post_hook(_hide_base)
+        self.register_load_state_dict_pre_hook(_find_base)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers ties weights by assigning `lm_head.weight = …`
+        if name in ("weight", "bias") and "base" in self.__dict__.get("_modules", ()):
+            setattr(self.base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def weight(self) -> Any:
+        """The base's own weight, without any adapter."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        """The base's own bias, or None."""
+        return getattr(self.base, "bias", None)
+
+    @property
+    def in_features(self) -> int:
+        """Columns of A: what goes in (for an embedding, the vocabulary)."""
+        raise NotImplementedError
+
+    @property
+    def out_features(self) -> int:
+        """Rows of B: what comes out."""
+        raise NotImplementedError
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        """s, by adapter name."""
+        return {name: settings.scaling for name, settings in self.settings.items()}
+
+    def initial(self, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Untrained A [rank, in] and B [out, rank], float32 on the CPU."""
+        raise NotImplementedError
+
+    def delta_weight(self, name: str) -> Tensor:
+        """s · B A in the layout of `weight`, at least float32; what merging adds."""
+        raise NotImplementedError
+
+    def add(
+        self, name: str, settings: LoRASettings, A: Tensor, B: Tensor, dropout: Dropout, trainable: bool = True
+    ) -> None:
+        """Hold a further adapter.
+
+        Args:
+            A: [settings.rank, in_features].
+            B: [out_features, settings.rank].
+            trainable: A and B collect gradients.
+
+        A and B are copied to the base's device as float32 (float64 when the base is float64).
+        """
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        for held, tensor in ((self.lora_A, A), (self.lora_B, B)):
+            copy = tensor.detach().to(self.weight.device, dtype, copy=True).contiguous()
+            held[name] = nn.Parameter(copy, requires_grad=trainable)
+        self.settings[name] = settings
+        self.dropouts[name] = dropout
+
+    def discard(self, name: str) -> None:
+        """Forget an adapter that this layer may hold."""
+        for held in (self.lora_A, self.lora_B, self.settings, self.dropouts):
+            if name in held:
+                del held[name]
+        if self.active == name:
+            self.active = None
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}: rank {s.rank}, scaling {s.scaling:g}" for name, s in self.settings.items())
+
+
+class LoRALinear(LoRALayer):
+    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out])."""
+
+    @property
+    def in_features(self) -> int:
+        return self.base.nx if isinstance(self.base, Conv1D) else self.base.in_features  # type: ignore[return-value]
+
+    @property
+    def out_features(self) -> int:
+        return self.base.nf if isinstance(self.base, Conv1D) else self.base.out_features  # type: ignore[return-value]
+
+    def initial(self, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A uniform within ±1/sqrt(in) (Kaiming with a = sqrt(5), PyTorch's own start for a linear layer), B zero."""
+        A = torch.empty(rank, self.in_features, dtype=torch.float32)
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        return A, torch.zeros(self.out_features, rank, dtype=torch.float32)
+
+    def delta_weight(self, name: str) -> Tensor:
+        delta = self.scaling[name] * (self.lora_B[name] @ self.lora_A[name])
+        return delta.t() if isinstance(self.base, Conv1D) else delta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out], in the number format of the base's output."""
+        y = self.base(x)
+        if (name := self.active) is None:
+            return y
+        x = self.dropouts[name](x, self.training)
+        return add_lora(y, x, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
+
+
+class LoRAEmbedding(LoRALayer):
+    """Row i of the table plus s · B A[:, i], around nn.Embedding. A is [rank, vocabulary], B [width, rank].
+
+    There is no dropout: the input is an index. The scale that some bases put on their output (Gemma 3) is put on the
+    update too.
+    """
+
+    kinds = ("lora_embedding_A", "lora_embedding_B")
+
+    def __init__(self, base: nn.Embedding) -> None:
+        super().__init__(base)
+        scale = torch.as_tensor(getattr(base, "embed_scale", 1.0))
+        self.output_scale = float(scale.to(base.weight.dtype))
+
+    @property
+    def in_features(self) -> int:
+        return self.base.num_embeddings  # type: ignore[return-value]
+
+    @property
+    def out_features(self) -> int:
+        return self.base.embedding_dim  # type: ignore[return-value]
+
+    @property
+    def num_embeddings(self) -> int:
+        """Size of the vocabulary."""
+        return self.in_features
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of a row."""
+        return self.out_features
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The base's own."""
+        return self.base.padding_idx  # type: ignore[return-value]
+
+    def initial(self, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A zero, B standard normal: only rows of tokens that occur are ever moved."""
+        A = torch.zeros(rank, self.in_features, dtype=torch.float32)
+        return A, torch.randn(self.out_features, rank, dtype=torch.float32, generator=generator)
+
+    def delta_weight(self, name: str) -> Tensor:
+        return self.scaling[name] * (self.lora_A[name].t() @ self.lora_B[name].t())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] → [..., width], in the number format of the table."""
+        y = self.base(ids)
+        if (name := self.active) is None:
+            return y
+        # No padding_idx here: where pad is also the end token, its update must be trained.
+        h = F.embedding(ids, self.lora_A[name].t())
+        return _add_up(y, h, self.lora_B[name], self.settings[name].scaling * self.output_scale)
+
+
+def can_wrap(module: nn.Module) -> bool:
+    """Whether LoRA can stand beside this module.
+
+    Linear layers, Conv1D and embeddings whose output is the table's row, scaled or not.
+    """
+    if isinstance(module, nn.Embedding):
+        plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+        return plain and module.max_norm is None
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def wrap(module: nn.Module) -> LoRALayer:
+    """A wrapper without adapters around a module that `can_wrap`."""
+    return LoRAEmbedding(module) if isinstance(module, nn.Embedding) else LoRALinear(module)
+
+
+def _hide_base(layer: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}base.")]:
+        state[prefix + key.removeprefix(f"{prefix}base.")] = state.pop(key)
+
+
+def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = (f"{prefix}lora_A.", f"{prefix}lora_B.")
+    for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:
+        state[f"{prefix}base.{key.removeprefix(prefix)}"] = state.pop(key)

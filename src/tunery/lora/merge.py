@@ -1,0 +1,81 @@
+"""Merging an adapter into a copy of its base."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tunery.errors import AdapterError
+from tunery.lora.attach import active_adapter, lora_layers, require_adapter
+from tunery.lora.layer import LoRALayer
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@torch.no_grad()
+def merge(model: Model, name: str | None = None) -> Model:
+    """A new, plain model with W + s · B A in place of each adapted W. The model given is not changed.
+
+    The sum is taken in float32 (float64 for a float64 base) and rounded once to the base's number format. When one of
+    two tied weights (embedding and head) is adapted, the copy has them apart and its configuration says so.
+
+    Args:
+        model: a model with adapters. Memory: one copy of it, without adapters.
+        name: the adapter to merge; left out, the active one. Other adapters are not in the copy.
+
+    Raises:
+        AdapterError: no such adapter, none is active, or the base's weights are quantised.
+    """
+    name = active_adapter(model) if name is None else name
+    if name is None:
+        raise AdapterError("there is no active adapter to merge", "name one, or put one on with load_adapter")
+    require_adapter(model, name)
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    memo: dict[int, Any] = {}
+    untied = False
+    # What deepcopy finds in its memo it takes as already copied: each wrapper becomes its plain, merged layer.
+    for path, layer in lora_layers(model).items():
+        adapted = name in layer.settings
+        tied = uses[id(layer.weight)] > 1
+        memo[id(layer)] = _plain_layer(layer, name if adapted else None, path, tied, memo)
+        untied = untied or (adapted and tied)
+    merged = copy.deepcopy(model, memo)
+    if untied:
+        _untie(merged)
+    for parameter in merged.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return merged
+
+
+def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo: dict[int, Any]) -> nn.Module:
+    """A copy of the wrapped layer. Its weight is merged; a tied weight's other uses keep the base's."""
+    if name is None:
+        return copy.deepcopy(layer.base, memo)
+    weight = nn.Parameter(_merged_weight(layer, name, path))
+    if not tied:
+        memo[id(layer.weight)] = weight
+        return copy.deepcopy(layer.base, memo)
+    plain = copy.deepcopy(layer.base, memo)
+    plain.weight = weight
+    return plain
+
+
+def _merged_weight(layer: LoRALayer, name: str, path: str) -> Tensor:
+    weight, delta = layer.weight, layer.delta_weight(name)
+    if not weight.is_floating_point() or weight.shape != delta.shape:
+        raise AdapterError(
+            f"{path} is quantised ({weight.dtype}), so an adapter cannot be added to its weight",
+            "load the base unquantised, load the adapter on it, and merge there",
+        )
+    return (weight.to(delta.dtype) + delta).to(weight.dtype)
+
+
+def _untie(model: Any) -> None:
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    # transformers notes at construction which names share a weight, and goes by it when saving
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)

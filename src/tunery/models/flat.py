@@ -1,0 +1,171 @@
+"""Running any decoder model on a flattened row, after checking that it gives the same answer as running rows alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunery.data.batching import FlatBatch, Row, flatten
+from tunery.models.attention import FlatLayout, flat
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output projection and what the model does to its logits: y = softcap(scale · (W x + b))."""
+
+    layer: nn.Module
+    scale: float
+    softcap: float | None
+
+    @property
+    def frozen(self) -> nn.Linear | None:
+        """The projection when no gradient reaches its weights, so that it can be fused with the loss; else None."""
+        layer = self.layer
+        return layer if isinstance(layer, nn.Linear) and not layer.weight.requires_grad else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, d] → [S, V], float32 or wider."""
+        return self.finish(self.layer(hidden))
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Scale and soft-cap raw logits, in float32 or wider."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+@dataclass(frozen=True)
+class FlatModel:
+    """A causal language model and how its rows are computed.
+
+    Attributes:
+        model: any decoder model of transformers, adapters attached or not.
+        flattened: rows run as one flattened row; otherwise (models that mix rows in other ways, such as recurrent
+            layers) one row at a time.
+        head: the output projection when we can apply it ourselves; otherwise None, and the model computes logits.
+    """
+
+    model: Any
+    flattened: bool
+    head: Head | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.device
+
+    def hidden(self, batch: FlatBatch) -> Tensor:
+        """Final hidden states at the predicting positions, [S, d]; needs `head`."""
+        inputs = self._inputs(batch)
+        out = self._run(self.model.get_decoder(), **inputs)
+        return out.last_hidden_state[0].index_select(0, self.tensor(batch.sources))
+
+    def logits(self, batch: FlatBatch) -> Tensor:
+        """Logits at the predicting positions as the model itself computes them, [S, V]."""
+        sources = self.tensor(batch.sources)
+        inputs = self._inputs(batch)
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            return self._run(self.model, **inputs, logits_to_keep=sources).logits[0]
+        return self._run(self.model, **inputs).logits[0].index_select(0, sources)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A NumPy array on the model's device."""
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _inputs(self, batch: FlatBatch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
+        if self.flattened:
+            inputs["position_ids"] = self.tensor(batch.positions)[None]
+            inputs["segments"] = FlatLayout(batch.groups, self.device)
+        elif len(batch.groups) > 1 or len(batch.groups[0].lengths) > 1:
+            raise ValueError("this model takes one row at a time")
+        return inputs
+
+    def _run(self, module: nn.Module, **inputs: Any) -> Any:
+        if not self.flattened:
+            return module(**inputs)
+        with flat(self.model):
+            return module(**inputs)
+
+
+def _transforms(config: Any) -> tuple[float, float | None]:
+    """What is known to happen to logits: a factor (Cohere, Granite) and a soft cap (Gemma)."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    if divisor := getattr(config, "logits_scaling", None):
+        scale /= float(divisor)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return scale, float(cap) if cap else None
+
+
+def _probe_rows(vocabulary: int) -> list[Row]:
+    """Three short rows with a shared prefix, all positions trained."""
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(0, vocabulary, 12)
+    rows = [np.concatenate([prefix, rng.integers(0, vocabulary, n)]).astype(np.int32) for n in (5, 9, 3)]
+    return [Row(ids, np.concatenate([[0], np.ones(len(ids) - 1)]).astype(np.float32)) for ids in rows]
+
+
+def _plain_logits(model: Any, row: Row) -> Tensor:
+    ids = torch.from_numpy(row.ids[:-1].astype(np.int64)).to(model.device)
+    return model(input_ids=ids[None], use_cache=False).logits[0]
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+@torch.no_grad()
+def inspect_model(model: Any) -> FlatModel:
+    """Find out, by trying on three short rows, whether the model can run flattened and whether we can apply its head.
+
+    The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
+    """
+    config = model.config.get_text_config()
+    rows = _probe_rows(min(config.vocab_size, 1000))
+    truth = [_plain_logits(model, row) for row in rows]
+    allowed = TOLERANCE.get(model.dtype, 0.1)
+    layer = model.get_output_embeddings()
+    head = Head(layer, *_transforms(config)) if layer is not None else None
+
+    def differs(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> float:
+        worst = 0.0
+        for batch, logits in zip(batches, expected, strict=True):
+            got = (
+                candidate.head.logits(candidate.hidden(batch))
+                if candidate.head
+                else candidate.logits(batch).to(logits.dtype)
+            )
+            worst = max(worst, _relative(got, logits))
+        return worst
+
+    merged = flatten(rows)
+    in_order = {
+        (int(o), int(merged.positions[merged.sources[e]])): int(e)
+        for o, e in zip(merged.owners, merged.entry, strict=True)
+    }
+    wanted = torch.empty(len(merged.sources), truth[0].shape[-1], dtype=truth[0].dtype, device=model.device)
+    for (owner, position), source in in_order.items():
+        wanted[source] = truth[owner][position]
+    single = [flatten([row]) for row in rows]
+    for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
+        for candidate_head in (head, None):
+            candidate = FlatModel(model, flattened, candidate_head)
+            try:
+                if differs(candidate, batches, expected) <= allowed:
+                    return candidate
+            except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
+                continue  # the model's class does not offer this way of running
+    return FlatModel(model, False, None)

@@ -1,0 +1,141 @@
+"""GGUF files (llama.cpp's format): converted once to a dense float32 model in the cache.
+
+The format is described at github.com/ggml-org/ggml/blob/master/docs/gguf.md. transformers unpacks the quantised blocks;
+that takes about 12 s for 135M parameters, and the tokenizer 4 s, so the result is kept under the file's hash.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunery.errors import ModelError, TuneryError
+from tunery.models.hashes import cached_sha256
+from tunery.models.quiet import first_line, quiet
+from tunery.paths import cache_dir, file_sha256, write_folder, write_json
+
+NOTE = "conversion.json"
+"""Written last into a cache entry: where it came from, and the hash of each of its files."""
+
+_MAGIC = b"GGUF"
+_TRIED = (
+    "Hello, world!",
+    "  two spaces,\ttabs\nand lines\n\n",
+    "Żółć 你好 🙂 12345.6",
+    "<|im_start|>user\nhi<|im_end|>\n",
+)
+"""Texts that must give the same tokens before and after the conversion."""
+
+
+def convert(file: Path) -> tuple[Path, str | None]:
+    """The folder that holds a GGUF file's model in transformers' format, and the licence the file states.
+
+    The folder is made on the first call, whole or not at all, by one process at a time; a damaged one is made again.
+
+    Raises:
+        ModelError: it is no GGUF file, a part of one, or of a kind that transformers cannot read.
+    """
+    _check_file(file)
+    from filelock import FileLock
+
+    digest = cached_sha256(file)
+    entry = cache_dir() / "gguf" / digest
+    if (note := _sound(entry)) is None:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(entry.with_suffix(".lock"))
+            lock.acquire()
+        except OSError as error:
+            hint = "set TUNERY_CACHE to a folder with room for it"
+            raise ModelError(f"{entry.parent} cannot be written: {error}", hint) from error
+        with lock:
+            if (note := _sound(entry)) is None:  # another process may have made it while we waited
+                _sweep(entry)
+                sys.stderr.write(f"converting {file.name} once (about 10 s for 100 MB) …\n")
+                write_folder(entry, lambda folder: _fill(folder, file, digest))
+                note = _sound(entry)
+    if note is None:
+        raise ModelError(f"the converted copy of {file.name} cannot be read back from {entry}", "check that disk")
+    return entry, note.get("license")
+
+
+def _check_file(file: Path) -> None:
+    try:
+        with open(file, "rb") as handle:
+            magic = handle.read(4)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
+    if magic != _MAGIC:
+        raise ModelError(f"{file} is not a GGUF file (it does not begin with {_MAGIC.decode()})", "download it again")
+    if "-00001-of-" in file.name and "-00001-of-00001" not in file.name:
+        raise ModelError(f"{file} is one part of several", "join them with llama.cpp's `llama-gguf-split --merge`")
+
+
+def _sound(entry: Path) -> dict[str, Any] | None:
+    """What the note of a cache entry says, if every file is as it was written; else None."""
+    try:
+        note = json.loads((entry / NOTE).read_text())
+        intact = all(cached_sha256(entry / name) == digest for name, digest in note["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return note if intact else None
+
+
+def _sweep(entry: Path) -> None:
+    """Remove what killed conversions of this file left. Called under the lock."""
+    for leftover in entry.parent.glob(f".{entry.name}.*-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _fill(folder: Path, file: Path, digest: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    place = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **place
+            )
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            again = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            facts = {"license": _stated(file, "general.license"), "name": _stated(file, "general.name")}
+    except (TuneryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # transformers' way to say that a file is not readable
+            raise _unreadable(file, error) from error
+        raise
+    except Exception as error:  # whatever a foreign file makes the readers raise
+        raise _unreadable(file, error) from error
+    if _behaviour(tokenizer) != _behaviour(again):
+        raise ModelError(
+            f"the tokenizer of {file.name} changed while it was converted, so it is not used",
+            "use the model's safetensors release from the hub instead",
+        )
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    write_json(folder / NOTE, {"source": str(file), "sha256": digest, **facts, "files": files})
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{file} cannot be converted: {first_line(error)}",
+        "use the model's safetensors release from the hub instead",
+    )
+
+
+def _behaviour(tokenizer: Any) -> tuple[Any, ...]:
+    """What must survive the conversion: tokens of some texts, control tokens, chat template."""
+    ids = [(tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in _TRIED]
+    return ids, len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.chat_template
+
+
+def _stated(file: Path, key: str) -> str | None:
+    """A text from the file's metadata."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get(key)
+    return bytes(field.parts[field.data[0]]).decode("utf-8", "replace") if field else None

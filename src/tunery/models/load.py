@@ -1,0 +1,239 @@
+"""Loading a base model: from a built-in name, a folder, a .gguf file or a hub id to a frozen model on its device.
+
+Safetensors only, and no code from the model's repository is ever run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from tunery.errors import ModelError
+from tunery.models.device import Probe, pick_device, resolve_dtype
+from tunery.models.quiet import first_line, quiet
+from tunery.models.source import Source, locate
+from tunery.models.templates import ensure_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Files are already on disk when transformers is asked for them."""
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """Which base model it is; part of the receipt.
+
+    Attributes:
+        name: as given in the task.
+        source: what that stands for: a folder, a file, or "owner/name@revision".
+        sha256: of the weights (tunery.models.source.Source.sha256).
+        architecture: the model's class.
+        parameters: their number, tied ones counted once.
+        dtype: number format of the weights in memory, such as "bfloat16".
+        device: where they lie, such as "cpu" or "cuda:0".
+        license: as the model states it, or None.
+        template_source: "model", or "tunery plain" (tunery.models.templates).
+    """
+
+    name: str
+    source: str
+    sha256: str
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    license: str | None
+    template_source: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model: in evaluation mode, without gradients, with a tokenizer that has a chat template.
+
+    Attributes:
+        probe: what chose the number format; None when the task named one.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    info: BaseInfo
+    probe: Probe | None = None
+
+
+def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Base:
+    """Load a base model.
+
+    Args:
+        spec: a built-in name, a folder, a .gguf file, or a hub id (owner/name).
+        precision: "auto", "float32", "bfloat16" or "float64".
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        ModelError: the model cannot be found or reached, or is not one that can be trained here; the message says why.
+        ConfigError: the device is not there, or cannot compute in that number format.
+    """
+    place = pick_device(device)
+    source = locate(spec)
+    source.weights()
+    config = _read_config(source)
+    tokenizer, template_source = _read_tokenizer(source)
+    dtype, probe = resolve_dtype(precision, place)
+    model = _read_model(source, config, dtype)
+    _check_vocabulary(spec, tokenizer, model)
+    model.requires_grad_(False).eval()
+    try:
+        model.to(place)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{spec} does not fit into the memory of {place}", "use a smaller model") from error
+    info = BaseInfo(
+        name=spec,
+        source=source.origin,
+        sha256=source.sha256(),
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(model.device),
+        license=source.license,
+        template_source=template_source,
+    )
+    return Base(model, tokenizer, info, probe)
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, exactly as `load_base` gives it; no weights are fetched from the hub.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    return _read_tokenizer(locate(spec, weights=False))[0]
+
+
+def load_config(spec: str) -> PreTrainedConfig:
+    """The model's configuration alone; no weights are fetched from the hub.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    return _read_config(locate(spec, weights=False))
+
+
+def empty_model(spec: str) -> PreTrainedModel:
+    """The model's layers without memory for their weights (PyTorch's "meta" device), frozen: for counting and matching.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    config = load_config(spec)
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model.requires_grad_(False).eval()
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _read_config(source: Source) -> PreTrainedConfig:
+    try:
+        with quiet():
+            raw, _ = transformers.PreTrainedConfig.get_config_dict(source.folder, local_files_only=True)
+            _check_kind(source.name, raw)
+            config = AutoConfig.from_pretrained(source.folder, **_LOCAL)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a foreign config.json makes transformers raise
+        raise ModelError(f"{source.name}: config.json cannot be used: {first_line(error)}", _AGAIN) from error
+    _check_decoder(source.name, config)
+    return config
+
+
+_AGAIN = "copy or download the model again"
+
+
+def _check_kind(name: str, raw: dict[str, Any]) -> None:
+    """Refuse what transformers would need foreign code or other libraries for."""
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        if raw.get("auto_map"):
+            raise ModelError(
+                f"{name} needs code from its own repository, and tunery never runs such code",
+                "choose a model that transformers knows, such as Qwen/Qwen3-0.6B",
+            )
+        what = f"is of a kind that transformers {transformers.__version__} does not know ({kind})"
+        raise ModelError(
+            f"{name} {what if kind else 'does not say its model_type in config.json'}", "a newer transformers may know it"
+        )
+    if quantization := raw.get("quantization_config"):
+        method = quantization.get("quant_method", "quantised") if isinstance(quantization, dict) else "quantised"
+        raise ModelError(
+            f"{name} holds quantised weights ({method}), which cannot be trained here",
+            "use the release of the model that is not quantised (bfloat16), or a .gguf file",
+        )
+
+
+def _check_decoder(name: str, config: PreTrainedConfig) -> None:
+    """Refuse encoders (BERT) and encoder-decoders (T5): a language model that reads from left to right is needed."""
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if config.is_encoder_decoder or encoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{name} is no decoder language model (its type is {config.model_type})",
+            "choose a model that writes text from left to right: Llama, Qwen, Gemma, Mistral, Phi, GPT-2, …",
+        )
+
+
+def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, str]:
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, **_LOCAL)
+    except Exception as error:  # whatever foreign tokenizer files make the libraries raise
+        raise ModelError(f"the tokenizer of {source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{source.name} has only a slow tokenizer ({type(tokenizer).__name__}), which cannot say where a token stands",
+            "put a tokenizer.json made with the `tokenizers` library beside its config.json",
+        )
+    return tokenizer, ensure_template(tokenizer)
+
+
+def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        with quiet():
+            # transformers itself picks scaled_dot_product_attention for every class that supports it
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+            )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"{source.name} does not fit into memory", "use a smaller model") from error
+    except Exception as error:  # whatever foreign weights make the libraries raise
+        raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"the weights of {source.name} lack {len(missing)} tensors that {type(model).__name__} needs "
+            f"({', '.join(missing[:3])}), which would stay random",
+            "its config.json does not fit its weights; copy or download the model again",
+        )
+    return model
+
+
+def _check_vocabulary(spec: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuse a tokenizer with tokens that the embedding has no row for.
+
+    Some releases carry a control token beyond the embedding that no text model ever sees (Gemma 3's image token); that
+    does no harm as long as the chat template does not write it.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    control, template = set(tokenizer.all_special_tokens), str(tokenizer.chat_template)
+    if harmful := sorted(token for token in beyond if token not in control or token in template):
+        raise ModelError(
+            f"the tokenizer of {spec} has {len(tokenizer):,} tokens and the model only {rows:,}: "
+            f"{', '.join(harmful[:3])} would have no meaning",
+            "use the tokenizer that belongs to the model, or resize the model's embedding and save it",
+        )

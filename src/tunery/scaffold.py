@@ -1,0 +1,48 @@
+"""`tunery init`: a folder with a commented task file and a few rows to replace."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from tunery.errors import ConfigError
+from tunery.paths import write_atomic
+
+
+def templates() -> dict[str, Traversable]:
+    """Name → folder of every template shipped with the package."""
+    found = files("tunery").joinpath("templates").iterdir()
+    return {folder.name: folder for folder in sorted(found, key=lambda folder: folder.name) if folder.is_dir()}
+
+
+def create(template: str, folder: Path) -> list[Path]:
+    """Write a template's files into a folder, which is made if need be.
+
+    Args:
+        template: a key of `templates()`.
+        folder: where to write. It may hold other files, but none by the names of the template's.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: no such template, `folder` is a file, or a file is there already (then nothing is written).
+    """
+    known = templates()
+    if template not in known:
+        close = difflib.get_close_matches(template, known, 1, 0.4)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no template {template!r}", f"{meant}there are: {', '.join(known)}")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", "name a folder, new or empty")
+    contents = {folder / source.name: source.read_bytes() for source in known[template].iterdir() if source.is_file()}
+    if existing := sorted(path.name for path in contents if path.exists()):
+        raise ConfigError(
+            f"{folder} already holds {' and '.join(existing)}; nothing was written",
+            "name another folder, or move these files away",
+        )
+    for path, content in contents.items():
+        write_atomic(path, content)
+    return sorted(contents)

@@ -1,0 +1,183 @@
+"""Results for a person's eyes, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tunery.api import Run
+
+SCORES = {
+    "accuracy": ("accuracy", "{:.1%}"),
+    "macro_f1": ("macro F1", "{:.3f}"),
+    "loss": ("loss", "{:.4f}"),
+    "perplexity": ("perplexity", "{:.3f}"),
+    "token_accuracy": ("token accuracy", "{:.1%}"),
+    "chrf": ("chrF", "{:.1f}"),
+    "bleu": ("BLEU", "{:.1f}"),
+    "distinct_1": ("distinct-1", "{:.3f}"),
+    "distinct_2": ("distinct-2", "{:.3f}"),
+}
+"""Scores shown, in this order: key → (name, format)."""
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+# --------------------------------------------------------------------------- check
+
+
+def check(result: Mapping[str, Any]) -> None:
+    """Print what `tunery check` found."""
+    console = _console()
+    for note in result["notes"]:
+        console.print(Text(note))
+    _check_rows(console, result)
+    _check_tokens(console, result["tokens"])
+    _check_training(console, result["training"])
+    for remark in result["remarks"]:
+        console.print(Text(f"note: {remark}", style="yellow"))
+    if result["samples"]:
+        console.print(Text("\nRows as the model sees them; what is trained is ⟦marked⟧:", style="bold"))
+    for pieces in result["samples"]:
+        console.print(Text("─" * 40, style="dim"))
+        line = Text()
+        for text, trained in pieces:
+            line.append(f"⟦{text}⟧" if trained else text, style="bold green" if trained else "dim")
+        console.print(line)
+
+
+def _check_rows(console: Console, result: Mapping[str, Any]) -> None:
+    data, labels = result["data"], result["labels"]
+    table = Table(title=f"\n{result['name']}: {data['kind']}", title_justify="left", title_style="bold")
+    table.add_column("rows")
+    for split in ("train", "validation", "test"):
+        table.add_column(split, justify="right")
+    table.add_row("all", *(f"{data[f'{split}_rows']:,}" for split in ("train", "validation", "test")))
+    for label, counts in labels.items():
+        table.add_row(Text(label), *(f"{counts[split]:,}" for split in ("train", "validation", "test")))
+    console.print(table)
+    for key, words in (
+        ("rows_skipped", "bad and skipped"),
+        ("duplicates", "training rows that repeat an earlier one"),
+        ("overlap_removed", "training rows removed because their text is held out"),
+        ("dropped", "dropped"),
+        ("truncated", f"cut to {data['max_length']:,} tokens"),
+    ):
+        console.print(f"{data[key]:>8,}  {words}", style="yellow" if data[key] else "dim")
+    for place in [f"{row['where']}: {row['reason']}" for row in data["dropped_rows"][:3]] + data["truncated_rows"][:3]:
+        console.print(Text(f"          {place}", style="dim"))
+
+
+def _check_tokens(console: Console, tokens: Mapping[str, Any]) -> None:
+    console.print(
+        f"\nTokens: {tokens['all']:,}, of which {tokens['trained']:,} are trained ({tokens['trained_share']:.1%}). "
+        f"A row has {tokens['shortest']:,} to {tokens['longest']:,}, half of them at most {tokens['median']:,.0f}."
+    )
+    most = max(bin_["rows"] for bin_ in tokens["histogram"])
+    for bin_ in tokens["histogram"]:
+        bar = "█" * round(30 * bin_["rows"] / most)
+        console.print(f"{bin_['from']:>6,} – {bin_['to']:>6,}  {bar} {bin_['rows']:,}", style="dim")
+    if tokens["end_of_turn_trained"]:
+        console.print(Text(f"The end-of-turn token {tokens['end_of_turn_token']} is trained."))
+    else:
+        console.print("No end-of-turn token is trained: the model may not know when to stop.", style="bold yellow")
+
+
+def _check_training(console: Console, training: Mapping[str, Any]) -> None:
+    share = training["computed_share"]
+    console.print(
+        f"\n{training['model']}: {training['trainable_parameters']:,} adapter parameters "
+        f"in {training['layers']} layers on a base of {training['parameters']:,} "
+        f"({training['precision']} on {training['device']})."
+    )
+    console.print(
+        f"{_plural(training['steps'], 'step')} of {_plural(training['batch_size'], 'row')}, "
+        f"learning rate {training['learning_rate']:g}; shared beginnings leave {share:.0%} of the tokens to compute."
+    )
+    fits = training["memory_bytes"] <= training["available_bytes"]
+    console.print(
+        f"Estimate: {_duration(training['seconds'])} of training and {_gb(training['memory_bytes'])} of memory "
+        f"({_gb(training['available_bytes'])} are free).",
+        style="" if fits else "yellow",
+    )
+
+
+# --------------------------------------------------------------------------- results
+
+
+def evaluation(result: Mapping[str, Any]) -> None:
+    """Print base against tuned."""
+    console = _console()
+    base, tuned = result["base"], result["tuned"]
+    table = Table(title=f"\n{result['rows']:,} held-out rows", title_justify="left", title_style="bold")
+    for name, justify in (("", "left"), ("base", "right"), ("tuned", "right")):
+        table.add_column(name, justify=justify)
+    for key, (name, form) in SCORES.items():
+        if base.get(key) is not None and tuned.get(key) is not None:
+            table.add_row(name, form.format(base[key]), form.format(tuned[key]))
+    console.print(table)
+
+
+def run(finished: Run) -> None:
+    """Print what `tunery train` gave: the evaluation, the receipt in short, and where things lie."""
+    console = _console()
+    if finished.evaluation is not None:
+        evaluation(finished.evaluation)
+    _receipt(console, finished.receipt)
+    console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
+    console.print(f"Adapter:  {finished.path / 'adapter'}", soft_wrap=True)
+    console.print(f"Try it:   tunery chat {finished.path}", soft_wrap=True)
+
+
+def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
+    tokens, lora, training = receipt["tokens"], receipt["lora"], receipt["training"]
+    moved = sum(tensor["moved"] > 0 for tensor in lora["tensors"].values())
+    speed, memory, reload = receipt["speed"], receipt["memory"], receipt["reload"]
+    end = (
+        f"{tokens['end_of_turn_token']} is trained"
+        if tokens["end_of_turn_trained"]
+        else "no end-of-turn token is trained"
+    )
+    lines = [
+        f"rows      {receipt['data']['train_rows']:,} trained, {receipt['data']['validation_rows']:,} for validation",
+        f"tokens    {tokens['data']:,} in the data, {tokens['computed']:,} computed "
+        f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained; {end}",
+        f"adapter   {moved} of {_plural(len(lora['tensors']), 'tensor')} moved, "
+        f"{lora['trainable_parameters']:,} parameters, rank {lora['rank']}; sha256 {receipt['adapter']['sha256'][:12]}",
+        f"training  {_plural(training['steps'], 'step')} ({training['stopped']}), loss {training['first_loss']:.4f} → "
+        f"{training['final_loss']:.4f}",
+        f"reloaded  the saved adapter gives loss {reload['loss_from_disk']:.6f}, "
+        f"in memory {reload['loss_in_memory']:.6f}",
+        f"speed     {speed['data_tokens_per_second']:,.0f} data tokens/s, "
+        f"{speed['matmul_share']:.0%} of this machine's matrix-multiply rate ({receipt['precision']['dtype']}); "
+        f"{_duration(speed['train_seconds'])} of training",
+        f"memory    {_gb(memory['peak_bytes'])} at the peak, {_gb(memory['estimated_bytes'])} estimated",
+    ]
+    console.print("\nReceipt", style="bold")
+    for line in lines:
+        console.print(Text(f"  {line}"))
+    for warning in receipt["warnings"]:
+        console.print(Text(f"  warning: {warning}", style="yellow"))

@@ -1,0 +1,126 @@
+"""Everything about a task that can be known before any compute: `tunery check`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tunery.config import Task
+from tunery.data.batching import Row
+from tunery.data.prepare import Prepared
+from tunery.lora.attach import attach, trainable_parameters
+from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
+from tunery.models.load import empty_model
+from tunery.models.memory import estimate
+from tunery.training.plan import peak_rate, total_steps
+from tunery.training.receipt import data_section, end_of_turn, step_flops
+from tunery.training.sizing import kept_keys, largest_batch
+
+REACHED_SHARE = 0.45
+"""Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
+
+BINS = 10
+
+
+def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
+    """What would be trained, in numbers and in a few rows, with an estimate of memory and time.
+
+    Returns:
+        JSON values; "samples" holds rows as [[text, is_trained], …] pieces.
+
+    Raises:
+        ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
+    """
+    rows = prepared.train.rows
+    lengths = np.asarray([len(row.ids) for row in rows])
+    trained = sum(row.trained for row in rows)
+    return {
+        "name": task.name,
+        "notes": prepared.data.notes,
+        "data": data_section(prepared),
+        "tokens": {
+            "all": int(lengths.sum()),
+            "trained": trained,
+            "trained_share": trained / int(lengths.sum()),
+            "shortest": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "mean": float(lengths.mean()),
+            "longest": int(lengths.max()),
+            "histogram": _histogram(lengths),
+            **end_of_turn(prepared),
+        },
+        "labels": _label_counts(prepared),
+        "training": _estimates(task, prepared),
+        "remarks": prepared.renderer.remarks.sentences(),
+        "samples": [_pieces(prepared, row) for row in rows[:samples]],
+    }
+
+
+def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+    low, high = int(lengths.min()), int(lengths.max())
+    edges = np.unique(np.linspace(low, high + 1, BINS + 1).astype(int))
+    counts, _ = np.histogram(lengths, edges)
+    return [
+        {"from": int(a), "to": int(b) - 1, "rows": int(n)}
+        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+
+
+def _label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
+    splits = {"train": prepared.data.train, "validation": prepared.data.validation, "test": prepared.data.test}
+    return {
+        label: {name: sum(example.label == label for example in split) for name, split in splits.items()}
+        for label in prepared.data.labels
+    }
+
+
+def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
+    rows: Sequence[Row] = prepared.train.rows
+    device = pick_device(task.train.device)
+    dtype, _ = resolve_dtype(task.train.precision, device)
+    model = empty_model(task.model)
+    lora = task.lora
+    matched = attach(
+        model, rank=lora.rank, alpha=lora.effective_alpha, dropout=lora.dropout, targets=lora.targets,
+        exclude=lora.exclude, rank_stabilized=lora.rank_stabilized, seed=task.seed,
+    )  # fmt: skip
+    trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
+    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    tokens, positions = largest_batch(task, rows)
+    steps = total_steps(task.train, len(rows))
+    memory = estimate(
+        model.config.get_text_config(), parameters=parameters, trainable=trainable, dtype_bytes=dtype.itemsize,
+        tokens_in_flight=tokens, trained_tokens=positions, keys=kept_keys(rows, device),
+        gradient_checkpointing=task.train.gradient_checkpointing is True,
+    )  # fmt: skip
+    flops = steps * step_flops(model, tokens, positions, trainable)
+    seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))
+    alone, _ = largest_batch(task, rows, share=False)
+    return {
+        "model": task.model,
+        "parameters": parameters,
+        "layers": len(matched),
+        "trainable_parameters": trainable,
+        "steps": steps,
+        "batch_size": task.train.batch_size,
+        "learning_rate": peak_rate(task.train, model.config),
+        "precision": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "computed_share": tokens / alone,
+        "memory_bytes": memory.total,
+        "available_bytes": available_memory(device),
+        "seconds": seconds,
+    }
+
+
+def _pieces(prepared: Prepared, row: Row) -> list[tuple[str, bool]]:
+    """A row's text in stretches of trained and untrained tokens."""
+    on = row.weights > 0
+    borders = [0, *(np.flatnonzero(np.diff(on)) + 1).tolist(), len(on)]
+    return [
+        (str(prepared.renderer.tokenizer.decode(row.ids[a:b].tolist())), bool(on[a]))
+        for a, b in itertools.pairwise(borders)
+    ]

@@ -1,0 +1,201 @@
+"""Checkpoints: the complete state of training, in safetensors and JSON, whole or absent.
+
+checkpoints/step-N/ holds adapter.safetensors (the adapter's tensors in float32), optimizer.safetensors (AdamW's moments
+and step counts) and state.json. There is no random state to keep: the order of rows follows from (seed, epoch, step)
+and dropout from (seed, step), so resuming is bit-equal on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tunery.errors import CheckpointError
+from tunery.paths import write_folder, write_json
+
+NEUTRAL_SETTINGS = {
+    "name",
+    "output",
+    "evaluate",
+    "train.micro_batch_size",
+    "train.gradient_checkpointing",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_limit",
+    "train.report_to",
+}
+"""Settings that may change between a checkpoint and its resumption: they leave the update as it is."""
+
+
+FILES = ("state.json", "adapter.safetensors", "optimizer.safetensors")
+
+
+@dataclass
+class Progress:
+    """How far training is, besides the tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        data_tokens, computed_tokens, trained_tokens: sums over those steps.
+        seconds: time spent in those steps.
+        best_step, best_loss: of the validation loss; None before the first validation.
+        bad_validations: validations in a row without a better loss.
+        micro_rows, micro_tokens, halvings: the micro-batch limit in force.
+        resumed_from: the steps at which training was taken up again.
+    """
+
+    step: int = 0
+    data_tokens: int = 0
+    computed_tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    valid_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    bad_validations: int = 0
+    micro_rows: int | None = None
+    micro_tokens: int | None = None
+    halvings: int = 0
+    resumed_from: tuple[int, ...] = ()
+
+
+def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The task's settings, flattened ("lora.rank" → 8), without the neutral ones and without paths of data files."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, at: str) -> None:
+        if at in NEUTRAL_SETTINGS:
+            return
+        if isinstance(value, Mapping) and value and at != "data.labels":
+            for key, inner in value.items():
+                walk(inner, f"{at}.{key}" if at else str(key))
+        else:
+            flat[at] = value
+
+    walk(task, "")
+    return {key: value for key, value in flat.items() if key not in ("data.train", "data.validation", "data.test")}
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: `checkpoints/` of the run directory.
+        task: the task's settings as JSON values.
+        rows_sha256: hash of the tokenised training rows.
+    """
+
+    def __init__(self, folder: Path, task: Mapping[str, Any], rows_sha256: str):
+        self.folder = folder
+        self.settings = settings_that_matter(task)
+        self.rows_sha256 = rows_sha256
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step}"
+
+    def save(self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+        """Write the checkpoint of `progress.step`; `adapter` maps names to the optimizer's parameters, in its order."""
+        state = {"progress": asdict(progress), "settings": self.settings, "rows_sha256": self.rows_sha256}
+
+        def fill(folder: Path) -> None:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()},
+                      folder / "adapter.safetensors")  # fmt: skip
+            save_file(_optimizer_tensors(adapter, optimizer), folder / "optimizer.safetensors")
+            write_json(folder / "state.json", state)
+
+        write_folder(self.path(progress.step), fill)
+        return self.path(progress.step)
+
+    def prune(self, keep: int, best: int | None) -> None:
+        """Remove all but the newest `keep` checkpoints and the best one."""
+        for step in self.steps()[:-keep]:
+            if step != best:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def load(self, path: Path, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> Progress:
+        """Put a checkpoint's tensors into the adapter and the optimizer (None: leave it), and return its progress.
+
+        Raises:
+            CheckpointError: unreadable, or made by a task with other settings, rows or tensors.
+        """
+        missing = [name for name in FILES if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{path} is not a checkpoint: {missing[0]} is missing")
+        try:
+            state = json.loads((path / "state.json").read_text())
+            tensors = load_file(path / "adapter.safetensors")
+            moments = load_file(path / "optimizer.safetensors")
+            progress = Progress(**{**state["progress"], "resumed_from": tuple(state["progress"]["resumed_from"])})
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the checkpoint {path} cannot be read: {error}",
+                "remove that folder to go on from an earlier one, or start over with --resume never",
+            ) from None
+        self._require_same_task(path, state)
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in adapter.items()}:
+            raise CheckpointError(f"the checkpoint {path} holds an adapter of another shape", "use --resume never")
+        with torch.no_grad():
+            for name, parameter in adapter.items():
+                parameter.copy_(tensors[name])
+        if optimizer is not None:
+            _restore_optimizer(adapter, optimizer, moments)
+        return progress
+
+    def _require_same_task(self, path: Path, state: Mapping[str, Any]) -> None:
+        then, now = state["settings"], self.settings
+        changed = [
+            f"{key}: {then.get(key)!r} → {now.get(key)!r}"
+            for key in sorted({*then, *now})
+            if json.dumps(then.get(key), sort_keys=True) != json.dumps(now.get(key), sort_keys=True)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{path.parent.parent} was trained with other settings: {'; '.join(changed)}",
+                "to start over use --resume never (the old run is kept under another name), "
+                "or give this run its own name with --set name=NAME",
+            )
+        if state["rows_sha256"] != self.rows_sha256:
+            raise CheckpointError(
+                f"the training rows have changed since {path} was written",
+                "to start over use --resume never (the old run is kept under another name)",
+            )
+
+
+def _optimizer_tensors(adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}|{key}": value.detach().cpu().contiguous()
+        for name, parameter in adapter.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(
+    adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in adapter}
+    for full, value in tensors.items():
+        name, _, key = full.partition("|")
+        if name not in states:
+            raise CheckpointError(f"the optimizer's state names a tensor that is not trained: {name}")
+        states[name][key] = value if key == "step" else value.to(adapter[name].device)
+    for name, parameter in adapter.items():
+        if states[name]:
+            optimizer.state[parameter] = states[name]

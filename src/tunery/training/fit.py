@@ -1,0 +1,216 @@
+"""From tokenised rows and a base model to a trained, saved and proven adapter in a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tunery.config import Task
+from tunery.data.prepare import Prepared
+from tunery.lora.adapter import write_adapter_files
+from tunery.lora.attach import adapter_state, attach
+from tunery.lora.layer import DropoutClock
+from tunery.models.device import available_memory
+from tunery.models.flat import FlatModel, inspect_model
+from tunery.models.load import Base
+from tunery.paths import RunPaths, write_folder, write_json
+from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.guard import MicroBatchLimit, stop_signals
+from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
+from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
+from tunery.training.plan import make_plan
+from tunery.training.receipt import build_receipt
+from tunery.training.sizing import Sizing, size_up
+
+
+class View(Watcher, Protocol):
+    """A Watcher that also shows how far a run is."""
+
+    def start(self, total: int, done: int) -> None:
+        """A run of `total` steps begins, `done` of them behind it."""
+
+    def close(self) -> None:
+        """The run has ended, well or not."""
+
+
+@dataclass
+class _Log:
+    """Sends each line of metrics to the file, the trackers and the view."""
+
+    writer: MetricsWriter
+    sinks: Sequence[Sink]
+    view: View
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, task: Task, paths: RunPaths, done: int, view: View) -> Iterator[_Log]:
+        """For a run with `done` steps behind it; what was logged later than that is dropped."""
+        settings = task.model_dump(mode="json")
+        sinks = open_sinks(task.train.report_to, task.name, settings, paths.root, first_step=done + 1)
+        try:
+            with MetricsWriter(paths.metrics, keep_until_step=done) as writer:
+                yield cls(writer, sinks, view)
+        finally:
+            for sink in sinks:
+                sink.close()
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        self.writer.write(line)
+        for sink in self.sinks:
+            sink.log(line["step"], line)
+        self.view.log(line)
+
+    def note(self, text: str) -> None:
+        self.view.note(text)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained adapter, still in memory as the active adapter "default", and its receipt."""
+
+    model: FlatModel
+    receipt: dict[str, Any]
+
+
+def attach_adapter(task: Task, base: Base) -> tuple[list[str], DropoutClock]:
+    """Put a fresh adapter on the base, as the task says. Its values follow from the seed."""
+    clock = DropoutClock()
+    lora = task.lora
+    matched = attach(
+        base.model,
+        rank=lora.rank,
+        alpha=lora.effective_alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        exclude=lora.exclude,
+        rank_stabilized=lora.rank_stabilized,
+        seed=task.seed,
+        clock=clock,
+    )
+    return matched, clock
+
+
+def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
+    """Train, save, read back, and write the receipt.
+
+    Args:
+        resume: a checkpoint folder to go on from; None begins at step 0.
+
+    Raises:
+        StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
+    """
+    started = time.perf_counter()
+    matched, clock = attach_adapter(task, base)
+    model = inspect_model(base.model)
+    adapter = adapter_state(base.model)
+    initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
+    plan = make_plan(task, len(prepared.train.rows), len(prepared.validation.rows), base.model.config)
+    sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
+    _say_plan(view, plan, matched, model, sizing)
+    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), prepared.train.sha256())
+    optimizer = make_optimizer(adapter, task.train)
+    progress, limit = Progress(), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
+    if resume is not None:
+        progress, limit = _take_up(checkpoints, resume, adapter, optimizer, limit, view)
+    with (
+        _Log.open(task, paths, progress.step, view) as log,
+        _checkpointing(base.model, sizing.gradient_checkpointing),
+        _shown(view, plan, progress),
+        stop_signals() as stop,
+    ):
+        loop = Loop(
+            plan=plan,
+            model=model,
+            adapter=adapter,
+            optimizer=optimizer,
+            clock=clock,
+            train=prepared.train.rows,
+            validation=prepared.validation.rows[: task.train.eval_rows],
+            limit=limit,
+            checkpoints=checkpoints,
+            progress=progress,
+            watcher=log,
+            stop=stop,
+            history=read_metrics(paths.metrics),
+        )
+        loop.run()
+    _save_adapter(base, paths.adapter)
+    facts = build_receipt(task, prepared, base, loop, initial, matched, sizing.estimate, paths.adapter)
+    facts["speed"]["total_seconds"] = round(time.perf_counter() - started, 2)
+    write_json(paths.receipt, facts)
+    return Fitted(model, facts)
+
+
+def _take_up(
+    checkpoints: Checkpoints,
+    path: Path,
+    adapter: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    limit: MicroBatchLimit,
+    view: View,
+) -> tuple[Progress, MicroBatchLimit]:
+    """Load a checkpoint. Its micro-batch limit is kept: another one would add in another order."""
+    progress = checkpoints.load(path, adapter, optimizer)
+    progress.resumed_from = (*progress.resumed_from, progress.step)
+    if progress.micro_rows is not None:
+        limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings)
+    view.note(f"going on from step {progress.step} ({path})")
+    return progress, limit
+
+
+@contextlib.contextmanager
+def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
+    view.start(plan.total_steps, progress.step)
+    try:
+        yield
+    finally:
+        view.close()
+
+
+@contextlib.contextmanager
+def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """Recompute each decoder layer in the backward pass.
+
+    The layers' own dropout stays off: only the layer object itself is put into training mode, which is what
+    transformers asks for before it recomputes.
+    """
+    if not wanted:
+        yield
+        return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        model.eval()
+
+
+def _say_plan(view: View, plan: Plan, matched: Sequence[str], model: FlatModel, sizing: Sizing) -> None:
+    view.note(
+        f"training {len(matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} rows, "
+        f"learning rate {plan.peak:g}, about {sizing.estimate.total / 1e9:.1f} GB of memory"
+    )
+    if not model.flattened:
+        view.note("this model's layers mix rows in their own way, so rows run one at a time")
+    if sizing.gradient_checkpointing:
+        view.note("activations are recomputed to fit in memory (train.gradient_checkpointing)")
+
+
+def _save_adapter(base: Base, folder: Path) -> None:
+    def fill(temporary: Path) -> None:
+        write_adapter_files(base.model, temporary, base_model=base.info.name)
+        base.tokenizer.save_pretrained(temporary)
+
+    write_folder(folder, fill)

@@ -1,0 +1,108 @@
+"""What may go wrong in a step: numbers that are not finite, memory that runs out, a signal to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+
+from tunery.errors import DivergedError, ModelError
+
+
+def require_finite(loss: float, gradient_norm: float, step: int, rows: list[str]) -> None:
+    """Stop before an update that would spoil the adapter.
+
+    Args:
+        step: number of the step about to be taken, from 1.
+        rows: where the rows of this step come from.
+    """
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {gradient_norm}"
+    shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+    raise DivergedError(
+        f"step {step}: {what}. The update was not made; the last checkpoint is sound",
+        "lower the rate (--set train.learning_rate=1e-4) or lengthen the warm-up (--set train.warmup=0.1); "
+        f"with bfloat16, try --set train.precision=float32. The rows of this step: {shown}",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+
+
+@dataclass
+class MicroBatchLimit:
+    """How much is computed at a time. Halved when memory runs out; the update stays the same.
+
+    Attributes:
+        rows: most rows at a time.
+        tokens: most computed tokens at a time; None for no limit.
+        halvings: how often memory ran out.
+    """
+
+    rows: int
+    tokens: int | None = None
+    halvings: int = 0
+
+    def halve(self, error: BaseException) -> None:
+        """Make room after `error`.
+
+        Raises:
+            ModelError: one row at a time is already too much.
+        """
+        if self.rows == 1:
+            raise ModelError(
+                "memory ran out with a single row",
+                "shorten the rows (--set data.max_length=512), turn on --set train.gradient_checkpointing=true, "
+                "or choose a smaller model",
+            ) from error
+        self.rows = max(1, self.rows // 2)
+        self.tokens = None if self.tokens is None else max(1, self.tokens // 2)
+        self.halvings += 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class StopRequest:
+    """Set by SIGINT or SIGTERM; the loop finishes its step, writes a checkpoint and stops."""
+
+    signal_number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_number is not None:  # asked twice: stop at once
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Within this context the first SIGINT or SIGTERM is a request, the second acts at once.
+
+    In a thread other than the main one signals cannot be caught, and the request is never set.
+    """
+    request = StopRequest()
+    caught = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {number: signal.signal(number, request._handle) for number in caught}
+    except ValueError:
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,257 @@
+"""The training loop, on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tunery.config import TrainConfig
+from tunery.data.batching import Row, rows_of_step
+from tunery.errors import StoppedError
+from tunery.lora.layer import DropoutClock
+from tunery.models.flat import FlatModel
+from tunery.training.advice import advise
+from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.guard import MicroBatchLimit, StopRequest, is_out_of_memory, require_finite
+from tunery.training.loss import batch_loss, batches_of, mean_loss
+from tunery.training.schedule import learning_rate
+
+
+class Watcher(Protocol):
+    """Told what happens, as it happens; never changes the run."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+
+    def note(self, text: str) -> None:
+        """A sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop follows, everything "auto" settled.
+
+    Attributes:
+        config: the settings of `train:`.
+        seed: of the run.
+        total_steps, warmup_steps: optimizer steps.
+        peak: the highest learning rate.
+        eval_every, save_every: in steps; None for never.
+        restore_best: go back to the best validated step at the end.
+    """
+
+    config: TrainConfig
+    seed: int
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: int
+    peak: float
+    eval_every: int | None
+    save_every: int | None
+    restore_best: bool
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one optimizer step: mean loss and accuracy over its trained tokens, gradient norm, tokens."""
+
+    loss: float
+    accuracy: float
+    gradient_norm: float
+    data_tokens: int
+    computed_tokens: int
+    trained_tokens: int
+
+
+def train_step(
+    model: FlatModel,
+    parameters: Sequence[Tensor],
+    rows: Sequence[Row],
+    limit: MicroBatchLimit,
+    clock: DropoutClock,
+    key: tuple[int, int],
+    max_norm: float | None,
+) -> StepResult:
+    """The gradient of one batch: its summed loss divided once by its trained weight, whatever the micro-batches.
+
+    When memory runs out the micro-batch limit is halved and the same batch is computed again.
+    """
+    weight = sum(float(row.weights.sum()) for row in rows)
+    while True:
+        for parameter in parameters:
+            parameter.grad = None
+        total = correct = 0.0
+        data = computed = trained = 0
+        clock.enabled = True
+        try:
+            for index, batch in enumerate(batches_of(model, rows, limit.rows, limit.tokens)):
+                clock.set(*key, index)
+                loss = batch_loss(model, batch)
+                (loss.total / weight).backward()
+                total, correct = total + loss.total.detach(), correct + loss.correct
+                data += batch.data_tokens
+                computed += len(batch.ids)
+                trained += len(batch.targets)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            limit.halve(error)
+        finally:
+            clock.enabled = False
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
+    return StepResult(float(total) / weight, float(correct) / weight, float(norm), data, computed, trained)
+
+
+def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the adapter's float32 tensors."""
+    return torch.optim.AdamW(
+        list(adapter.values()),
+        lr=0.0,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+
+
+@dataclass
+class Loop:
+    """Everything a run needs; `run` takes it from `progress.step` to the end.
+
+    Attributes:
+        history: lines logged so far (from metrics.jsonl when resumed); advice reads them.
+        stopped: "finished" or "early stopping", after `run`.
+    """
+
+    plan: Plan
+    model: FlatModel
+    adapter: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    clock: DropoutClock
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    limit: MicroBatchLimit
+    checkpoints: Checkpoints
+    progress: Progress
+    watcher: Watcher
+    stop: StopRequest
+    history: list[dict[str, Any]]
+    stopped: str = "finished"
+    restored_step: int | None = None
+
+    def run(self) -> None:
+        """Train until the last step, an early stop, or a signal (StoppedError, after a checkpoint)."""
+        advised: set[str] = set()
+        while self.progress.step < self.plan.total_steps:
+            self._step()
+            done = self.progress.step == self.plan.total_steps
+            improved = self._validate() if self._due(self.plan.eval_every, done) else False
+            patience = self.plan.config.early_stopping_patience
+            early = patience is not None and self.progress.bad_validations >= patience
+            if improved or early or self.stop or self._due(self.plan.save_every, done):
+                self._save()
+            if self._due(self.plan.eval_every, done):
+                self._advise(advised)
+            if early and not done:
+                self.stopped = "early stopping"
+                break
+            if self.stop and not done:
+                raise StoppedError(
+                    f"stopped after step {self.progress.step} of {self.plan.total_steps}; the checkpoint is written",
+                    "run the same command again to go on from there",
+                    signal_number=self.stop.signal_number or 2,
+                )
+        best = self.progress.best_step
+        if self.plan.restore_best and best is not None and best != self.progress.step:
+            self.checkpoints.load(self.checkpoints.path(best), self.adapter, None)
+            self.restored_step = best
+
+    def _step(self) -> None:
+        plan, progress, started = self.plan, self.progress, time.perf_counter()
+        numbers = rows_of_step(plan.seed, progress.step, len(self.train), plan.config.batch_size)
+        rows = [self.train[number] for number in numbers]
+        halvings = self.limit.halvings
+        result = train_step(
+            self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, progress.step),
+            plan.config.max_grad_norm,
+        )  # fmt: skip
+        require_finite(result.loss, result.gradient_norm, progress.step + 1, [row.where for row in rows])
+        rate = learning_rate(
+            progress.step + 1,
+            peak=plan.peak,
+            total_steps=plan.total_steps,
+            warmup_steps=plan.warmup_steps,
+            scheduler=plan.config.scheduler,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self._count(result, time.perf_counter() - started)
+        if self.limit.halvings > halvings:
+            self.watcher.note(f"memory ran out: the step was computed again, {self.limit.rows} rows at a time")
+        if progress.step % plan.config.logging_steps == 0 or progress.step in (1, plan.total_steps):
+            self._log_step(result, rate, time.perf_counter() - started)
+
+    def _count(self, result: StepResult, seconds: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.seconds += seconds
+        progress.data_tokens += result.data_tokens
+        progress.computed_tokens += result.computed_tokens
+        progress.trained_tokens += result.trained_tokens
+        progress.first_loss = result.loss if progress.first_loss is None else progress.first_loss
+        progress.last_loss = result.loss
+        progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
+        progress.halvings = self.limit.halvings
+
+    def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
+        self._log(
+            train_loss=result.loss,
+            train_token_accuracy=result.accuracy,
+            learning_rate=rate,
+            grad_norm=result.gradient_norm,
+            data_tokens_per_second=result.data_tokens / seconds,
+            computed_tokens_per_second=result.computed_tokens / seconds,
+            seconds=seconds,
+        )
+
+    def _log(self, **values: float) -> None:
+        step = self.progress.step
+        line = {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values}
+        self.history.append(line)
+        self.watcher.log(line)
+
+    def _due(self, every: int | None, done: bool) -> bool:
+        return every is not None and (done or self.progress.step % every == 0)
+
+    def _validate(self) -> bool:
+        """Measure the validation loss; True if it is the best so far."""
+        if not self.validation:
+            return False
+        started = time.perf_counter()
+        loss, accuracy = mean_loss(self.model, self.validation)
+        progress = self.progress
+        better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold
+        progress.bad_validations = 0 if better else progress.bad_validations + 1
+        progress.valid_loss = loss
+        if better:
+            progress.best_loss, progress.best_step = loss, progress.step
+        self._log(valid_loss=loss, valid_token_accuracy=accuracy, seconds=time.perf_counter() - started)
+        return better and self.plan.restore_best
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.adapter, self.optimizer, self.progress)
+        best = self.progress.best_step if self.plan.restore_best else None
+        self.checkpoints.prune(self.plan.config.save_limit, best)
+
+    def _advise(self, given: set[str]) -> None:
+        """Say what the curves show, each thing once."""
+        for advice in advise(self.history):
+            if advice.code not in given:
+                self.watcher.note(f"{advice.message} → {advice.hint}")
+                given.add(advice.code)

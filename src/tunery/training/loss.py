@@ -1,0 +1,133 @@
+"""Cross-entropy summed over trained tokens, computed at the predicting positions only.
+
+The head of a LoRA run is frozen: its weights need no gradient. So the gradient of the loss with respect to the hidden
+states is taken in the forward pass, chunk by chunk, and no more than one chunk of logits ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
+from tunery.models.flat import FlatModel, Head
+
+CHUNK_BYTES = 64 * 2**20
+"""Size of one chunk of float32 logits."""
+
+EVALUATION_TOKENS = 4096
+"""Computed tokens per batch where nothing is kept for a backward pass."""
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Of one micro-batch: the weighted sum of negative log-likelihoods (a scalar with gradient), how much weight was
+    predicted right by the most likely token (no gradient), and each entry's negative log-likelihood [N] (no gradient).
+    """
+
+    total: Tensor
+    correct: Tensor
+    each: Tensor
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        layer = head.frozen
+        assert layer is not None
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        rows = max(1, CHUNK_BYTES // (4 * layer.weight.shape[0]))
+        keep = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if keep else None
+        each = torch.empty(len(entry), dtype=wide, device=hidden.device)
+        right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            stop = min(start + rows, len(hidden))
+            low, high = int(bounds[start]), int(bounds[stop])
+            logits = head.finish(torch.nn.functional.linear(hidden[start:stop], layer.weight, layer.bias))
+            local, wanted = entry[low:high] - start, targets[low:high]
+            log_total = torch.logsumexp(logits, dim=-1)
+            each[low:high] = log_total[local] - logits[local, wanted]
+            right[low:high] = logits.argmax(dim=-1)[local] == wanted
+            if grad is None:
+                continue
+            weight = weights[low:high].to(wide)
+            slope = torch.ones_like(logits) if head.softcap is None else 1 - (logits / head.softcap).square()
+            share = torch.zeros_like(log_total).index_add_(0, local, weight)
+            delta = torch.exp(logits - log_total[:, None]).mul_(share[:, None])
+            delta.index_put_((local, wanted), -weight, accumulate=True)
+            delta = delta.mul_(slope).mul_(head.scale)
+            torch.matmul(delta.to(hidden.dtype), layer.weight, out=grad[start:stop])
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        total = (each * weights.to(wide)).sum()
+        correct = weights[right].sum()
+        ctx.mark_non_differentiable(correct, each)
+        return total, correct, each
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (grad,) = ctx.saved_tensors
+        return grad * gradients[0].to(grad.dtype), None, None, None, None, None
+
+
+def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Tensor) -> BatchLoss:
+    """The same by autograd, where the head is adapted or is the model's own affair. logits [S, V]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    each = torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
+    correct = weights[logits.detach().argmax(dim=-1)[entry] == targets].sum()
+    return BatchLoss((each * weights.to(logits.dtype)).sum(), correct, each.detach())
+
+
+def batch_loss(model: FlatModel, batch: FlatBatch) -> BatchLoss:
+    """The summed loss of a micro-batch; divide by the trained weight of the whole optimizer step, once."""
+    entry, targets, weights = (model.tensor(x) for x in (batch.entry, batch.targets, batch.weights))
+    if model.head is None:
+        return _loss_of_logits(model.logits(batch), entry, targets, weights)
+    hidden = model.hidden(batch)
+    if model.head.frozen is None:
+        return _loss_of_logits(model.head.logits(hidden), entry, targets, weights)
+    bounds = np.searchsorted(batch.entry, np.arange(len(batch.sources) + 1))
+    return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, entry, targets, weights, bounds))  # type: ignore[misc]
+
+
+def batches_of(
+    model: FlatModel, rows: Sequence[Row], max_rows: int | None = None, max_tokens: int | None = None
+) -> Iterator[FlatBatch]:
+    """The rows as flattened micro-batches within both limits; one row at a time where the model needs that."""
+    limit = (max_rows or len(rows)) if model.flattened else 1
+    for part in micro_batches(rows, limit, max_tokens):
+        yield flatten(part)
+
+
+@torch.no_grad()
+def score_rows(model: FlatModel, rows: Sequence[Row]) -> np.ndarray:
+    """Log-probability (nats) of each row's trained tokens, summed; one chunk of logits at a time. float64 [rows]."""
+    scores = np.zeros(len(rows))
+    numbered = [replace(row, example=number) for number, row in enumerate(rows)]
+    for part in micro_batches(numbered, len(rows) if model.flattened else 1, EVALUATION_TOKENS):
+        batch = flatten(part)
+        where = np.asarray([row.example for row in part])[batch.owners]
+        np.add.at(scores, where, -batch_loss(model, batch).each.double().cpu().numpy())
+    return scores
+
+
+@torch.no_grad()
+def mean_loss(model: FlatModel, rows: Sequence[Row]) -> tuple[float, float]:
+    """Mean loss per trained token, and the share of trained tokens that were the model's first choice."""
+    total = correct = weight = 0.0
+    for batch in batches_of(model, rows, max_tokens=EVALUATION_TOKENS):
+        loss = batch_loss(model, batch)
+        total += float(loss.total)
+        correct += float(loss.correct)
+        weight += float(batch.weights.sum())
+    return total / weight, correct / weight

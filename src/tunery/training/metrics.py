@@ -1,0 +1,252 @@
+"""The record of a run: metrics.jsonl, and the trackers that were asked for.
+
+metrics.jsonl is the truth: one JSON object a line, each with "step"; training lines hold "train_loss", validation lines
+"valid_loss". Plots, reports and trackers are drawn from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunery.errors import CheckpointError, ConfigError
+from tunery.paths import disk_errors, write_atomic
+
+Line = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a metrics file, in order; none if there is no file.
+
+    A last line that a crash left unfinished is passed over.
+
+    Raises:
+        CheckpointError: another line is not a JSON object.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    pieces = raw.split(b"\n")
+    lines: list[Line] = []
+    for number, piece in enumerate(pieces, start=1):
+        if not piece.strip():
+            continue
+        try:
+            line = json.loads(piece)  # bytes: decodes as UTF-8
+        except ValueError:
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        elif number < len(pieces):  # only what follows the last newline can be unfinished
+            raise CheckpointError(f"{path}:{number}: not a line of metrics", "delete that line; the others are kept")
+    return lines
+
+
+class MetricsWriter:
+    """Append-only JSON lines, each one handed to the operating system as it is written.
+
+    Args:
+        path: the file; its folder is made.
+        keep_until_step: lines already in the file with a later step are dropped (they come from a run that crashed
+            after its last checkpoint). 0 starts afresh, None keeps all. The rewrite is atomic.
+    """
+
+    def __init__(self, path: Path, *, keep_until_step: int | None):
+        kept = [
+            line for line in read_metrics(path) if keep_until_step is None or line.get("step", 0) <= keep_until_step
+        ]
+        write_atomic(path, "".join(_encode(line) for line in kept))
+        self._path = path
+        with disk_errors(str(path)):
+            self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by close)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line.
+
+        Raises:
+            ValueError: a number is not finite (it has no place in JSON, and training stops before one is logged).
+        """
+        encoded = _encode(line)
+        with disk_errors(str(self._path)):
+            self._file.write(encoded)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file. A second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    for key, value in line.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"metric {key} at step {line.get('step')} is {value}: only finite numbers are logged")
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# --------------------------------------------------------------------------- trackers
+
+
+class Sink(Protocol):
+    """Somewhere else that metrics go."""
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record the numbers among `metrics`."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left and let go."""
+        ...
+
+
+class _TensorBoard:
+    def __init__(self, run_dir: Path, first_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what a crashed run logged after the checkpoint that this one goes on from
+        self._writer = SummaryWriter(log_dir=str(run_dir / "tensorboard"), purge_step=first_step)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Run:
+    """A run of Weights & Biases, or of Trackio, which has the same calls."""
+
+    def __init__(self, run: Any):
+        self._run = run
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Guarded:
+    """Keeps a tracker's failures away from the training: the first one is a warning, and the tracker is left alone."""
+
+    def __init__(self, name: str, sink: Sink):
+        self._name, self._sink, self._failed = name, sink, False
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        numbers = {
+            name: value
+            for name, value in metrics.items()
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self._attempt(lambda: self._sink.log(step, numbers))
+
+    def close(self) -> None:
+        self._attempt(self._sink.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results; trackers greet on it
+                action()
+        except Exception as error:  # any failure of a tracker: the run matters more
+            self._failed = True
+            warnings.warn(
+                f"{self._name} failed ({type(error).__name__}: {error}); nothing more is sent there. "
+                "The training goes on, and metrics.jsonl has every number",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+_NEEDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def open_sinks(
+    names: Iterable[str], run_name: str, config: Mapping[str, Any], run_dir: Path, *, first_step: int = 1
+) -> list[Sink]:
+    """Open the trackers of `train.report_to`. Call it before training, so that what is missing is known early.
+
+    A tracker that fails later warns once and is left alone; it never stops the run.
+
+    Args:
+        names: among tensorboard, wandb, trackio. The latter two take their project from WANDB_PROJECT or
+            TRACKIO_PROJECT, else "tunery".
+        run_name: shown in the tracker.
+        config: the task's settings, shown in the tracker.
+        run_dir: TensorBoard's files go to `run_dir`/tensorboard, wandb's to `run_dir`/wandb.
+        first_step: the step that this run starts with (more than 1 when it was resumed).
+
+    Raises:
+        ConfigError: a package is missing, or a tracker cannot be opened (not logged in, say).
+    """
+    names = list(names)
+    for name in names:
+        _require(name)
+    sinks: list[Sink] = []
+    for name in names:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                sinks.append(_Guarded(name, _open(name, run_name, dict(config), run_dir, first_step)))
+        except Exception as error:  # trackers raise classes of their own
+            for sink in sinks:
+                sink.close()
+            raise ConfigError(
+                f"train.report_to: {name} could not be opened: {error}",
+                f"set it up ({name} login, network), or train without it: --set train.report_to=[]",
+            ) from error
+    return sinks
+
+
+def _require(name: str) -> None:
+    if name not in _NEEDS:
+        raise ConfigError(f"train.report_to: unknown tracker {name!r}", f"known: {', '.join(_NEEDS)}")
+    try:
+        importlib.import_module(_NEEDS[name])
+    except ImportError:
+        raise ConfigError(
+            f"train.report_to: {name} is asked for but not installed", f"pip install 'tunery[{name}]'"
+        ) from None
+
+
+def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first_step: int) -> Sink:
+    if name == "tensorboard":
+        return _TensorBoard(run_dir, first_step)
+    module: Any = importlib.import_module(name)
+    project = os.environ.get(f"{name.upper()}_PROJECT", "tunery")
+    where = {"dir": str(run_dir)} if name == "wandb" else {}
+    return _Run(module.init(project=project, name=run_name, config=config, **where))
+
+
+def training_lines(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, training loss) of the lines that have both, in order."""
+    return _pairs(history, "train_loss")
+
+
+def validation_lines(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, validation loss) of the lines that have both, in order."""
+    return _pairs(history, "valid_loss")
+
+
+def _pairs(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    pairs = [(line.get("step"), line.get(key)) for line in history]
+    return [
+        (int(step), float(value))
+        for step, value in pairs
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value)
+    ]

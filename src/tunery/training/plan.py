@@ -1,0 +1,55 @@
+"""Settling everything that the task file left to "auto"."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tunery.config import Task, TrainConfig
+from tunery.data.batching import steps_per_epoch
+from tunery.training.loop import Plan
+from tunery.training.schedule import auto_learning_rate, warmup_steps
+
+VALIDATIONS = 10
+"""How often a run is validated under `eval_steps: auto`."""
+
+
+def total_steps(config: TrainConfig, rows: int) -> int:
+    """Optimizer steps of a run over `rows` training rows."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, math.ceil(config.epochs * steps_per_epoch(rows, config.batch_size) - 1e-9))
+
+
+def peak_rate(config: TrainConfig, model_config: Any) -> float:
+    """The highest learning rate: as set, or by the rule of `auto_learning_rate`."""
+    if config.learning_rate != "auto":
+        return float(config.learning_rate)
+    return auto_learning_rate(model_config.get_text_config().hidden_size)
+
+
+def make_plan(task: Task, rows: int, validation_rows: int, model_config: Any) -> Plan:
+    """The plan of a run.
+
+    Args:
+        rows, validation_rows: tokenised rows of each split.
+        model_config: transformers' config of the base.
+    """
+    config = task.train
+    total = total_steps(config, rows)
+    every = max(1, round(total / VALIDATIONS))
+    eval_every = every if config.eval_steps == "auto" else config.eval_steps
+    eval_every = eval_every if validation_rows else None
+    save_every = (eval_every or every) if config.save_steps == "auto" else config.save_steps
+    restore = config.early_stopping_patience is not None if config.restore_best == "auto" else config.restore_best
+    return Plan(
+        config=config,
+        seed=task.seed,
+        total_steps=total,
+        warmup_steps=warmup_steps(config.warmup, total),
+        steps_per_epoch=steps_per_epoch(rows, config.batch_size),
+        peak=peak_rate(config, model_config),
+        eval_every=eval_every,
+        save_every=save_every,
+        restore_best=restore and eval_every is not None,
+    )

@@ -1,0 +1,295 @@
+"""The receipt: what was trained, on what, by which numbers, and whether the adapter on disk does the same."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tunery.config import Task
+from tunery.data.prepare import Prepared
+from tunery.errors import AdapterError
+from tunery.lora.adapter import load_adapter
+from tunery.lora.attach import lora_layers, remove, set_active
+from tunery.lora.targets import untouched_linear_weights
+from tunery.models.device import describe_device, matmul_rate, peak_memory
+from tunery.models.flat import FlatModel
+from tunery.models.load import Base
+from tunery.models.memory import MemoryEstimate
+from tunery.paths import file_sha256, text_sha256
+from tunery.training.checkpoint import Progress
+from tunery.training.loop import Loop
+from tunery.training.loss import mean_loss
+
+LISTED = 100
+"""Places listed by name in the receipt; beyond that only the count."""
+
+RELOAD_ROWS = 16
+RELOAD_TOLERANCE = 1e-6
+"""Relative difference allowed between the loss in memory and the loss of the adapter read back from disk."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that decide the numbers."""
+    names = ("tunery", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def movement(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """How far each tensor moved: the norm of its change, over the norm it started with (over 1 if that was zero)."""
+    moved = {}
+    for name, start in initial.items():
+        change = float((now[name].detach().cpu() - start).norm())
+        size = float(start.norm())
+        moved[name] = {"shape": list(start.shape), "moved": change / (size if size > 0 else 1.0)}
+    return moved
+
+
+def still_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of tensors that did not move at all."""
+    return [name for name, tensor in tensors.items() if tensor["moved"] == 0.0]
+
+
+def check_reload(model: FlatModel, prepared: Prepared, folder: Path) -> dict[str, Any]:
+    """Load the adapter just saved beside the trained one and compare their losses on the same rows.
+
+    Raises:
+        AdapterError: they differ, so what lies on disk is not what was trained.
+    """
+    _, _, held_out = prepared.held_out
+    rows = (held_out.rows or prepared.train.rows)[:RELOAD_ROWS]
+    in_memory, _ = mean_loss(model, rows)
+    load_adapter(model.model, folder, name="reloaded")
+    set_active(model.model, "reloaded")
+    try:
+        from_disk, _ = mean_loss(model, rows)
+    finally:
+        set_active(model.model, "default")
+        remove(model.model, "reloaded")
+    difference = abs(from_disk - in_memory)
+    if not difference <= RELOAD_TOLERANCE * max(1.0, abs(in_memory)):
+        raise AdapterError(
+            f"the saved adapter gives a loss of {from_disk:.6f}, the trained one {in_memory:.6f}",
+            f"{folder} is not what was trained; the last checkpoint is sound: run the same command again",
+        )
+    return {
+        "rows": len(rows),
+        "loss_in_memory": in_memory,
+        "loss_from_disk": from_disk,
+        "difference": difference,
+        "ok": True,
+    }
+
+
+def data_section(prepared: Prepared) -> dict[str, Any]:
+    """What was read, left out and cut, and the hash of what was trained."""
+    data = prepared.data
+    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    dropped = [{"where": where, "reason": reason} for rows in splits.values() for where, reason in rows.dropped]
+    truncated = [where for rows in splits.values() for where in rows.truncated]
+    return {
+        "files": data.files,
+        "kind": data.kind,
+        "columns": data.columns,
+        "labels": list(data.labels),
+        "rows_read": data.rows_read,
+        "rows_skipped": len(data.skipped),
+        "skipped": [str(problem) for problem in data.skipped[:LISTED]],
+        **{f"{name}_rows": len(rows.rows) for name, rows in splits.items()},
+        "duplicates": data.duplicates,
+        "overlap_removed": data.overlap_removed,
+        "dropped": len(dropped),
+        "dropped_rows": dropped[:LISTED],
+        "truncated": len(truncated),
+        "truncated_rows": truncated[:LISTED],
+        "max_length": prepared.max_length,
+        "rows_sha256": prepared.train.sha256(),
+    }
+
+
+def end_of_turn(prepared: Prepared) -> dict[str, Any]:
+    """Which token ends an answer, and whether it was among the trained ones."""
+    renderer = prepared.renderer
+    chat = prepared.data.kind in ("chat", "classification")
+    token = renderer.end_of_turn if chat else renderer.tokenizer.eos_token_id
+    trained = token is not None and any(
+        bool((row.weights[row.ids == token] > 0).any()) for row in prepared.train.rows[:1000]
+    )
+    name = None if token is None else renderer.tokenizer.convert_ids_to_tokens(int(token))  # type: ignore[arg-type]
+    return {"end_of_turn_token": name, "end_of_turn_trained": trained}
+
+
+def _warnings(prepared: Prepared, receipt: Mapping[str, Any]) -> list[str]:
+    """Everything a person should know before trusting the adapter, in words."""
+    data, tokens = receipt["data"], receipt["tokens"]
+    found = prepared.renderer.remarks.sentences()
+    if not tokens["end_of_turn_trained"]:
+        found.append("no end-of-turn token was trained: the model may not know when to stop")
+    if data["rows_skipped"]:
+        found.append(f"{data['rows_skipped']:,} bad rows were skipped")
+    if data["dropped"]:
+        found.append(f"{data['dropped']:,} rows were dropped: {data['dropped_rows'][0]['reason']}, among other reasons")
+    if data["truncated"]:
+        found.append(f"{data['truncated']:,} rows were cut to {data['max_length']:,} tokens")
+    if data["duplicates"] and prepared.data.train:
+        found.append(f"{data['duplicates']:,} training rows repeat an earlier one")
+    if still := still_tensors(receipt["lora"]["tensors"]):
+        found.append(f"{len(still)} adapter tensors did not move: {', '.join(still[:3])}")
+    if receipt["lora"]["unmatched"]:
+        found.append(
+            f"{len(receipt['lora']['unmatched'])} weight matrices of the decoder layers were left as they are: "
+            f"{', '.join(receipt['lora']['unmatched'][:3])}"
+        )
+    return found
+
+
+def build_receipt(
+    task: Task,
+    prepared: Prepared,
+    base: Base,
+    loop: Loop,
+    initial: Mapping[str, Tensor],
+    matched: Sequence[str],
+    estimate: MemoryEstimate,
+    folder: Path,
+) -> dict[str, Any]:
+    """The receipt of a run whose adapter has just been saved in `folder`.
+
+    Args:
+        initial: the adapter's tensors as they were before the first step.
+        matched: names of the adapted layers.
+        estimate: the memory that was expected.
+
+    Raises:
+        AdapterError: the saved adapter is not the trained one, or no tensor moved.
+    """
+    progress, info, device = loop.progress, base.info, base.model.device
+    about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "license")
+    facts: dict[str, Any] = {
+        **_head_section(task),
+        "model": {key: getattr(info, key) for key in about},
+        "template": {"sha256": prepared.renderer.template_sha256, "source": info.template_source},
+        "data": data_section(prepared),
+        "tokens": {
+            "data": progress.data_tokens,
+            "trained": progress.trained_tokens,
+            "computed": progress.computed_tokens,
+            **end_of_turn(prepared),
+        },
+        "lora": _lora_section(task, base, loop, initial, matched),
+        "training": _training_section(task, loop),
+        "reload": check_reload(loop.model, prepared, folder),
+        "adapter": _adapter_section(folder),
+        "device": describe_device(device),
+        "precision": _precision_section(base),
+        "speed": _speed_section(base, progress, initial),
+        "memory": {"peak_bytes": peak_memory(device), "estimated_bytes": estimate.total},
+        "versions": versions(),
+    }
+    facts["warnings"] = _warnings(prepared, facts)
+    if len(still_tensors(facts["lora"]["tensors"])) == len(initial):
+        raise AdapterError("no adapter tensor moved: nothing was trained", "raise train.learning_rate")
+    return facts
+
+
+def _head_section(task: Task) -> dict[str, Any]:
+    """Which task, by which version, when (UTC)."""
+    return {
+        "tunery": importlib.metadata.version("tunery"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "name": task.name,
+        "task_sha256": text_sha256(task.to_yaml()),
+    }
+
+
+def _adapter_section(folder: Path) -> dict[str, Any]:
+    """Hash and size of the adapter file."""
+    file = folder / "adapter_model.safetensors"
+    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+
+
+def step_flops(model: Any, computed_tokens: int, trained_tokens: int, adapter_parameters: int) -> float:
+    """Floating-point operations of the matrix products that LoRA needs, attention's own left out.
+
+    A computed token costs 2P forward and 2P for the gradient of the inputs (P: the base's matrix parameters inside the
+    layers), and 6 per adapter parameter; a predicting position costs 4 per parameter of the head.
+    """
+    head = model.get_output_embeddings()
+    outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
+    inside = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
+    head_size = 0 if head is None else sum(p.numel() for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
+    return computed_tokens * (4.0 * inside + 6.0 * adapter_parameters) + trained_tokens * 4.0 * head_size
+
+
+def _lora_section(
+    task: Task, base: Base, loop: Loop, initial: Mapping[str, Tensor], matched: Sequence[str]
+) -> dict[str, Any]:
+    lora = task.lora
+    return {
+        "rank": lora.rank,
+        "alpha": lora.effective_alpha,
+        "scaling": next(iter(lora_layers(base.model).values())).scaling["default"],
+        "rank_stabilized": lora.rank_stabilized,
+        "dropout": lora.dropout,
+        "targets": lora.targets,
+        "matched": list(matched),
+        "unmatched": untouched_linear_weights(base.model),
+        "trainable_parameters": sum(tensor.numel() for tensor in initial.values()),
+        "tensors": movement(initial, loop.adapter),
+    }
+
+
+def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
+    progress, plan = loop.progress, loop.plan
+    return {
+        "steps": progress.step,
+        "planned_steps": plan.total_steps,
+        "epochs": progress.step / plan.steps_per_epoch,
+        "batch_size": task.train.batch_size,
+        "learning_rate": plan.peak,
+        "scheduler": task.train.scheduler,
+        "seed": task.seed,
+        "first_loss": progress.first_loss,
+        "final_loss": progress.last_loss,
+        "valid_loss": progress.valid_loss,
+        "best_step": progress.best_step,
+        "best_valid_loss": progress.best_loss,
+        "stopped": loop.stopped,
+        "restored_step": loop.restored_step,
+        "out_of_memory_retries": progress.halvings,
+        "micro_batch_rows": loop.limit.rows,
+        "micro_batch_tokens": loop.limit.tokens,
+        "flattened": loop.model.flattened,
+        "resumed_from": list(progress.resumed_from),
+    }
+
+
+def _precision_section(base: Base) -> dict[str, Any]:
+    if base.probe is None:
+        return {"dtype": base.info.dtype, "reason": "as set"}
+    return {
+        "dtype": base.info.dtype,
+        "reason": base.probe.reason,
+        "float32_gflops": base.probe.float32_gflops,
+        "bfloat16_gflops": base.probe.bfloat16_gflops,
+    }
+
+
+def _speed_section(base: Base, progress: Progress, initial: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Start-up, validation and checkpoints are not counted."""
+    seconds = max(progress.seconds, 1e-9)
+    rate = matmul_rate(base.model.device, base.model.dtype)
+    trainable = sum(tensor.numel() for tensor in initial.values())
+    flops = step_flops(base.model, progress.computed_tokens, progress.trained_tokens, trainable)
+    return {
+        "data_tokens_per_second": progress.data_tokens / seconds,
+        "computed_tokens_per_second": progress.computed_tokens / seconds,
+        "matmul_flops_per_second": rate,
+        "matmul_share": flops / seconds / rate,
+        "train_seconds": round(progress.seconds, 2),
+    }

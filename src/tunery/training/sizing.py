@@ -1,0 +1,90 @@
+"""How many rows are computed at a time, and whether activations must be recomputed, from the memory at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunery.config import Task
+from tunery.data.batching import Row, flatten, rows_of_step
+from tunery.data.prepare import Prepared
+from tunery.models.flat import FlatModel
+from tunery.models.memory import MemoryEstimate, estimate, tokens_that_fit
+
+SAMPLED_STEPS = 8
+USED_SHARE = 0.8
+"""Share of the available memory a run plans with; the rest is for what no formula knows."""
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The micro-batch limit, whether to recompute activations, and the memory that is expected."""
+
+    micro_rows: int
+    micro_tokens: int | None
+    gradient_checkpointing: bool
+    estimate: MemoryEstimate
+
+
+def sample_batches(task: Task, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The batches of the first steps."""
+    for step in range(SAMPLED_STEPS):
+        yield [rows[i] for i in rows_of_step(task.seed, step, len(rows), task.train.batch_size)]
+
+
+def largest_batch(task: Task, rows: Sequence[Row], *, share: bool = True) -> tuple[int, int]:
+    """(computed tokens, predicting positions) of the largest among the first steps' batches, unsplit."""
+    flat = [flatten(batch, share=share) for batch in sample_batches(task, rows)]
+    return max(len(b.ids) for b in flat), max(len(b.sources) for b in flat)
+
+
+def kept_keys(rows: Sequence[Row], device: torch.device) -> int:
+    """For how many keys attention keeps its weights until the backward pass: the longest row's; none on a GPU."""
+    return max(len(row.inputs) for row in rows) if device.type == "cpu" else 0
+
+
+def size_up(
+    task: Task, prepared: Prepared, base: Any, model: FlatModel, adapter: Mapping[str, Tensor], available: int
+) -> Sizing:
+    """Settle `micro_batch_size: auto` and `gradient_checkpointing: auto`.
+
+    Args:
+        base: the model, for its config and number format.
+        available: bytes free now, the base already loaded.
+    """
+    rows = prepared.train.rows
+    config = base.config.get_text_config()
+    longest = max(len(row.inputs) for row in rows)
+    tokens, positions = largest_batch(task, rows) if model.flattened else (longest, longest)
+    wanted = task.train.micro_batch_size
+    micro_rows = task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
+    if micro_rows < task.train.batch_size:
+        tokens = max(longest, -(-tokens * micro_rows // task.train.batch_size))
+    common: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in base.parameters() if not p.requires_grad),
+        "trainable": sum(tensor.numel() for tensor in adapter.values()),
+        "dtype_bytes": base.dtype.itemsize,
+        "keys": kept_keys(rows, base.device),
+    }
+
+    def predict(tokens: int, recompute: bool) -> MemoryEstimate:
+        return estimate(
+            config, tokens_in_flight=tokens, trained_tokens=min(tokens, positions), gradient_checkpointing=recompute,
+            **common,
+        )  # fmt: skip
+
+    asked = task.train.gradient_checkpointing
+    recompute = asked is True
+    budget = int(USED_SHARE * available) + predict(0, False).base  # the base is already there
+    if predict(tokens, recompute).total <= budget:
+        return Sizing(micro_rows, None, recompute, predict(tokens, recompute))
+    room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=recompute, **common)
+    if asked == "auto" and room < longest:
+        recompute = True
+        room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=True, **common)
+    room = max(longest, room)
+    return Sizing(micro_rows, room, recompute, predict(min(tokens, room), recompute))

@@ -1,0 +1,305 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tunery.data.example import Problem
+from tunery.data.formats import PASSAGE_CHARACTERS, open_source
+from tunery.data.source import Row
+from tunery.errors import ConfigError, DataError
+
+
+def put(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def items(folder: Path, name: str, content: str | bytes):
+    return list(open_source(put(folder, name, content)).items)
+
+
+def rows(folder: Path, name: str, content: str | bytes) -> list[tuple[int, object]]:
+    found = items(folder, name, content)
+    assert all(isinstance(item, Row) for item in found), found
+    return [tuple(item) for item in found]
+
+
+def problems(folder: Path, name: str, content: str | bytes) -> list[Problem]:
+    return [problem for item in items(folder, name, content) if not isinstance(item, Row) for problem in item]
+
+
+class TestJsonLines:
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "A.JSONL"])
+    def test_blank_lines_are_passed_over_and_counted(self, tmp_path, name):
+        content = '\ufeff{"text": "a"}\r\n\n   \n{"text": "b\u2028c"}'
+        assert rows(tmp_path, name, content) == [(1, {"text": "a"}), (4, {"text": "b\u2028c"})]
+
+    def test_a_syntax_error_is_placed_by_line_and_column(self, tmp_path):
+        [problem] = problems(tmp_path, "a.jsonl", '{"text": "a"}\n{"text" "b"}\n{"text": "c"}\n')
+        assert (problem.line, problem.field) == (2, "column 9")
+        assert problem.message == "invalid JSON: expecting ':' delimiter"
+
+    @pytest.mark.parametrize(
+        ("line", "field", "words"),
+        [
+            ('{"text": NaN}', "(row)", "NaN"),
+            ('{"text": -Infinity}', "(row)", "-Infinity"),
+            ('{"text": "a", "text": "b"}', "text", "twice"),
+            ('{"m": [{"role": "user", "role": "user"}]}', "role", "twice"),
+            ('["a"]', "(row)", "a row is an object, not a list"),
+            ('"a"', "(row)", "not a text"),
+            ("null", "(row)", "not null"),
+            ('{"text": "\\ud83d"}', "(row)", "surrogate"),
+            ('{"text": "a"} {"text": "b"}', "column 15", "more text"),
+            ("{" * 5000, "column 2", "invalid JSON"),
+            ("[" * 200_000, "(row)", "nested too deeply"),
+            ('{"text": 1' + "0" * 5000 + "}", "(row)", "invalid JSON"),
+        ],
+    )
+    def test_what_json_forbids_is_one_problem_of_its_row(self, tmp_path, line, field, words):
+        [problem] = problems(tmp_path, "a.jsonl", f'{{"text": "fine"}}\n{line}\n')
+        assert (problem.line, problem.field) == (2, field)
+        assert words in problem.message
+
+    def test_an_emoji_written_as_two_escapes_is_fine(self, tmp_path):
+        assert rows(tmp_path, "a.jsonl", '{"text": "\\ud83d\\ude00"}') == [(1, {"text": "😀"})]
+
+    def test_bytes_that_are_not_utf8_spoil_their_row_only(self, tmp_path):
+        found = items(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n{"text": "b"}\n')
+        assert [type(item) for item in found] == [Row, list, Row]
+        assert "a.jsonl:2:(row): a character is not valid UTF-8" in str(found[1][0])
+
+    def test_single_quotes_get_their_own_fix(self, tmp_path):
+        [problem] = problems(tmp_path, "a.jsonl", "{'text': 'a'}\n")
+        assert "double quotes" in problem.fix
+
+    @pytest.mark.parametrize("first", ["[", "{"])
+    def test_a_pretty_printed_file_is_recognised_at_once(self, tmp_path, first):
+        with pytest.raises(DataError, match="many lines"):
+            items(tmp_path, "a.jsonl", f'{first}\n  "text": "a"\n')
+
+    def test_utf16_is_named(self, tmp_path):
+        with pytest.raises(DataError, match="UTF-16"):
+            items(tmp_path, "a.jsonl", '{"text": "a"}'.encode("utf-16"))
+
+
+class TestJsonList:
+    def test_each_object_has_its_line(self, tmp_path):
+        content = '[\n  {"text": "a"},\n  {"text":\n    "b"}, {"text": "c"}\n]\n'
+        assert rows(tmp_path, "a.json", content) == [(2, {"text": "a"}), (3, {"text": "b"}), (4, {"text": "c"})]
+
+    @pytest.mark.parametrize("empty", ["", " \n", "[]", "[ ]\n"])
+    def test_empty(self, tmp_path, empty):
+        assert rows(tmp_path, "a.json", empty) == []
+
+    @pytest.mark.parametrize(
+        ("content", "place"),
+        [
+            ('[\n{"a": 1}\n{"a": 2}]', ":3:column 1: invalid JSON: expecting ',' or ']'"),
+            ('[\n{"a": 1},\n{"a" 2}]', ":3:column 6: invalid JSON: expecting ':'"),
+            ('[{"a": 1},]', ":1:column 11: invalid JSON: expecting value"),
+            ('[{"a": 1}', ":1:column 10"),
+            ('[{"a": 1}] x', ":1:column 12: invalid JSON: more text"),
+            ('"a"', ":1:column 1: invalid JSON: expecting '['"),
+            ('{"data": [\n{"a": 1}]}', ":1: the file holds one JSON object"),
+        ],
+    )
+    def test_a_broken_list_ends_the_reading_with_the_place(self, tmp_path, content, place):
+        with pytest.raises(DataError) as error:
+            items(tmp_path, "a.json", content)
+        assert place in error.value.message
+
+    def test_a_row_that_is_no_object_is_a_problem(self, tmp_path):
+        assert [(p.line, p.field) for p in problems(tmp_path, "a.json", '[{"a": 1},\n3]')] == [(2, "(row)")]
+
+    def test_json_lines_under_this_name_are_read_and_noted(self, tmp_path):
+        source = open_source(put(tmp_path, "a.json", '{"text": "a"}\n{"text": "b"}\n'))
+        assert [item.line for item in source.items] == [1, 2]
+        assert "JSON lines" in source.notes[0]
+
+
+class TestTables:
+    def test_a_record_has_the_line_it_starts_on(self, tmp_path):
+        content = '\ufefftext,label\r\n"two\r\nlines",x\r\n\r\n"a ""word""",y\r\n'
+        assert rows(tmp_path, "a.csv", content) == [
+            (2, {"text": "two\r\nlines", "label": "x"}),
+            (5, {"text": 'a "word"', "label": "y"}),
+        ]
+
+    def test_what_the_csv_module_writes_is_read_back(self, tmp_path):
+        texts = ['a "b" c', "x,y", "line\nline", " spaced ", "", "x" * 200_000]
+        with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+        found = list(open_source(str(tmp_path / "a.csv")).items)
+        assert [item.value["text"] for item in found] == texts
+
+    def test_tabs(self, tmp_path):
+        assert rows(tmp_path, "a.tsv", "text\tlabel\na, b\t1\n") == [(2, {"text": "a, b", "label": "1"})]
+
+    def test_semicolons_are_seen_and_noted(self, tmp_path):
+        source = open_source(put(tmp_path, "a.csv", "text;label\na, b;1\n"))
+        assert [item.value for item in source.items] == [{"text": "a, b", "label": "1"}]
+        assert "semicolons" in source.notes[0]
+
+    def test_a_header_with_commas_stays_with_commas(self, tmp_path):
+        assert rows(tmp_path, "a.csv", "text,x;y\na,b\n") == [(2, {"text": "a", "x;y": "b"})]
+
+    def test_missing_and_extra_fields_are_problems_of_their_row(self, tmp_path):
+        short, long = problems(tmp_path, "a.csv", "text,label\na\nb,1\nc,d,1\n")
+        assert (short.line, short.message) == (2, "1 field, but the header names 2")
+        assert (long.line, long.message) == (4, "3 fields, but the header names 2")
+        assert "label" in short.fix
+        assert "quotes" in long.fix
+
+    def test_a_stray_quote_is_a_problem_and_later_rows_are_read(self, tmp_path):
+        found = items(tmp_path, "a.csv", 'text,label\n"a"b,1\nc,2\n')
+        assert [type(item) for item in found] == [list, Row]
+        assert (found[0][0].line, found[1].line) == (2, 3)
+
+    def test_a_quote_that_swallows_the_file_is_an_error_even_when_rows_may_be_skipped(self, tmp_path):
+        with pytest.raises(DataError, match=r"a\.csv:3:.*never closed"):
+            items(tmp_path, "a.csv", 'text,label\na,1\n"b,2\nc,3\n')
+
+    def test_a_repeated_header_name_is_an_error(self, tmp_path):
+        with pytest.raises(DataError, match="text more than once"):
+            items(tmp_path, "a.csv", "text,label,text\na,b,c\n")
+
+    def test_an_unnamed_index_column_is_tolerated(self, tmp_path):
+        assert rows(tmp_path, "a.csv", ",text\n0,a\n") == [(2, {"(column 1)": "0", "text": "a"})]
+
+    @pytest.mark.parametrize("content", ["", "\n\n", "text,label\n"])
+    def test_no_rows(self, tmp_path, content):
+        assert rows(tmp_path, "a.csv", content) == []
+
+    def test_bytes_that_are_not_utf8_spoil_their_row_only(self, tmp_path):
+        found = items(tmp_path, "a.csv", b'text,label\n"x\n\xff",1\nb,2\n')
+        assert (found[0][0].line, found[1].line) == (2, 4)
+
+    def test_a_header_that_is_not_utf8_does_not_make_the_next_row_the_header(self, tmp_path):
+        with pytest.raises(DataError, match=r"a\.csv:1: .*UTF-8"):
+            items(tmp_path, "a.csv", b"te\xff,label\na,1\n")
+
+
+class TestPlainText:
+    def test_a_short_text_is_one_row(self, tmp_path):
+        assert rows(tmp_path, "a.md", "\n\n# Title\n\nA line.\n") == [(3, "# Title\n\nA line.")]
+
+    def test_a_long_text_is_cut_between_paragraphs_and_nothing_is_lost(self, tmp_path):
+        paragraphs = [f"{number} " + "word " * 100 for number in range(60)]
+        source = open_source(put(tmp_path, "a.txt", "\r\n\r\n".join(paragraphs)))
+        found = list(source.items)
+        assert 5 < len(found) < 10
+        assert "\n\n".join(row.value for row in found) == "\n\n".join(paragraphs)
+        assert all(PASSAGE_CHARACTERS <= len(row.value) + 2 < PASSAGE_CHARACTERS + 600 for row in found[:-1])
+        lines = "\n\n".join(paragraphs).split("\n")
+        assert all(lines[row.line - 1] == row.value.split("\n")[0] for row in found)
+        assert f"{len(found)} passages" in source.notes[0]
+
+
+class TestWhatIsNotThere:
+    def test_a_missing_file_suggests_its_neighbours(self, tmp_path):
+        put(tmp_path, "reviews.csv", "")
+        with pytest.raises(ConfigError) as error:
+            open_source(str(tmp_path / "review.csv"))
+        assert error.value.exit_code == 2
+        assert error.value.hint == "did you mean reviews.csv?"
+
+    def test_a_missing_folder_is_named(self, tmp_path):
+        with pytest.raises(ConfigError, match="nowhere does not exist"):
+            open_source(str(tmp_path / "nowhere" / "a.csv"))
+
+    def test_an_unknown_extension_lists_what_is_read(self, tmp_path):
+        with pytest.raises(ConfigError) as error:
+            open_source(put(tmp_path, "a.xlsx", "x"))
+        assert ".jsonl" in str(error.value)
+
+    def test_paths_are_shown_from_the_current_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        source = open_source(put(tmp_path, "a.jsonl", "{}"))
+        assert source.shown == "a.jsonl"
+        assert list(source.hashes) == ["a.jsonl"]
+
+    def test_a_plain_folder_lists_its_files(self, tmp_path):
+        put(tmp_path, "a.jsonl", "{}")
+        with pytest.raises(ConfigError) as error:
+            open_source(str(tmp_path))
+        assert "a.jsonl" in str(error.value)
+
+
+class TestArrow:
+    @pytest.fixture
+    def datasets(self):
+        return pytest.importorskip("datasets")
+
+    def test_parquet_rows_are_numbered(self, tmp_path, datasets):
+        datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.0]}).to_parquet(tmp_path / "a.parquet")
+        found = list(open_source(str(tmp_path / "a.parquet")).items)
+        assert found == [Row(1, {"text": "a", "label": 0.0}), Row(2, {"text": "b", "label": 1.0})]
+
+    def test_a_file_that_is_no_parquet(self, tmp_path, datasets):
+        with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+            items(tmp_path, "a.parquet", b"PAR1 not really")
+
+    def test_a_saved_folder_and_its_splits(self, tmp_path, datasets):
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        )
+        one = datasets.Dataset.from_dict({"text": ["a"], "label": [1]}, features=features)
+        datasets.DatasetDict(train=one, test=one).save_to_disk(tmp_path / "saved")
+        source = open_source(str(tmp_path / "saved"), "test")
+        assert list(source.items) == [Row(1, {"text": "a", "label": 1})]
+        assert any("0: no, 1: yes" in note for note in source.notes)
+        assert any(name.endswith(".arrow") for name in source.hashes)
+        assert [row.line for row in open_source(str(tmp_path / "saved" / "train")).items] == [1]
+        with pytest.raises(ConfigError, match="it has train, test"):
+            open_source(str(tmp_path / "saved"), "validation")
+
+    def test_hub_names_take_the_split_and_never_remote_code(self, monkeypatch, datasets):
+        asked = []
+
+        def load(name, **settings):
+            asked.append((name, settings))
+            return datasets.Dataset.from_dict({"text": ["a"]})
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        source = open_source("hub:owner/reviews:test")
+        assert list(source.items) == [Row(1, {"text": "a"})]
+        assert source.hashes["hub:owner/reviews:test"]
+        open_source("hub:owner/reviews", "validation")
+        assert asked == [
+            ("owner/reviews", {"split": "test", "trust_remote_code": False}),
+            ("owner/reviews", {"split": "validation", "trust_remote_code": False}),
+        ]
+
+    def test_an_unreachable_hub(self, monkeypatch, datasets):
+        def load(name, **settings):
+            raise ConnectionError("Couldn't reach the hub\nlong story")
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        with pytest.raises(ConfigError) as error:
+            open_source("hub:owner/reviews")
+        assert "Couldn't reach the hub" in error.value.message
+        assert "long story" not in error.value.message
+        assert "HF_HUB_OFFLINE" in str(error.value.hint)
+
+    def test_a_name_that_is_none(self):
+        with pytest.raises(ConfigError, match="not a data set's name"):
+            open_source("hub:a/b/c")
+
+    def test_without_the_library(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+        with pytest.raises(ConfigError) as error:
+            items(tmp_path, "a.parquet", b"PAR1")
+        assert error.value.hint == "pip install 'tunery[datasets]'"
+
+
+def test_a_hundred_thousand_lines_take_seconds(tmp_path):
+    import time
+
+    line = json.dumps({"text": "some words of a review " * 5, "label": 1})
+    path = put(tmp_path, "a.jsonl", (line + "\n") * 100_000)
+    start = time.process_time()
+    assert sum(1 for _ in open_source(path).items) == 100_000
+    assert time.process_time() - start < 10

@@ -1,0 +1,315 @@
+"""The report: what it says, that it escapes, that it survives holes, and its charts."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tunery.errors import CheckpointError, ConfigError
+from tunery.evaluation import charts
+from tunery.evaluation.report import render_report, write_report
+from tunery.evaluation.scores import classification_scores
+
+LABELS = ["negative", "positive"]
+EVIL = '<script>alert("x")</script>'
+
+
+def evaluation(base_right: int = 60, tuned_right: int = 90) -> dict[str, Any]:
+    truth = [i % 2 for i in range(100)]
+
+    def side(right: int) -> dict[str, Any]:
+        predicted = [label if i < right else 1 - label for i, label in enumerate(truth)]
+        return {"loss": 2.0 - right / 100, "perplexity": 3.0, **classification_scores(truth, predicted, LABELS)}
+
+    return {
+        "kind": "classification",
+        "split": "validation",
+        "rows": 100,
+        "labels": LABELS,
+        "base": side(base_right),
+        "tuned": side(tuned_right),
+        "samples": [
+            {
+                "where": "reviews.csv:17",
+                "prompt": "a lovely film",
+                "reference": "positive",
+                "base": "negative (51%)",
+                "tuned": "positive (98%)",
+            }
+        ],
+    }
+
+
+def receipt(**changes: Any) -> dict[str, Any]:
+    tensors = {f"layer.{i}.lora_A.weight": {"shape": [16, 576], "moved": 0.01} for i in range(4)}
+    return {
+        "tunery": "0.1.0",
+        "name": "sentiment",
+        "model": {"name": "tiny", "sha256": "ab" * 32},
+        "data": {
+            "rows_read": 120,
+            "rows_skipped": 0,
+            "dropped": 0,
+            "truncated": 0,
+            "files": {"reviews.csv": "cd" * 32},
+        },
+        "tokens": {"end_of_turn_token": "<|im_end|>", "end_of_turn_trained": True},
+        "lora": {"tensors": tensors},
+        "reload": {"rows": 16, "difference": 0.0, "ok": True},
+        "versions": {"torch": "2.13.0"},
+        "warnings": [],
+        **changes,
+    }
+
+
+def run_dir(
+    root: Path, *, evaluated: Any = None, proof: Any = None, metrics: list[dict[str, Any]] | None = None
+) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "task.yaml").write_text("name: sentiment\nmodel: tiny\n")
+    for name, value in (("evaluation.json", evaluated), ("receipt.json", proof)):
+        if value is not None:
+            (root / name).write_text(json.dumps(value))
+    if metrics is not None:
+        (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    return root
+
+
+METRICS = [
+    *({"step": i, "train_loss": 2.0 - i / 50, "learning_rate": 1e-4} for i in range(1, 41)),
+    {"step": 20, "valid_loss": 1.5, "valid_token_accuracy": 0.6},
+    {"step": 40, "valid_loss": 1.25, "valid_token_accuracy": 0.7},
+]
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would see."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def test_the_headline_numbers_and_their_uncertainty(tmp_path: Path):
+    page = _Page(render_report(run_dir(tmp_path, evaluated=evaluation(), proof=receipt(), metrics=METRICS)))
+    assert "labels 90.0% of 100 held-out rows correctly; the base model 60.0%" in page.text
+    assert "95% interval 82.6% to 94.5%" in page.text
+    assert "+30.0 points better" in page.text
+
+
+def test_a_difference_that_could_be_chance_is_called_so(tmp_path: Path):
+    page = _Page(render_report(run_dir(tmp_path, evaluated=evaluation(60, 63))))
+    assert "could be chance" in page.text
+
+
+def test_a_training_that_did_harm_is_called_so(tmp_path: Path):
+    page = _Page(render_report(run_dir(tmp_path, evaluated=evaluation(90, 50))))
+    assert "made it worse" in page.text
+    assert "−40.0 points worse" in page.text
+
+
+def test_samples_say_which_answer_is_right(tmp_path: Path):
+    text = _Page(render_report(run_dir(tmp_path, evaluated=evaluation()))).text
+    assert "Base ✗ wrong" in text
+    assert "Tuned ✓ right" in text
+
+
+def test_receipt_checks_pass_or_fail(tmp_path: Path):
+    good = _Page(render_report(run_dir(tmp_path / "good", proof=receipt()))).text
+    assert "All 4 adapter tensors moved" in good
+    assert "What was saved is what was trained" in good
+    assert "No row was lost" in good
+    bad = receipt(
+        lora={"tensors": {"stuck": {"shape": [1], "moved": 0.0}, "fine": {"shape": [1], "moved": 0.1}}},
+        tokens={"end_of_turn_trained": False},
+        warnings=["7 rows were dropped"],
+    )
+    text = _Page(render_report(run_dir(tmp_path / "bad", proof=bad))).text
+    assert "1 of 2 did not move, such as stuck" in text
+    assert "may not know when to stop" in text
+    assert "Know this before you trust it 7 rows were dropped" in text
+
+
+def test_no_text_of_the_users_becomes_markup(tmp_path: Path):
+    evil = evaluation()
+    evil["labels"] = [EVIL, "b"]
+    evil["samples"] = [dict.fromkeys(("where", "prompt", "reference", "base", "tuned"), EVIL)]
+    evil["tuned"]["per_label"] = {EVIL: {"precision": 1, "recall": 1, "f1": 1, "support": 1}}
+    proof = receipt(
+        name=EVIL,
+        model={"name": EVIL},
+        warnings=[EVIL],
+        data={"files": {EVIL: EVIL}, "skipped": [EVIL]},
+        lora={"tensors": {EVIL: {"shape": [EVIL], "moved": 1.0}}},
+    )
+    root = run_dir(tmp_path, evaluated=evil, proof=proof, metrics=METRICS)
+    (root / "task.yaml").write_text(f"name: '{EVIL}'\n")
+    html = render_report(root)
+    assert EVIL not in html
+    page = _Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(EVIL) >= 10  # shown as text all the same
+
+
+def test_the_page_asks_the_network_for_nothing(tmp_path: Path):
+    html = render_report(run_dir(tmp_path, evaluated=evaluation(), proof=receipt(), metrics=METRICS))
+    page = _Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert all(str(attrs["href"]).startswith("#") for _, attrs in page.tags if "href" in attrs)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_every_link_inside_the_page_has_its_target_and_ids_are_unique(tmp_path: Path):
+    page = _Page(render_report(run_dir(tmp_path, evaluated=evaluation(), proof=receipt(), metrics=METRICS)))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {str(attrs["href"])[1:] for _, attrs in page.tags if "href" in attrs} <= set(ids)
+
+
+@pytest.mark.parametrize("proof", [None, {}, {"model": None, "data": [], "lora": {"tensors": None}, "warnings": "x"}])
+@pytest.mark.parametrize(
+    "evaluated", [None, {}, {"tuned": None}, {"base": {"loss": None}, "rows": "many", "samples": [None]}]
+)
+def test_holes_in_the_files_are_no_error(tmp_path: Path, proof: Any, evaluated: Any):
+    page = _Page(render_report(run_dir(tmp_path, evaluated=evaluated, proof=proof))).text
+    assert "No training step was logged" in page
+    assert "None" not in page
+
+
+def test_missing_sections_say_so(tmp_path: Path):
+    text = _Page(render_report(run_dir(tmp_path))).text
+    assert "has not been evaluated yet" in text
+    assert "There is no receipt" in text
+
+
+def test_advice_from_the_curves_is_shown(tmp_path: Path):
+    climbing = [{"step": i, "train_loss": 1 + i / 10, "learning_rate": 0.01} for i in range(1, 41)]
+    assert "diverging" in _Page(render_report(run_dir(tmp_path, metrics=climbing))).text
+
+
+def test_many_labels_are_listed_by_their_mistakes(tmp_path: Path):
+    labels = [f"intent-{i}" for i in range(30)]
+    truth = list(range(30)) * 3
+    predicted = [(label + 1) % 30 if label == 7 else label for label in truth]
+    scores = classification_scores(truth, predicted, labels)
+    many = {"kind": "classification", "rows": 90, "labels": labels, "base": scores, "tuned": scores}
+    assert "3intent-7intent-8" in _Page(render_report(run_dir(tmp_path, evaluated=many))).text
+
+
+def test_write_report_writes_beside_the_run(tmp_path: Path):
+    path = write_report(run_dir(tmp_path))
+    assert path == tmp_path / "report.html"
+    assert path.read_text(encoding="utf-8").lstrip().startswith("<!doctype html>")
+
+
+def test_a_folder_that_is_no_run_and_a_damaged_file_are_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="not a run directory"):
+        render_report(tmp_path)
+    root = run_dir(tmp_path)
+    (root / "evaluation.json").write_text('{"kind": ')
+    with pytest.raises(CheckpointError, match=r"evaluation\.json"):
+        render_report(root)
+
+
+# --------------------------------------------------------------------------- charts
+
+
+def parse(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.3, 9.7, [0, 2, 4, 6, 8, 10]), (0, 1e-4, [0, 2e-5, 4e-5, 6e-5, 8e-5, 1e-4])],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, ticks: list[float]):
+    assert charts.nice_ticks(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.0, 1e-9])
+def test_ticks_around_a_single_value(value: float):
+    ticks = charts.nice_ticks(value, value)
+    assert ticks[0] < value < ticks[-1]
+
+
+def test_log_ticks_cover():
+    assert charts.log_ticks(0.03, 4) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5])
+
+
+def test_tick_labels_are_short():
+    assert [charts.tick_label(v) for v in (0, 0.25, 1500, 2e-5, 9.3e-4, 2.5e7)] == [
+        "0",
+        "0.25",
+        "1,500",
+        "2e-5",
+        "9.3e-4",
+        "2.5e7",
+    ]
+
+
+def test_a_chart_is_well_formed_named_and_within_its_box():
+    svg = charts.line_chart(
+        [charts.Series("a & <b>", [(1, 3.0), (2, 1.0), (3, 2.0)]), charts.Series("v", [(2, 1.5)], 2, "dots")],
+        title="Loss & <more>",
+        marks=[(2, "best")],
+    )
+    root = parse(svg)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.findtext(f"{space}title") == "Loss & <more>"
+    texts = [element.text for element in root.iter(f"{space}text")]
+    assert {"a & <b>", "v", "best"} <= set(texts)
+    for line in root.iter(f"{space}polyline"):
+        for point in line.attrib["points"].split():
+            x, y = map(float, point.split(","))
+            assert 0 <= x <= 720
+            assert 0 <= y <= 300
+
+
+def test_a_higher_value_is_drawn_higher_on_both_scales():
+    for log_y in (False, True):
+        svg = charts.line_chart([charts.Series("a", [(1, 0.1), (2, 10.0)])], title="t", log_y=log_y)
+        first, last = re.findall(r"points=\"([^\"]+)\"", svg)[0].split()
+        assert float(last.split(",")[1]) < float(first.split(",")[1])
+
+
+@pytest.mark.parametrize("points", [[], [(1, float("nan"))], [(1, 2.0)], [(5, 0.0), (5, 0.0)]])
+def test_charts_of_almost_nothing(points: list[tuple[float, float]]):
+    svg = charts.line_chart([charts.Series("a", points)], title="t", log_y=True)
+    parse(svg)
+    assert "nan" not in svg
+
+
+def test_thinning_keeps_spikes_and_order():
+    points = [(float(i), 1.0) for i in range(10_000)]
+    points[7777] = (7777.0, 99.0)
+    kept = charts.thin(points)
+    assert len(kept) <= charts.MOST_POINTS
+    assert (7777.0, 99.0) in kept
+    assert kept == sorted(kept)
+
+
+def test_smoothing_does_not_lag_behind_a_straight_fall_and_tames_noise():
+    line = [(float(i), 10.0 - i / 10) for i in range(100)]
+    assert [y for _, y in charts.smooth(line)] == pytest.approx([y for _, y in line])
+    zigzag = [(float(i), float(i % 2)) for i in range(200)]
+    assert max(abs(y - 0.5) for _, y in charts.smooth(zigzag)[10:-10]) < 0.1

@@ -1,0 +1,95 @@
+"""The model card."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.evaluation.test_report import evaluation, receipt, run_dir
+from tunery.evaluation.record import read_run
+from tunery.export.card import hub_id, write_card
+
+
+def card(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    root = run_dir(tmp_path / "run", evaluated=evaluation(), proof=receipt(**changes))
+    return split(write_card(root, tmp_path / "adapter").read_text(encoding="utf-8"))
+
+
+def split(text: str) -> tuple[dict[str, Any], str]:
+    _, front, body = re.split(r"^---$\n", text, maxsplit=2, flags=re.MULTILINE)
+    return yaml.safe_load(front), body
+
+
+def test_front_matter_of_a_base_from_the_hub(tmp_path: Path):
+    front, body = card(tmp_path, model={"name": "x", "source": "Qwen/Qwen3-0.6B", "license": "Apache-2.0"})
+    assert front == {
+        "base_model": "Qwen/Qwen3-0.6B",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "tunery", "base_model:adapter:Qwen/Qwen3-0.6B"],
+        "license": "apache-2.0",
+    }
+    assert 'from_pretrained("Qwen/Qwen3-0.6B")' in body
+
+
+def test_a_built_in_name_becomes_its_hub_id(tmp_path: Path):
+    front, _ = card(tmp_path, model={"name": "smollm2-135m-instruct"})
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_a_local_base_is_no_hub_id_and_its_folder_stays_private(tmp_path: Path):
+    front, body = card(tmp_path, model={"name": "/home/ada/secret/my-model", "source": "/home/ada/secret/my-model"})
+    assert "base_model" not in front
+    assert front["tags"] == ["lora", "tunery"]
+    assert "my-model" in body
+    assert "/home/ada" not in body
+
+
+def test_data_files_are_named_without_their_folder(tmp_path: Path):
+    _, body = card(tmp_path, data={"kind": "classification", "files": {"/home/ada/reviews.csv": "cd" * 32}})
+    assert f"reviews.csv: `{'cd' * 32}`" in body
+    assert "/home/ada" not in body
+
+
+def test_results_and_hashes(tmp_path: Path):
+    _, body = card(tmp_path)
+    assert "| Accuracy (higher is better) | 60.0% | 90.0% | +30.0 points |" in body
+    assert "tunery chat runs/sentiment" in body
+    assert f"Receipt: `{read_run(tmp_path / 'run').receipt_sha256}`" in body
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_the_python_shown_parses(tmp_path: Path, kind: str):
+    _, body = card(tmp_path, data={"kind": kind}, model={"name": 'odd "name"'})
+    match = re.search(r"```python\n(.*?)```", body, re.DOTALL)
+    assert match
+    ast.parse(match[1])
+
+
+def test_texts_stay_text_in_markdown_and_yaml(tmp_path: Path):
+    evil = "<script>x</script>\n---\n# big `code` | cell"
+    front, body = card(tmp_path, name=evil, warnings=[evil], model={"name": "a", "license": "x: [y\n---\n# z"})
+    assert front["license"] == "x: [y\n---\n# z"
+    assert "<script>" not in body
+    assert body.count("\n# ") == 1
+
+
+def test_no_evaluation_and_no_receipt_still_make_a_card(tmp_path: Path):
+    front, body = split(write_card(run_dir(tmp_path / "run"), tmp_path).read_text(encoding="utf-8"))
+    assert front["library_name"] == "peft"
+    assert "Not evaluated" in body
+    assert "None" not in body
+
+
+def test_an_existing_folder_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    root = run_dir(tmp_path / "run", proof=receipt(model={"name": "models/mine"}))
+    (root / "task.yaml").write_text(json.dumps({"name": "x"}))
+    assert hub_id(read_run(root)) is None

@@ -1,0 +1,348 @@
+"""The main job from a task file to a run directory, on a tiny model: what a person would see and rely on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tunery
+from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
+from tunery.console import Console
+from tunery.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    ResumableError,
+    StoppedError,
+)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task and 80 rows that a tiny model can learn."""
+    monkeypatch.chdir(tmp_path)
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in range(80):
+            writer.writerow([f"film {i} is {'fine' if i % 2 else 'dull'}", "good" if i % 2 else "bad"])
+    (tmp_path / "task.yaml").write_text(
+        f"name: films\nmodel: {base_folder}\ndata:\n  train: rows.csv\n  validation: 16\n  instruction: good or bad?\n"
+        "lora:\n  rank: 4\ntrain:\n  epochs: 3\n  batch_size: 8\n  learning_rate: 0.01\n  precision: float32\n"
+    )
+    return tmp_path
+
+
+QUIET = Console(quiet=True)
+
+
+class Interrupting(Console):
+    """Sends a signal after a step; keeps what was said."""
+
+    def __init__(self, step: int | None = None, number: int = signal.SIGINT):
+        super().__init__(quiet=True)
+        self.step, self.number, self.said = step, number, []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if line["step"] == self.step and "train_loss" in line:
+            os.kill(os.getpid(), self.number)
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_directory_is_complete_and_the_tuned_model_is_better(project: Path) -> None:
+    run = tunery.train("task.yaml", view=QUIET)
+    assert run.path == Path("runs/films")
+    names = {p.name for p in run.path.iterdir()}
+    assert {
+        "task.yaml",
+        "adapter",
+        "checkpoints",
+        "metrics.jsonl",
+        "evaluation.json",
+        "receipt.json",
+        "report.html",
+    } <= names
+    in_adapter = {p.name for p in (run.path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= in_adapter
+    evaluation = json.loads((run.path / "evaluation.json").read_text())
+    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
+    assert evaluation["tuned"]["accuracy"] == 1.0
+    assert evaluation["rows"] == 16
+    metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics if "train_loss" in m] == list(range(1, 25))
+    assert any("valid_loss" in m for m in metrics)
+
+
+def test_the_receipt_tells_what_was_trained(project: Path) -> None:
+    receipt = tunery.train("task.yaml", view=QUIET).receipt
+    assert receipt["data"]["train_rows"] == 64
+    assert receipt["data"]["validation_rows"] == 16
+    assert receipt["tokens"]["end_of_turn_token"] == "<|im_end|>"
+    assert receipt["tokens"]["end_of_turn_trained"] is True
+    assert receipt["tokens"]["computed"] < receipt["tokens"]["data"]
+    assert all(tensor["moved"] > 0 for tensor in receipt["lora"]["tensors"].values())
+    assert len(receipt["lora"]["matched"]) == 14
+    assert receipt["reload"]["ok"]
+    assert receipt["reload"]["difference"] <= 1e-6
+    assert receipt["training"]["steps"] == 24
+    assert receipt["training"]["final_loss"] < receipt["training"]["first_loss"]
+    assert 0 < receipt["speed"]["matmul_share"] < 1
+    assert set(receipt["versions"]) >= {"python", "torch", "transformers", "tunery"}
+
+
+def test_a_loaded_run_answers_classifies_and_steps_aside(project: Path) -> None:
+    run = tunery.train("task.yaml", view=QUIET)
+    tuned = run.load()
+    shares = tuned.classify(["film 3 is fine", "film 4 is dull"])
+    assert shares[0]["good"] > 0.9
+    assert shares[1]["bad"] > 0.9
+    assert tuned.answer("film 5 is fine", max_new_tokens=8) == "good"
+    assert "".join(tuned.stream("film 6 is dull", max_new_tokens=8)) == "bad"
+    with tuned.untuned():
+        base_share = tuned.classify(["film 3 is fine"])[0]["good"]
+    assert abs(base_share - shares[0]["good"]) > 0.05
+
+
+def test_interrupting_saves_and_resuming_gives_the_same_adapter_bit_for_bit(project: Path) -> None:
+    undisturbed = tunery.train("task.yaml", ["name=whole", "lora.dropout=0.1"], view=QUIET)
+    with pytest.raises(StoppedError) as stopped:
+        tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], view=Interrupting(5))
+    assert stopped.value.exit_code == 130
+    assert "run the same command again" in str(stopped.value)
+    with pytest.raises(StoppedError) as stopped:
+        tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], view=Interrupting(13, signal.SIGTERM))
+    assert stopped.value.exit_code == 143
+    resumed = tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], view=QUIET)
+    assert same(adapter(undisturbed.path), adapter(resumed.path))
+    assert resumed.receipt["training"]["resumed_from"] == [5, 13]
+    losses = [
+        [
+            m["train_loss"]
+            for m in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+            if "train_loss" in m
+        ]
+        for run in (undisturbed, resumed)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_two_runs_of_one_seed_are_equal_and_another_seed_differs(project: Path) -> None:
+    first = tunery.train("task.yaml", ["name=a", "train.max_steps=4"], view=QUIET)
+    second = tunery.train("task.yaml", ["name=b", "train.max_steps=4"], view=QUIET)
+    other = tunery.train("task.yaml", ["name=c", "train.max_steps=4", "seed=1"], view=QUIET)
+    assert same(adapter(first.path), adapter(second.path))
+    assert not same(adapter(first.path), adapter(other.path))
+
+
+def test_checkpointing_activations_does_not_change_the_update(project: Path) -> None:
+    plain = tunery.train("task.yaml", ["name=a", "train.max_steps=4", "lora.dropout=0.2"], view=QUIET)
+    recomputed = tunery.train(
+        "task.yaml",
+        ["name=b", "train.max_steps=4", "lora.dropout=0.2", "train.gradient_checkpointing=true"],
+        view=QUIET,
+    )
+    for name, tensor in adapter(plain.path).items():
+        assert torch.allclose(tensor, adapter(recomputed.path)[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(project: Path) -> None:
+    run = tunery.train("task.yaml", view=QUIET)
+    before = (run.path / "receipt.json").read_text()
+    view = Interrupting()
+    tunery.train("task.yaml", view=view)
+    assert (run.path / "receipt.json").read_text() == before
+    assert "already finished" in view.said[-1]
+    with pytest.raises(ConfigError, match=r"lora\.rank: 4 → 8"):
+        tunery.train("task.yaml", ["lora.rank=8"], view=QUIET)
+    tunery.train("task.yaml", ["lora.rank=8"], resume="never", view=QUIET)
+    assert (Path("runs/films.old-1") / "receipt.json").read_text() == before
+
+
+def test_resuming_with_other_settings_or_rows_is_refused(project: Path) -> None:
+    with pytest.raises(StoppedError):
+        tunery.train("task.yaml", view=Interrupting(3))
+    with pytest.raises(CheckpointError, match=r"train\.batch_size: 8 → 4"):
+        tunery.train("task.yaml", ["train.batch_size=4"], view=QUIET)
+    rows = (project / "rows.csv").read_text()
+    (project / "rows.csv").write_text(rows.replace("dull", "grey"))
+    with pytest.raises(CheckpointError, match="training rows have changed"):
+        tunery.train("task.yaml", view=QUIET)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_said_and_an_earlier_one_can_be_named(project: Path) -> None:
+    with pytest.raises(StoppedError):
+        tunery.train("task.yaml", ["train.save_steps=2", "train.save_limit=3"], view=Interrupting(5))
+    checkpoints = Path("runs/films/checkpoints")
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2", "step-4", "step-5"]
+    (checkpoints / "step-5" / "adapter.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="step-5 cannot be read"):
+        tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", resume=str(checkpoints / "step-4"), view=QUIET)
+    assert run.receipt["training"]["resumed_from"] == [4]
+
+
+def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
+    run = tunery.train(
+        "task.yaml",
+        ["train.learning_rate=0.5", "train.epochs=20", "train.eval_steps=4", "train.early_stopping_patience=2",
+         "train.scheduler=constant", "train.max_grad_norm=null"],
+        view=QUIET,
+    )  # fmt: skip
+    training = run.receipt["training"]
+    assert training["stopped"] == "early stopping"
+    assert training["steps"] < training["planned_steps"]
+    assert training["steps"] - training["best_step"] == 8
+    assert training["restored_step"] == training["best_step"]
+    best = load_file(run.path / "checkpoints" / f"step-{training['best_step']}" / "adapter.safetensors")
+    assert same(best, adapter(run.path))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(project: Path, base_folder: Path) -> None:
+    broken = project / "broken"
+    shutil.copytree(base_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DivergedError, match=r"step 1: the loss is nan.*rows\.csv:") as diverged:
+        tunery.train("task.yaml", [f"model={broken}"], view=QUIET)
+    assert diverged.value.exit_code == 5
+    assert not Path("runs/films/adapter").exists()
+
+
+def test_a_full_disk_is_said_and_the_run_can_go_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunery.training import checkpoint
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(ResumableError, match="disk is full") as error:
+            tunery.train("task.yaml", ["train.save_steps=2"], view=QUIET)
+    assert error.value.exit_code == 75
+    assert list(Path("runs/films/checkpoints").glob("*")) == []
+    assert tunery.train("task.yaml", ["train.save_steps=2"], view=QUIET).receipt["training"]["steps"] == 24
+
+
+def test_a_changed_adapter_template_or_base_is_refused_at_load(project: Path, base_folder: Path) -> None:
+    own = project / "own"
+    shutil.copytree(base_folder, own)
+    run = tunery.train("task.yaml", [f"model={own}", "train.max_steps=2"], view=QUIET)
+    saved = adapter(run.path)
+    save_file(dict(list(saved.items())[1:]), run.path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(AdapterError):
+        tunery.load(run.path)
+    save_file(saved, run.path / "adapter" / "adapter_model.safetensors")
+    tunery.load(run.path)
+    tiny_tokenizer(CHATML.replace("user", "human")).save_pretrained(own)
+    tiny_tokenizer(CHATML + " ").save_pretrained(own)
+    with pytest.raises(AdapterError, match="chat template"):
+        tunery.load(run.path)
+    tiny_tokenizer().save_pretrained(own)
+    save_tiny_llama(own, seed=5)
+    with pytest.raises(AdapterError, match="another hash"):
+        tunery.load(run.path)
+
+
+def test_an_adapter_that_was_not_saved_as_trained_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunery.training import fit
+
+    real = fit.write_adapter_files
+
+    def corrupting(model: Any, folder: Path, *args: Any, **kwargs: Any) -> None:
+        real(model, folder, *args, **kwargs)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        name = next(n for n in tensors if "lora_B" in n)
+        save_file({**tensors, name: torch.zeros_like(tensors[name])}, folder / "adapter_model.safetensors")
+
+    monkeypatch.setattr(fit, "write_adapter_files", corrupting)
+    with pytest.raises(AdapterError, match="saved adapter gives a loss"):
+        tunery.train("task.yaml", view=QUIET)
+
+
+def test_evaluating_on_further_rows_and_again(project: Path) -> None:
+    run = tunery.train("task.yaml", ["evaluate.enabled=false"], view=QUIET)
+    assert run.evaluation is None
+    (project / "more.jsonl").write_text(
+        '{"text": "film 90 is dull", "label": "bad"}\n{"text": "film 91 is fine", "label": "good"}\n'
+    )
+    more = tunery.evaluate(run.path, "more.jsonl", view=QUIET)
+    assert (more["rows"], more["tuned"]["accuracy"]) == (2, 1.0)
+    assert (run.path / "evaluation-more.json").exists()
+    assert tunery.evaluate(run.path, view=QUIET)["rows"] == 16
+    assert (run.path / "evaluation.json").exists()
+    (project / "odd.jsonl").write_text('{"text": "a", "label": "so-so"}\n')
+    with pytest.raises(DataError, match=r"odd\.jsonl:1:label"):
+        tunery.evaluate(run.path, "odd.jsonl", view=QUIET)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion", "text"])
+def test_every_kind_trains_evaluates_and_answers(project: Path, kind: str) -> None:
+    words = ["fine", "dull", "best"]
+    rows = {
+        "chat": lambda i: {
+            "messages": [{"role": "user", "content": f"film {i}?"}, {"role": "assistant", "content": words[i % 3]}]
+        },
+        "completion": lambda i: {"prompt": f"film {i} is ", "completion": words[i % 3]},
+        "text": lambda i: {"text": f"the film number {i} is a {words[i % 3]} film, and so on and on"},
+    }[kind]  # fmt: skip
+    (project / "rows.jsonl").write_text("".join(json.dumps(rows(i)) + "\n" for i in range(40)))
+    run = tunery.train(
+        "task.yaml",
+        ["data.train=rows.jsonl", "data.instruction=null", "evaluate.max_new_tokens=8", "evaluate.generate_rows=4"],
+        view=QUIET,
+    )  # fmt: skip
+    assert run.receipt["data"]["kind"] == kind
+    assert run.receipt["tokens"]["end_of_turn_trained"]
+    assert run.evaluation is not None
+    assert run.evaluation["tuned"]["loss"] < run.evaluation["base"]["loss"]
+    assert "chrf" in run.evaluation["tuned"]
+    assert len(run.evaluation["samples"]) == 4
+    assert isinstance(run.load().answer("film 3 is ", max_new_tokens=4), str)
+
+
+def test_check_tells_what_will_be_trained_without_training(project: Path) -> None:
+    result = tunery.check("task.yaml")
+    json.dumps(result)
+    assert result["data"]["train_rows"] == 64
+    assert result["tokens"]["trained"] == 64 * 2 or result["tokens"]["trained_share"] < 0.5
+    assert result["training"]["steps"] == 24
+    assert result["training"]["layers"] == 14
+    assert result["training"]["memory_bytes"] > 0
+    trained = "".join(text for text, on in result["samples"][0] if on)
+    assert trained in ("good<|im_end|>", "bad<|im_end|>")
+    assert not Path("runs").exists()
+
+
+def test_a_second_process_is_kept_out_of_a_run_in_use(project: Path) -> None:
+    from tunery.paths import lock
+
+    with lock(Path("runs/.films.lock")), pytest.raises(ConfigError, match="another process"):
+        tunery.train("task.yaml", view=QUIET)
