@@ -70,10 +70,17 @@ if options.model:
     model = AutoModelForCausalLM.from_pretrained(options.model)
 else:
     tokenizer = byte_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     shape = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=128, n_embd=128, n_layer=2, n_head=4, initializer_range=0.1
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=128,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.1,  # large enough that a frozen head with random weights can be sure of a word
+        bos_token_id=end,  # type: ignore[arg-type]
+        eos_token_id=end,  # type: ignore[arg-type]
     )
-    shape.bos_token_id = shape.eos_token_id = tokenizer.eos_token_id
     model = GPT2LMHeadModel(shape)
 
 

@@ -1,5 +1,5 @@
-"""Models compute their norms and rotary angles in float32 even when their weights are float64. Under `Double` they do not,
-so that equalities can be tested to 1e-9."""
+"""Models compute norms and rotary angles in float32 even when their weights are float64. Under `Double` they do not, so
+that equalities can be tested to 1e-9."""
 
 from __future__ import annotations
 

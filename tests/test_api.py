@@ -45,7 +45,7 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
             writer.writerow([f"film {i} is {'fine' if i % 2 else 'dull'}", "good" if i % 2 else "bad"])
     (tmp_path / "task.yaml").write_text(
         f"name: films\nmodel: {base_folder}\ndata:\n  train: rows.csv\n  validation: 16\n  instruction: good or bad?\n"
-        "lora:\n  rank: 4\ntrain:\n  epochs: 3\n  batch_size: 8\n  learning_rate: 0.01\n  precision: float32\n"
+        "lora:\n  rank: 4\ntrain:\n  epochs: 3\n  batch_size: 8\n  learning_rate: 0.02\n  precision: float32\n"
     )
     return tmp_path
 
@@ -209,12 +209,21 @@ def test_a_checkpoint_that_cannot_be_read_is_said_and_an_earlier_one_can_be_name
 
 
 def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
+    contrary = "".join(
+        f"film {i} is {'fine' if i % 2 else 'dull'},{'bad' if i % 2 else 'good'}\n" for i in range(90, 98)
+    )
+    (project / "contrary.csv").write_text(f"text,label\n{contrary}")
     run = tunery.train(
         "task.yaml",
-        ["train.learning_rate=0.5", "train.epochs=20", "train.eval_steps=4", "train.early_stopping_patience=2",
-         "train.scheduler=constant", "train.max_grad_norm=null"],
+        [
+            "data.validation=contrary.csv",
+            "train.epochs=20",
+            "train.eval_steps=4",
+            "train.early_stopping_patience=2",
+            "train.scheduler=constant",
+        ],
         view=QUIET,
-    )  # fmt: skip
+    )
     training = run.receipt["training"]
     assert training["stopped"] == "early stopping"
     assert training["steps"] < training["planned_steps"]
@@ -230,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project: Path, base_f
     weights = load_file(broken / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DivergedError, match=r"step 1: the loss is nan.*rows\.csv:") as diverged:
+    with pytest.raises(DivergedError, match=r"(?s)step 1: the loss is nan.*rows\.csv:") as diverged:
         tunery.train("task.yaml", [f"model={broken}"], view=QUIET)
     assert diverged.value.exit_code == 5
     assert not Path("runs/films/adapter").exists()

@@ -60,6 +60,7 @@ def tiny_llama_config(vocabulary: int) -> LlamaConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
+        initializer_range=0.2,  # so that logits differ and a few steps teach something
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

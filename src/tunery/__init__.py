@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tunery.lora.attach import apply_lora, disabled, set_active
     from tunery.lora.merge import merge
 
+    __version__: str
+
 _HOMES = {
     "Run": "tunery.api",
     "Task": "tunery.config",

@@ -19,7 +19,7 @@ from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
 from tunery.models.flat import FlatModel
 from tunery.models.load import load_base, load_config, load_tokenizer
-from tunery.paths import RunPaths, lock, safe_name, write_atomic, write_json
+from tunery.paths import RunPaths, lock, safe_name, write_json
 from tunery.training.check import check as check_prepared
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
@@ -88,7 +88,6 @@ def train(
         prepared = _prepare(task, base.tokenizer, base.model.config)
         for note in prepared.data.notes:
             view.note(note)
-        write_atomic(paths.task, task.to_yaml())
         fitted = fit(task, prepared, base, paths, view, checkpoint)
         evaluation = None
         if task.evaluate.enabled and prepared.held_out[2].rows:

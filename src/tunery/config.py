@@ -30,58 +30,65 @@ class _Settings(BaseModel):
 class Columns(_Settings):
     """Which column (CSV) or key (JSONL) holds what. Left out, they are found by their usual names, and printed."""
 
-    text: str | None = Field(None, description="the text of a row (kinds text and classification)")
-    label: str | None = Field(None, description="the class of a row (kind classification)")
-    prompt: str | None = Field(None, description="what the model is given (kind completion)")
-    completion: str | None = Field(None, description="what the model should answer (kind completion)")
-    messages: str | None = Field(None, description="the conversation, a list of {role, content} (kind chat)")
-    tools: str | None = Field(None, description="the tools offered in the conversation (kind chat)")
+    text: str | None = Field(default=None, description="the text of a row (kinds text and classification)")
+    label: str | None = Field(default=None, description="the class of a row (kind classification)")
+    prompt: str | None = Field(default=None, description="what the model is given (kind completion)")
+    completion: str | None = Field(default=None, description="what the model should answer (kind completion)")
+    messages: str | None = Field(default=None, description="the conversation, a list of {role, content} (kind chat)")
+    tools: str | None = Field(default=None, description="the tools offered in the conversation (kind chat)")
 
 
 class DataConfig(_Settings):
     """The rows, what they mean, and how they are split."""
 
     train: str | tuple[str, ...] = Field(
-        description="file(s) to learn from: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .md, .parquet, a `datasets` folder, or "
+        description="file(s) to learn from: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .md, .parquet, a "
+        " `datasets` folder, or "
         "hub:OWNER/NAME (with :SPLIT if you like)"
     )
     validation: Annotated[float, Field(gt=0)] | str | None = Field(
-        0.1,
+        default=0.1,
         description="held-out rows: a fraction below 1, a number of rows, a file, or null for none. "
         "The same text is never on both sides",
     )
-    test: str | None = Field(None, description="file for the final evaluation; the validation rows serve if left out")
-    kind: Kind | Auto = Field("auto", description="chat, completion, text or classification; auto looks at the rows")
+    test: str | None = Field(
+        default=None, description="file for the final evaluation; the validation rows serve if left out"
+    )
+    kind: Kind | Auto = Field(
+        default="auto", description="chat, completion, text or classification; auto looks at the rows"
+    )
     columns: Columns = Field(default_factory=Columns)
     labels: dict[str, str] | tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="classification: a map from the value in the file to the word the model answers, "
         "e.g. {0: negative, 1: positive}, or just the list of values; left out, the values themselves",
     )
     instruction: str | None = Field(
-        None,
+        default=None,
         description="classification: what the model is told before each text; left out, it lists the labels",
     )
     system: str | None = Field(
-        None,
+        default=None,
         description="system message put before every conversation that has none (chat, classification)",
     )
     max_length: PositiveInt | None = Field(
-        None, description="longest row in tokens; left out, 2048 or the model's context, whichever is smaller"
+        default=None, description="longest row in tokens; left out, 2048 or the model's context, whichever is smaller"
     )
     too_long: Literal["cut", "drop"] = Field(
-        "cut",
+        default="cut",
         description="a longer row is cut (chat, completion: the front of the prompt, so that the last answer is kept "
         "whole; classification: the end of the text; text: continued in a further row), or dropped. A row whose answer "
         "alone is too long is dropped. All are counted",
     )
     on_bad_row: Literal["stop", "skip"] = Field(
-        "stop", description="stop: list every bad row and end with exit code 3; skip: drop and count them"
+        default="stop", description="stop: list every bad row and end with exit code 3; skip: drop and count them"
     )
     duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="rows of the training data that repeat an earlier one"
+        default="keep", description="rows of the training data that repeat an earlier one"
     )
-    max_rows: PositiveInt | None = Field(None, description="use only this many rows for training, drawn with the seed")
+    max_rows: PositiveInt | None = Field(
+        default=None, description="use only this many rows for training, drawn with the seed"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -119,19 +126,21 @@ def _as_label(value: Any) -> str:
 class LoraConfig(_Settings):
     """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: PositiveInt = Field(16, description="r, the width of the low-rank update")
+    rank: PositiveInt = Field(default=16, description="r, the width of the low-rank update")
     alpha: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="the update is scaled by alpha / rank; left out, alpha is twice the rank"
+        default=None, description="the update is scaled by alpha / rank; left out, alpha is twice the rank"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs set to zero while training")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the adapter's inputs set to zero while training"
+    )
     targets: str | tuple[str, ...] = Field(
-        "all-linear",
+        default="all-linear",
         description="which layers: all-linear, attention, mlp, a layer name (q_proj) or list of names, or a pattern "
         "with * over full names (model.layers.1*.mlp.*). Nothing matched is an error that lists what could be",
     )
-    exclude: tuple[str, ...] = Field((), description="layer names or patterns left out of `targets`")
+    exclude: tuple[str, ...] = Field(default=(), description="layer names or patterns left out of `targets`")
     rank_stabilized: bool = Field(
-        False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"
+        default=False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"
     )
 
     @property
@@ -144,62 +153,71 @@ class TrainConfig(_Settings):
     """The optimisation."""
 
     epochs: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="passes over the training rows; ignored with max_steps"
+        default=1.0, description="passes over the training rows; ignored with max_steps"
     )
-    max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps instead")
-    batch_size: PositiveInt = Field(16, description="rows per optimizer step, however they are split to fit in memory")
+    max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps instead")
+    batch_size: PositiveInt = Field(
+        default=16, description="rows per optimizer step, however they are split to fit in memory"
+    )
     micro_batch_size: PositiveInt | Auto = Field(
-        "auto", description="rows computed at a time; does not change the result. auto: as many as memory allows"
+        default="auto",
+        description="rows computed at a time; does not change the result. auto: as many as memory allows",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
-        "auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
+        default="auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
     )
-    scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after warm-up")
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="how the rate falls after warm-up"
+    )
     warmup: Annotated[float, Field(ge=0)] = Field(
-        0.05, description="steps over which the rate rises from zero: a fraction of all steps if below 1, else a number"
+        default=0.05,
+        description="steps over which the rate rises from zero: a fraction of all steps if below 1, else a number",
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        1.0, description="clip the gradient to this global norm; null for no clipping"
+        default=1.0, description="clip the gradient to this global norm; null for no clipping"
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the second moment")
-    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW: added to the denominator")
-    logging_steps: PositiveInt = Field(1, description="write a line to metrics.jsonl every so many steps")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the first moment")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW: decay of the second moment")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(default=1e-8, description="AdamW: added to the denominator")
+    logging_steps: PositiveInt = Field(default=1, description="write a line to metrics.jsonl every so many steps")
     eval_steps: PositiveInt | Auto | None = Field(
-        "auto",
+        default="auto",
         description="measure the validation loss every so many steps. auto: ten times a run and at its end; "
         "null: never",
     )
     eval_rows: PositiveInt | None = Field(
-        100,
+        default=100,
         description="validation rows used while training (the first so many); null for all. "
         "The final evaluation uses all",
     )
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="stop after this many validations in a row without a better loss"
+        default=None, description="stop after this many validations in a row without a better loss"
     )
-    early_stopping_threshold: float = Field(0.0, ge=0, description="how much lower the loss must be to count as better")
+    early_stopping_threshold: float = Field(
+        default=0.0, ge=0, description="how much lower the loss must be to count as better"
+    )
     restore_best: bool | Auto = Field(
-        "auto",
+        default="auto",
         description="at the end, go back to the step with the best validation loss. auto: when early stopping is on",
     )
     save_steps: PositiveInt | Auto | None = Field(
-        "auto",
+        default="auto",
         description="checkpoint every so many steps. auto: with each validation; null: only when stopped "
         "and at the end",
     )
-    save_limit: PositiveInt = Field(2, description="checkpoints kept, besides the best one")
+    save_limit: PositiveInt = Field(default=2, description="checkpoints kept, besides the best one")
     gradient_checkpointing: bool | Auto = Field(
-        "auto", description="recompute activations instead of keeping them. auto: only when memory would not suffice"
+        default="auto",
+        description="recompute activations instead of keeping them. auto: only when memory would not suffice",
     )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
-        "auto",
+        default="auto",
         description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU when there is one")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: a GPU when there is one")
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        (), description="also send metrics there (metrics.jsonl is always written)"
+        default=(), description="also send metrics there (metrics.jsonl is always written)"
     )
 
     @field_validator("report_to", mode="before")
@@ -211,28 +229,31 @@ class TrainConfig(_Settings):
 class EvaluateConfig(_Settings):
     """What is measured at the end, on the base and on the tuned model alike."""
 
-    enabled: bool = Field(True, description="false: train only; `tunery eval RUN` can follow at any time")
-    max_rows: PositiveInt | None = Field(None, description="held-out rows used; left out, all")
+    enabled: bool = Field(default=True, description="false: train only; `tunery eval RUN` can follow at any time")
+    max_rows: PositiveInt | None = Field(default=None, description="held-out rows used; left out, all")
     generate_rows: Annotated[int, Field(ge=0)] = Field(
-        24, description="held-out rows answered by generating (kinds chat, completion and text), for the overlap scores"
+        default=24,
+        description="held-out rows answered by generating (kinds chat, completion and text), for the overlap scores",
     )
-    samples: Annotated[int, Field(ge=0)] = Field(8, description="rows shown side by side in the report")
-    max_new_tokens: PositiveInt = Field(96, description="longest generated answer")
+    samples: Annotated[int, Field(ge=0)] = Field(default=8, description="rows shown side by side in the report")
+    max_new_tokens: PositiveInt = Field(default=96, description="longest generated answer")
 
 
 class Task(_Settings):
     """A whole task file."""
 
     name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the run; it is written to OUTPUT/NAME"
+        default="run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the run, written to OUTPUT/NAME; left out, the name of the task file's folder",
     )
     model: str = Field(
         description="the base: a hub id (Qwen/Qwen3-0.6B), a folder, a .gguf file, or a built-in name "
         f"({', '.join(BUILT_IN_MODELS)})"
     )
-    output: str = Field("runs", description="folder for run directories, relative to the current folder")
+    output: str = Field(default="runs", description="folder for run directories, relative to the current folder")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="everything random follows from it: adapter, order of rows, dropout, split"
+        default=0, description="everything random follows from it: adapter, order of rows, dropout, split"
     )
     data: DataConfig
     lora: LoraConfig = Field(default_factory=LoraConfig)

@@ -133,8 +133,9 @@ def evaluation(result: Mapping[str, Any]) -> None:
     console = _console()
     base, tuned = result["base"], result["tuned"]
     table = Table(title=f"\n{result['rows']:,} held-out rows", title_justify="left", title_style="bold")
-    for name, justify in (("", "left"), ("base", "right"), ("tuned", "right")):
-        table.add_column(name, justify=justify)
+    table.add_column("")
+    table.add_column("base", justify="right")
+    table.add_column("tuned", justify="right")
     for key, (name, form) in SCORES.items():
         if base.get(key) is not None and tuned.get(key) is not None:
             table.add_row(name, form.format(base[key]), form.format(tuned[key]))

@@ -35,7 +35,11 @@ class Sampling:
         if self.temperature > 0:
             drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id, **drawn
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=list(stop_ids) or None,
+            pad_token_id=pad_id,
+            repetition_penalty=1.0,
+            **drawn,
         )
 
 
@@ -55,7 +59,6 @@ def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=sampling.config(stop_ids, pad),
-            use_model_defaults=False,
             **more,
         )
 

@@ -1,4 +1,4 @@
-"""What the machine offers: which device, which number format is faster on it, how fast it multiplies, how much memory."""
+"""What the machine offers: its devices, the faster number format, the matrix-multiply rate, the memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def pick_device(setting: str) -> torch.device:
     if kind not in there:
         raise ConfigError(f"train.device: unknown device {setting!r}", f"known: auto, {', '.join(there)}")
     if not there[kind]:
-        why = "this PyTorch was built without it" if kind == "cuda" and torch.version.cuda is None else "none is visible"
+        built = kind != "cuda" or torch.version.cuda is not None
+        why = "none is visible" if built else "this PyTorch was built without it"
         raise ConfigError(f"train.device: there is no {kind} device here ({why})", "use --set train.device=auto")
     return torch.device(setting)
 
@@ -78,8 +79,8 @@ def resolve_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, Prob
 def probe_precision(device: torch.device) -> Probe:
     """Time matrix products in float32 and bfloat16; under 0.3 s on a CPU.
 
-    On a processor with AVX512_BF16 or AMX bfloat16 is 2 to 3 times faster, on one without up to 100 times slower, so only
-    trying tells. A CUDA device computes in bfloat16 wherever its hardware can.
+    On a processor with AVX512_BF16 or AMX bfloat16 is 2 to 4 times faster, on one without up to 100 times slower, so
+    only trying tells. A CUDA device computes in bfloat16 wherever its hardware can.
     """
     wide = matmul_rate(device, torch.float32, PROBE_SECONDS) / 1e9
     narrow = matmul_rate(device, torch.bfloat16, PROBE_SECONDS) / 1e9
@@ -117,14 +118,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.15)
 def _product_seconds(tokens: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:
     x = torch.ones(tokens, width, dtype=dtype, device=device)
     weight = torch.ones(out, width, dtype=dtype, device=device)
-    synchronize(device)
+    _synchronize(device)
     started = time.perf_counter()
     torch.nn.functional.linear(x, weight)
-    synchronize(device)
+    _synchronize(device)
     return max(time.perf_counter() - started, 1e-9)
 
 
-def synchronize(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -136,7 +137,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """{"kind", "name", "threads", "memory_bytes"}: of a GPU its own name and memory, and the CPU threads that feed it."""
+    """{"kind", "name", "threads", "memory_bytes"}. Of a GPU: its name and memory, and the CPU threads that feed it."""
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
         name, memory = facts.name, facts.total_memory
@@ -208,7 +209,7 @@ def _headroom(group: Path, limit: str, usage: str) -> int | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes used so far: on a GPU by tensors, else resident memory of this process (libraries and mapped files too)."""
+    """Most bytes used so far: by tensors on a GPU, else resident in this process (libraries and mapped files too)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":

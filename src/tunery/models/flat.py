@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,14 +90,16 @@ class FlatModel:
         if self.flattened:
             inputs["position_ids"] = self.tensor(batch.positions)[None]
             inputs["segments"] = FlatLayout(batch.groups, self.device)
-        elif len(batch.groups) > 1 or len(batch.groups[0].lengths) > 1:
+        elif sum(len(group.lengths) for group in batch.groups) > 1:
             raise ValueError("this model takes one row at a time")
         return inputs
 
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model computes flattened rows; a backward pass that recomputes belongs inside too."""
+        return flat(self.model) if self.flattened else contextlib.nullcontext()
+
     def _run(self, module: nn.Module, **inputs: Any) -> Any:
-        if not self.flattened:
-            return module(**inputs)
-        with flat(self.model):
+        with self.running():
             return module(**inputs)
 
 

@@ -7,6 +7,7 @@ that takes about 12 s for 135M parameters, and the tokenizer 4 s, so the result 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -46,15 +47,14 @@ def convert(file: Path) -> tuple[Path, str | None]:
     if (note := _sound(entry)) is None:
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(entry.with_suffix(".lock"))
-            lock.acquire()
+            held = FileLock(entry.with_suffix(".lock")).acquire()
         except OSError as error:
             hint = "set TUNERY_CACHE to a folder with room for it"
             raise ModelError(f"{entry.parent} cannot be written: {error}", hint) from error
-        with lock:
+        with held:
             if (note := _sound(entry)) is None:  # another process may have made it while we waited
                 _sweep(entry)
-                sys.stderr.write(f"converting {file.name} once (about 10 s for 100 MB) …\n")
+                sys.stderr.write(f"converting {file.name} once (about 20 s for 100 MB) …\n")
                 write_folder(entry, lambda folder: _fill(folder, file, digest))
                 note = _sound(entry)
     if note is None:
@@ -70,7 +70,7 @@ def _check_file(file: Path) -> None:
         raise ModelError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
     if magic != _MAGIC:
         raise ModelError(f"{file} is not a GGUF file (it does not begin with {_MAGIC.decode()})", "download it again")
-    if "-00001-of-" in file.name and "-00001-of-00001" not in file.name:
+    if (part := re.search(r"-\d{5}-of-(\d{5})", file.name)) and int(part[1]) > 1:
         raise ModelError(f"{file} is one part of several", "join them with llama.cpp's `llama-gguf-split --merge`")
 
 
@@ -96,7 +96,7 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
 
     place = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        with quiet():
+        with quiet(stderr=True):
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **place
@@ -104,7 +104,6 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             again = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            facts = {"license": _stated(file, "general.license"), "name": _stated(file, "general.name")}
     except (TuneryError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:  # transformers' way to say that a file is not readable
             raise _unreadable(file, error) from error
@@ -117,7 +116,7 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
             "use the model's safetensors release from the hub instead",
         )
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    write_json(folder / NOTE, {"source": str(file), "sha256": digest, **facts, "files": files})
+    write_json(folder / NOTE, {"source": str(file), "sha256": digest, "license": _license(file), "files": files})
 
 
 def _unreadable(file: Path, error: Exception) -> ModelError:
@@ -133,9 +132,9 @@ def _behaviour(tokenizer: Any) -> tuple[Any, ...]:
     return ids, len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.chat_template
 
 
-def _stated(file: Path, key: str) -> str | None:
-    """A text from the file's metadata."""
+def _license(file: Path) -> str | None:
+    """`general.license` of the file's metadata."""
     from gguf import GGUFReader
 
-    field = GGUFReader(file).fields.get(key)
+    field = GGUFReader(file).fields.get("general.license")
     return bytes(field.parts[field.data[0]]).decode("utf-8", "replace") if field else None

@@ -1,4 +1,4 @@
-"""SHA-256 of large files, computed once: the hash is remembered for as long as path, size and time stamp stay the same."""
+"""SHA-256 of large files, computed once: it is remembered while path, size and time stamp stay the same."""
 
 from __future__ import annotations
 

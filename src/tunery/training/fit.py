@@ -20,7 +20,7 @@ from tunery.lora.layer import DropoutClock
 from tunery.models.device import available_memory
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base
-from tunery.paths import RunPaths, write_folder, write_json
+from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
@@ -114,6 +114,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     plan = make_plan(task, len(prepared.train.rows), len(prepared.validation.rows), base.model.config)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
     _say_plan(view, plan, matched, model, sizing)
+    write_atomic(paths.task, task.to_yaml())
     checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), prepared.train.sha256())
     optimizer = make_optimizer(adapter, task.train)
     progress, limit = Progress(), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
@@ -186,14 +187,18 @@ def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
         return
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(
+        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+    )  # before and after 5.23
+    disable = getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)
+    enable({"use_reentrant": False})
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers:
         layer.training = True
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
+        disable()
         model.eval()
 
 

@@ -89,14 +89,15 @@ def train_step(
         data = computed = trained = 0
         clock.enabled = True
         try:
-            for index, batch in enumerate(batches_of(model, rows, limit.rows, limit.tokens)):
-                clock.set(*key, index)
-                loss = batch_loss(model, batch)
-                (loss.total / weight).backward()
-                total, correct = total + loss.total.detach(), correct + loss.correct
-                data += batch.data_tokens
-                computed += len(batch.ids)
-                trained += len(batch.targets)
+            with model.running():
+                for index, batch in enumerate(batches_of(model, rows, limit.rows, limit.tokens)):
+                    clock.set(*key, index)
+                    loss = batch_loss(model, batch)
+                    (loss.total / weight).backward()
+                    total, correct = total + loss.total.detach(), correct + loss.correct
+                    data += batch.data_tokens
+                    computed += len(batch.ids)
+                    trained += len(batch.targets)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

