@@ -17,7 +17,8 @@ import yaml
 
 import tunery
 from tunery.cli import cli
-from tunery.config import all_settings, load_task
+from tunery.config import all_settings
+from tunery.task_file import load_task
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])

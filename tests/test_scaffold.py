@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tunery.config import load_task
 from tunery.data.read import read_data
 from tunery.errors import ConfigError
 from tunery.scaffold import create, templates
+from tunery.task_file import load_task
 
 KINDS = {"classify": "classification", "chat": "chat", "write": "completion"}
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunery.api import Run, check, evaluate, load, train
-    from tunery.config import Task, load_task
+    from tunery.config import Task
     from tunery.errors import TuneryError
     from tunery.evaluation.tuned import TunedModel
     from tunery.lora.adapter import load_adapter, save_adapter
     from tunery.lora.attach import apply_lora, disabled, set_active
     from tunery.lora.merge import merge
+    from tunery.task_file import load_task
 
     __version__: str
 
@@ -37,7 +38,7 @@ _HOMES = {
     "evaluate": "tunery.api",
     "load": "tunery.api",
     "load_adapter": "tunery.lora.adapter",
-    "load_task": "tunery.config",
+    "load_task": "tunery.task_file",
     "merge": "tunery.lora.merge",
     "save_adapter": "tunery.lora.adapter",
     "set_active": "tunery.lora.attach",

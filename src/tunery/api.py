@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunery.config import Task, load_task
+from tunery.config import Task
 from tunery.console import Console
 from tunery.data.prepare import Prepared, prepare
 from tunery.data.read import read_data, read_more
-from tunery.errors import CheckpointError, ConfigError, TuneryError
+from tunery.errors import CheckpointError, ConfigError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
@@ -20,7 +20,9 @@ from tunery.export.card import write_card
 from tunery.models.flat import FlatModel
 from tunery.models.load import load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, safe_name, write_json
+from tunery.task_file import load_task
 from tunery.training.check import check as check_prepared
+from tunery.training.checkpoint import recorded_dtype, settings_that_matter
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
 
@@ -84,7 +86,8 @@ def train(
         checkpoint = _checkpoint(paths, resume)
         if resume == "auto" and paths.receipt.exists():
             return _finish(_same_task(task, paths), paths, view)
-        base = load_base(task.model, precision=task.train.precision, device=task.train.device)
+        recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
+        base = load_base(task.model, precision=recorded or task.train.precision, device=task.train.device)
         prepared = _prepare(task, base.tokenizer, base.model.config)
         for note in prepared.data.notes:
             view.note(note)
@@ -124,8 +127,6 @@ def _same_task(task: Task, paths: RunPaths) -> Task:
     Raises:
         ConfigError: that run had other settings.
     """
-    from tunery.training.checkpoint import settings_that_matter
-
     then = settings_that_matter(load_task(paths.task).model_dump(mode="json"))
     now = settings_that_matter(task.model_dump(mode="json"))
     changed = [f"{k}: {then.get(k)!r} → {now.get(k)!r}" for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
@@ -157,7 +158,13 @@ def _held_out(prepared: Prepared) -> HeldOut:
 
 
 def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
-    result = compare(model, held_out, task.evaluate, view.note)
+    try:
+        result = compare(model, held_out, task.evaluate, view.note)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "interrupted while evaluating; the adapter is trained and saved",
+            "run the same command again to evaluate it",
+        ) from None
     write_json(target, result)
     return result
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunery.config import Task, load_task
+from tunery.config import Task
 from tunery.data.example import Example
 from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
@@ -21,6 +21,7 @@ from tunery.lora.attach import disabled
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths
+from tunery.task_file import load_task
 
 
 @dataclass

@@ -52,6 +52,7 @@ class Progress:
         bad_validations: validations in a row without a better loss.
         micro_rows, micro_tokens, halvings: the micro-batch limit in force.
         resumed_from: the steps at which training was taken up again.
+        dtype: number format of the base, such as "bfloat16".
     """
 
     step: int = 0
@@ -69,6 +70,7 @@ class Progress:
     micro_tokens: int | None = None
     halvings: int = 0
     resumed_from: tuple[int, ...] = ()
+    dtype: str | None = None
 
 
 def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +88,14 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
 
     walk(task, "")
     return {key: value for key, value in flat.items() if key not in ("data.train", "data.validation", "data.test")}
+
+
+def recorded_dtype(path: Path) -> str | None:
+    """The number format a checkpoint was computed in: going on in another one would not be the same run."""
+    try:
+        return json.loads((path / "state.json").read_text())["progress"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `load` says what is wrong with it
 
 
 class Checkpoints:

@@ -117,7 +117,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     write_atomic(paths.task, task.to_yaml())
     checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), prepared.train.sha256())
     optimizer = make_optimizer(adapter, task.train)
-    progress, limit = Progress(), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
+    progress, limit = Progress(dtype=base.info.dtype), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
     if resume is not None:
         progress, limit = _take_up(checkpoints, resume, adapter, optimizer, limit, view)
     with (

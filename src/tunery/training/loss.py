@@ -16,9 +16,7 @@ from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
 from tunery.models.flat import FlatModel, Head
-
-CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk of float32 logits."""
+from tunery.models.memory import LOGIT_CHUNK_BYTES
 
 EVALUATION_TOKENS = 4096
 """Computed tokens per batch where nothing is kept for a backward pass."""
@@ -45,7 +43,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         layer = head.frozen
         assert layer is not None
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        rows = max(1, CHUNK_BYTES // (4 * layer.weight.shape[0]))
+        rows = max(1, LOGIT_CHUNK_BYTES // (4 * layer.weight.shape[0]))
         keep = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if keep else None
         each = torch.empty(len(entry), dtype=wide, device=hidden.device)

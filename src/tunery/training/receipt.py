@@ -97,6 +97,7 @@ def data_section(prepared: Prepared) -> dict[str, Any]:
         "kind": data.kind,
         "columns": data.columns,
         "labels": list(data.labels),
+        "instruction": prepared.renderer.instruction if data.kind == "classification" else None,
         "rows_read": data.rows_read,
         "rows_skipped": len(data.skipped),
         "skipped": [str(problem) for problem in data.skipped[:LISTED]],
@@ -140,7 +141,7 @@ def _warnings(prepared: Prepared, receipt: Mapping[str, Any]) -> list[str]:
         found.append(f"{data['duplicates']:,} training rows repeat an earlier one")
     if still := still_tensors(receipt["lora"]["tensors"]):
         found.append(f"{len(still)} adapter tensors did not move: {', '.join(still[:3])}")
-    if receipt["lora"]["unmatched"]:
+    if receipt["lora"]["unmatched"] and receipt["lora"]["targets"] == "all-linear":
         found.append(
             f"{len(receipt['lora']['unmatched'])} weight matrices of the decoder layers were left as they are: "
             f"{', '.join(receipt['lora']['unmatched'][:3])}"

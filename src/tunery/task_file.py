@@ -1,0 +1,196 @@
+"""Reading a task file.
+
+A task file is YAML. Unknown keys are errors with a did-you-mean, duplicate keys are errors, and every error names
+file:line:field. Paths in the file are relative to the file; paths given with `--set` to the current folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tunery.config import BUILT_IN_MODELS, Task, all_settings, sections
+from tunery.errors import ConfigError
+from tunery.paths import safe_name
+
+FieldPath = tuple[str, ...]
+
+
+class _Marks:
+    """Line numbers of a YAML document's fields: ("lora", "rank") → 12."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.lines: dict[FieldPath, int] = {}
+
+    def where(self, field: FieldPath) -> str:
+        known = next((field[:end] for end in range(len(field), 0, -1) if field[:end] in self.lines), None)
+        line = self.lines[known] if known else 1
+        return f"{self.file}:{line}:{'.'.join(field) or '(top)'}"
+
+
+def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: FieldPath = ()) -> Any:
+    """PyYAML's own scalars, but with line numbers kept and duplicate keys refused."""
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        merges = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
+        loader.flatten_mapping(node)  # `<<: *name` puts the named keys first, and own keys then replace them
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            field = (*at, str(key))
+            if key in result and not merges:
+                raise ConfigError(
+                    f"{marks.file}:{key_node.start_mark.line + 1}:{'.'.join(field)}: this key stands twice "
+                    f"(first on line {marks.lines[field]})",
+                    "keep one of them",
+                )
+            marks.lines[field] = key_node.start_mark.line + 1
+            result[key] = _construct(value_node, loader, marks, field)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, loader, marks, (*at, str(index))) for index, child in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"no task file at {path}", "make one with `tunery init classify my-task`") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder", f"name the task file in it: {path / 'task.yaml'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "a task file is YAML text in UTF-8") from None
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        value = _construct(node, loader, marks) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {error.problem or error.context}", "mend that line"
+        ) from None
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:1: a task file holds settings (key: value), not a {type(value).__name__}")
+    return value
+
+
+def _apply_override(values: dict[str, Any], assignment: str) -> FieldPath:
+    key, equals, raw = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {assignment}: not of the form key=value", "for example --set lora.rank=8")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    field = tuple(key.strip().split("."))
+    target = values
+    for part in field[:-1]:
+        if not isinstance(target.get(part), dict):
+            target[part] = {}
+        target = target[part]
+    target[field[-1]] = value
+    return field
+
+
+def _did_you_mean(field: FieldPath) -> str:
+    settings = [name for name, _ in all_settings()]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
+    close = difflib.get_close_matches(".".join(field), settings, 1, 0.75)
+    close = close or [by_leaf[leaf] for leaf in difflib.get_close_matches(field[-1], by_leaf, 1, 0.6)]
+    section = dict(sections(Task)).get(field[:-1])
+    if close:
+        return f"did you mean {close[0]}?"
+    known = ", ".join(section.model_fields) if section else ", ".join(settings)
+    return f"known here: {known}"
+
+
+def _explain(error: Any, field: FieldPath) -> str:
+    kind, given = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return f"unknown setting; {_did_you_mean(field)}"
+    if kind == "missing":
+        return "this setting is needed"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}" + (f" (got {given!r})" if not isinstance(given, dict) else "")
+
+
+def _config_error(error: ValidationError, marks: _Marks, overridden: set[FieldPath]) -> ConfigError:
+    lines: dict[str, None] = {}
+    for item in error.errors():
+        field: FieldPath = ()
+        for part in map(str, item["loc"]):  # pydantic adds the names of union members: keep only real fields
+            if (
+                (*field, part) in marks.lines
+                or (*field, part) in overridden
+                or _is_setting((*field, part))
+                or item["type"] in ("extra_forbidden", "missing")
+            ):
+                field = (*field, part)
+        place = f"--set {'.'.join(field)}" if field in overridden else marks.where(field)
+        lines[f"{place}: {_explain(item, field)}"] = None
+    return ConfigError("\n".join(lines), "every setting is described in docs/reference.md")
+
+
+def _is_setting(field: FieldPath) -> bool:
+    return any((*path, name) == field for path, section in sections(Task) for name in section.model_fields)
+
+
+def _looks_like_path(value: str) -> bool:
+    return not value.startswith(("hub:", "openai:")) and not Path(value).is_absolute()
+
+
+def _anchor(values: dict[str, Any], base: Path, only: set[FieldPath] | None = None) -> None:
+    """Make the paths among `values` absolute, seen from `base`."""
+    data = values.get("data")
+    if isinstance(data, dict):
+        for key in ("train", "validation", "test"):
+            if only is not None and ("data", key) not in only:
+                continue
+            value = data.get(key)
+            if isinstance(value, str) and _looks_like_path(value):
+                data[key] = str((base / value).resolve())
+            elif isinstance(value, list):
+                data[key] = [
+                    str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value
+                ]
+    model = values.get("model")
+    if isinstance(model, str) and (only is None or ("model",) in only):
+        local = base / Path(model).expanduser()
+        if model.startswith((".", "~")) or model.endswith(".gguf") or (local.exists() and model not in BUILT_IN_MODELS):
+            values["model"] = str(local.resolve())
+
+
+def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
+    """Read a task file.
+
+    Args:
+        path: the YAML file.
+        overrides: "key.sub=value" assignments, as given with `--set`; values are read as YAML.
+
+    Raises:
+        ConfigError: with one line "file:line:field: what is wrong" for each wrong setting.
+    """
+    path = Path(path)
+    marks = _Marks(str(path))
+    values = _read_yaml(path, marks)
+    _anchor(values, path.parent)
+    values.setdefault("name", _default_name(path))
+    overridden = {_apply_override(values, assignment) for assignment in overrides}
+    _anchor(values, Path.cwd(), only=overridden)
+    try:
+        return Task.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(error, marks, overridden) from None
+
+
+def _default_name(path: Path) -> str:
+    return safe_name(path.resolve().parent.name if path.stem == "task" else path.stem)

@@ -1,0 +1,139 @@
+"""Reading a task file: every mistake is named by file, line and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunery.config import all_settings
+from tunery.errors import ConfigError
+from tunery.task_file import load_task
+
+MINIMAL = "model: smollm2-135m-instruct\ndata:\n  train: rows.csv\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "task.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_task(path, overrides)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def test_a_minimal_file_is_enough_and_the_folder_names_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "my reviews"
+    folder.mkdir()
+    task = load_task(write(folder, MINIMAL))
+    assert task.name == "my-reviews"
+    assert task.run_dir == Path("runs/my-reviews")
+    assert task.data.train == str(folder / "rows.csv")
+    assert task.lora.effective_alpha == 32
+
+
+def test_every_wrong_setting_is_listed_with_its_line_and_a_suggestion(tmp_path: Path) -> None:
+    text = refusal(
+        write(tmp_path, MINIMAL + "lora:\n  rnak: 8\ntrain:\n  batch_size: none\n  schedular: cosine\nsede: 3\n")
+    )
+    assert "task.yaml:5:lora.rnak: unknown setting; did you mean lora.rank?" in text
+    assert "task.yaml:7:train.batch_size: input should be a valid integer" in text
+    assert "task.yaml:8:train.schedular: unknown setting; did you mean train.scheduler?" in text
+    assert "task.yaml:9:sede: unknown setting; did you mean seed?" in text
+
+
+def test_a_setting_in_the_wrong_section_is_pointed_to_its_place(tmp_path: Path) -> None:
+    assert "did you mean train.learning_rate?" in refusal(write(tmp_path, MINIMAL + "lora:\n  learning_rate: 1e-4\n"))
+
+
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
+    assert "task.yaml:1:model: this setting is needed" in refusal(write(tmp_path, "data:\n  train: a.csv\n"))
+    assert "data: this setting is needed" in refusal(write(tmp_path, "model: a\n"))
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-5 as a string."""
+    task = load_task(write(tmp_path, MINIMAL + "train:\n  learning_rate: 1e-5\n  warmup: 1e-1\n"))
+    assert task.train.learning_rate == 1e-5
+    assert task.train.warmup == 0.1
+    assert load_task(write(tmp_path, MINIMAL), ["train.learning_rate=2e-4"]).train.learning_rate == 2e-4
+
+
+def test_labels_may_be_numbers_or_words_yaml_takes_for_booleans(tmp_path: Path) -> None:
+    labelled = load_task(write(tmp_path, MINIMAL + "  labels: {0: negative, 1: positive}\n"))
+    assert labelled.data.labels == {"0": "negative", "1": "positive"}
+    assert load_task(write(tmp_path, MINIMAL + "  labels: [1, 2]\n")).data.labels == ("1", "2")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, MINIMAL + "lora:\n  rank: 4\n  rank: 8\n"))
+    assert "task.yaml:6:lora.rank: this key stands twice (first on line 5)" in text
+
+
+def test_anchors_and_merges_work(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, MINIMAL + "lora: &small\n  rank: 4\n  alpha: 4\ntrain:\n  epochs: 2\n"))
+    assert task.lora.rank == 4
+    merged = "model: a/b\ndata:\n  <<: {train: rows.csv, max_rows: 5}\n  max_rows: 7\n"
+    assert load_task(write(tmp_path, merged)).data.max_rows == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: [a\n", "not valid YAML"),
+        ("- a\n- b\n", "a task file holds settings"),
+        ("", "model: this setting is needed"),
+        ("just words\n", "a task file holds settings"),
+        ("model: a\n\tdata: b\n", "task.yaml:2: not valid YAML"),
+    ],
+)
+def test_what_is_no_task_file_is_said(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(write(tmp_path, text))
+
+
+def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
+    assert "tunery init" in refusal(tmp_path / "none.yaml")
+    assert "is a folder" in refusal(tmp_path)
+
+
+def test_overrides_come_over_the_file_and_are_named_when_wrong(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "lora:\n  rank: 4\n")
+    assert load_task(path, ["lora.rank=8", "lora.targets=[q_proj, v_proj]"]).lora.targets == ("q_proj", "v_proj")
+    assert "--set lora.rank: input should be greater than 0 (got 0)" in refusal(path, "lora.rank=0")
+    assert "not of the form key=value" in refusal(path, "lora.rank")
+    assert "--set lora.rnak: unknown setting" in refusal(path, "lora.rnak=8")
+
+
+def test_paths_are_relative_to_where_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    path = write(there, MINIMAL + "  test: /absolute/test.csv\n  validation: 0.2\n")
+    task = load_task(path, ["data.train=mine.csv"])
+    assert task.data.train == str(here / "mine.csv")
+    assert task.data.test == "/absolute/test.csv"
+    assert load_task(path).data.train == str(there / "rows.csv")
+    assert load_task(path, ["data.train=hub:owner/name"]).data.train == "hub:owner/name"
+    (there / "base").mkdir()
+    assert load_task(path, ["model=../there/base"]).model == str(there / "base")
+
+
+def test_a_task_written_out_reads_back_equal(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, MINIMAL + "  labels: {0: a, 1: b}\ntrain:\n  report_to: tensorboard\n"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    assert load_task(write(copy, task.to_yaml())) == task
+
+
+def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, MINIMAL + "  validation: null\ntrain:\n  early_stopping_patience: 2\n"))
+    assert "needs data.validation" in text
+
+
+def test_every_setting_has_a_description() -> None:
+    assert all(info.description for _, info in all_settings())
