@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,21 @@ from typing import Any
 
 from tunery.config import Task
 from tunery.console import Console
-from tunery.data.prepare import Prepared, prepare
+from tunery.data.example import Example
+from tunery.data.prepare import Prepared, prepare, tokenize
 from tunery.data.read import read_data, read_more
-from tunery.errors import CheckpointError, ConfigError, StoppedError, TuneryError
+from tunery.data.split import text_key
+from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
 from tunery.models.flat import FlatModel
-from tunery.models.load import load_base, load_config, load_tokenizer
-from tunery.paths import RunPaths, lock, safe_name, write_json
-from tunery.task_file import load_task
+from tunery.models.load import Base, load_base, load_config, load_tokenizer
+from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
+from tunery.task_file import absolute, load_task
 from tunery.training.check import check as check_prepared
-from tunery.training.checkpoint import recorded_dtype, settings_that_matter
+from tunery.training.checkpoint import checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
 
@@ -50,7 +51,7 @@ def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
     if isinstance(task, Task):
         if overrides:
             raise ConfigError("overrides are for task files; change a Task with model_copy(update=…) instead")
-        return task
+        return absolute(task)
     return load_task(task, overrides)
 
 
@@ -85,11 +86,11 @@ def train(
             _set_aside(paths, view)
         checkpoint = _checkpoint(paths, resume)
         if resume == "auto" and paths.receipt.exists():
-            return _finish(_same_task(task, paths), paths, view)
+            return _finish(task, paths, view)
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = load_base(task.model, precision=recorded or task.train.precision, device=task.train.device)
         prepared = _prepare(task, base.tokenizer, base.model.config)
-        for note in prepared.data.notes:
+        for note in (*prepared.data.notes, *_about_precision(base)):
             view.note(note)
         fitted = fit(task, prepared, base, paths, view, checkpoint)
         evaluation = None
@@ -97,6 +98,10 @@ def train(
             evaluation = _evaluate(task, fitted.model, _held_out(prepared), paths.evaluation, view)
         _write_pages(paths)
         return Run(paths.root, fitted.receipt, evaluation)
+
+
+def _about_precision(base: Base) -> list[str]:
+    return [f"computing in {base.info.dtype}: {base.probe.reason}"] if base.probe else []
 
 
 def _set_aside(paths: RunPaths, view: View) -> None:
@@ -117,44 +122,53 @@ def _checkpoint(paths: RunPaths, resume: str) -> Path | None:
         if not (path / "state.json").is_file():
             raise CheckpointError(f"{path} is not a checkpoint", "name a folder such as runs/NAME/checkpoints/step-100")
         return path
-    steps = sorted(paths.checkpoints.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))
-    return steps[-1] if steps and resume == "auto" else None
+    steps = checkpoint_steps(paths.checkpoints)
+    return paths.checkpoints / f"step-{steps[-1]}" if steps and resume == "auto" else None
 
 
-def _same_task(task: Task, paths: RunPaths) -> Task:
-    """The task, if the finished run in `paths` is its own.
-
-    Raises:
-        ConfigError: that run had other settings.
-    """
-    then = settings_that_matter(load_task(paths.task).model_dump(mode="json"))
-    now = settings_that_matter(task.model_dump(mode="json"))
-    changed = [f"{k}: {then.get(k)!r} → {now.get(k)!r}" for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
+def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
+    """Refuse to take a finished run for that of a task with other settings."""
+    before, now = (settings_that_matter(t.model_dump(mode="json")) for t in (then, task))
+    changed = [f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in sorted(before) if before[k] != now[k]]
     if changed:
         raise ConfigError(
             f"{paths.root} holds a finished run with other settings: {'; '.join(changed)}",
             "give this run its own name with --set name=NAME, or start over with --resume never "
             "(the earlier run is kept under another name)",
         )
-    return task
+
+
+def _require_same_rows(prepared: Prepared, receipt: Mapping[str, Any], paths: RunPaths) -> None:
+    """Refuse to judge a run by rows that are not those it was trained and held out with."""
+    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    changed = [name for name, rows in splits.items() if rows.sha256() != receipt["data"]["rows_sha256"][name]]
+    if changed:
+        raise DataError(
+            f"the {' and '.join(changed)} rows have changed since {paths.root} was trained",
+            "restore the data, or train again with --resume never; to measure other rows, "
+            "use `tunery eval RUN --data FILE`",
+        )
 
 
 def _finish(task: Task, paths: RunPaths, view: View) -> Run:
-    """What is missing of a run whose training is complete."""
-    receipt = read_receipt(paths)
-    if task.evaluate.enabled and not paths.evaluation.exists() and receipt["data"]["validation_rows"]:
+    """A run whose training is complete: evaluated if that is missing or was asked for in another way."""
+    receipt, then = read_receipt(paths), load_task(paths.task)
+    _require_same_task(task, then, paths)
+    _require_same_rows(_prepare(task, load_tokenizer(task.model), load_config(task.model)), receipt, paths)
+    held_out = receipt["data"]["validation_rows"] or receipt["data"]["test_rows"]
+    if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):
+        write_atomic(paths.task, task.to_yaml())
         view.note(f"{paths.root} is trained; evaluating it")
         return Run(paths.root, receipt, evaluate(paths.root, view=view))
     view.note(f"{paths.root} is already finished; to start over use --resume never")
     if not paths.report.exists():
         _write_pages(paths)
-    evaluation = json.loads(paths.evaluation.read_text()) if paths.evaluation.exists() else None
-    return Run(paths.root, receipt, evaluation)
+    return Run(paths.root, receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None)
 
 
 def _held_out(prepared: Prepared) -> HeldOut:
     split, examples, rows = prepared.held_out
-    return HeldOut(split, prepared.data.kind, examples, rows, prepared.renderer, prepared.max_length)
+    return HeldOut(split, prepared.data.kind, examples, rows, prepared.renderer, prepared.max_length, prepared.too_long)
 
 
 def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
@@ -190,24 +204,40 @@ def evaluate(run: str | Path, data: str | Path | None = None, *, view: View | No
     Returns:
         The content of the evaluation file.
     """
-    from tunery.data.prepare import tokenize
-
     view = view or Console()
     tuned = load_run(run)
     paths = RunPaths(Path(run))
     if data is not None:
-        kind, labels = tuned.receipt["data"]["kind"], tuple(tuned.receipt["data"]["labels"])
-        more = read_more(str(data), tuned.task.data, kind, labels, tuned.receipt["data"]["columns"])
-        for note in more.notes:
-            view.note(note)
-        rows = tokenize(tuned.renderer, more.test, tuned.limit, tuned.task.data.too_long)
-        held_out = HeldOut(Path(data).name, kind, more.test, rows, tuned.renderer, tuned.limit)
-        target = paths.root / f"evaluation-{safe_name(Path(data).stem)}.json"
-        return _evaluate(tuned.task, tuned.flat, held_out, target, view)
-    held_out = _held_out(_prepare(tuned.task, tuned.base.tokenizer, tuned.model.config))
-    result = _evaluate(tuned.task, tuned.flat, held_out, paths.evaluation, view)
+        return _evaluate_more(tuned, paths, Path(data), view)
+    prepared = _prepare(tuned.task, tuned.base.tokenizer, tuned.model.config)
+    _require_same_rows(prepared, tuned.receipt, paths)
+    result = _evaluate(tuned.task, tuned.flat, _held_out(prepared), paths.evaluation, view)
     _write_pages(paths)
     return result
+
+
+def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -> dict[str, Any]:
+    facts, config = tuned.receipt["data"], tuned.task.data
+    more = read_more(str(data), config, facts["kind"], tuple(facts["labels"]), facts["columns"])
+    for note in more.notes:
+        view.note(note)
+    _note_overlap(tuned.task, more.test, view)
+    rows = tokenize(tuned.renderer, more.test, tuned.limit, config.too_long)
+    held_out = HeldOut(data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long)
+    target = paths.root / f"evaluation-{safe_name(data.stem)}.json"
+    return _evaluate(tuned.task, tuned.flat, held_out, target, view)
+
+
+def _note_overlap(task: Task, examples: Sequence[Example], view: View) -> None:
+    """Say how many of these rows the run may have been trained on."""
+    try:
+        trained = {text_key(example) for example in read_data(task.data, task.seed).train}
+    except TuneryError:
+        view.note("the training data are no longer there, so it was not checked whether these rows are among them")
+        return
+    overlap = sum(text_key(example) in trained for example in examples)
+    if overlap:
+        view.note(f"{overlap:,} of these {len(examples):,} rows have a text that was trained: the result flatters")
 
 
 def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> Mapping[str, Any]:
@@ -226,7 +256,4 @@ def learning_rate_test(
     view = view or Console()
     base = load_base(task.model, precision=task.train.precision, device=task.train.device)
     prepared = _prepare(task, base.tokenizer, base.model.config)
-    result = range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))
-    if not result.rates:
-        raise TuneryError("the loss was not finite from the start", "check the data with `tunery check`")
-    return result
+    return range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))

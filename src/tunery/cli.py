@@ -49,6 +49,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: every error becomes one message and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a pipe on Windows has another encoding
+            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     sys.exit(_guarded(lambda: cli.main(standalone_mode=False)))
 
 

@@ -17,7 +17,7 @@ BUILT_IN_MODELS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Columns(_Settings):
@@ -124,7 +124,11 @@ class LoraConfig(_Settings):
         default=None, description="the update is scaled by alpha / rank; left out, alpha is twice the rank"
     )
     dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the adapter's inputs set to zero while training"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the adapter's inputs set to zero while training. Above 0 the "
+        "masks, and so the update, depend on how a step's rows are split into micro-batches",
     )
     targets: str | tuple[str, ...] = Field(
         default="all-linear",

@@ -92,6 +92,9 @@ def disk_errors(what: str) -> Iterator[None]:
         if error.errno in (13, 30):  # EACCES, EROFS
             hint = "choose another folder with --set output=FOLDER"
             raise ConfigError(f"no permission to write {what}", hint) from error
+        if error.errno in (17, 20):  # EEXIST, ENOTDIR
+            hint = "choose another folder with --set output=FOLDER"
+            raise ConfigError(f"{what} cannot be written: a file stands where a folder is needed", hint) from error
         raise
 
 
@@ -110,6 +113,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,7 +143,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             fill(temporary)
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    with open(file, "rb") as handle:
+                    with open(file, "r+b") as handle:  # Windows flushes only what is open for writing
                         os.fsync(handle.fileno())
             _sync_folder(temporary)
             if target.exists():

@@ -57,6 +57,15 @@ def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: Fiel
     return loader.construct_object(node, deep=True)
 
 
+def _parse(text: str, marks: _Marks) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return _construct(node, loader, marks) if node is not None else {}
+    finally:
+        loader.dispose()
+
+
 def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -66,18 +75,16 @@ def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
         raise ConfigError(f"{path} is a folder", f"name the task file in it: {path / 'task.yaml'}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", "a task file is YAML text in UTF-8") from None
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        value = _construct(node, loader, marks) if node is not None else {}
+        value = _parse(text, marks)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(
-            f"{path}:{line}: not valid YAML: {error.problem or error.context}", "mend that line"
-        ) from None
-    finally:
-        loader.dispose()
+        words = error.problem or error.context
+        raise ConfigError(f"{path}:{line}: not valid YAML: {words}", "mend that line") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{path}: not valid YAML: {words}", "a task file holds settings (key: value)") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}:1: a task file holds settings (key: value), not a {type(value).__name__}")
     return value
@@ -89,7 +96,7 @@ def _apply_override(values: dict[str, Any], assignment: str) -> FieldPath:
         raise ConfigError(f"--set {assignment}: not of the form key=value", "for example --set lora.rank=8")
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # such as name=2024-13-45, which YAML takes for a date
         value = raw
     field = tuple(key.strip().split("."))
     target = values
@@ -167,6 +174,13 @@ def _anchor(values: dict[str, Any], base: Path, only: set[FieldPath] | None = No
         local = base / Path(model).expanduser()
         if model.startswith((".", "~")) or model.endswith(".gguf") or (local.exists() and model not in BUILT_IN_MODELS):
             values["model"] = str(local.resolve())
+
+
+def absolute(task: Task) -> Task:
+    """The task with its paths made absolute, seen from the current folder, so that it can be read elsewhere."""
+    values = task.model_dump(mode="json")
+    _anchor(values, Path.cwd())
+    return Task.model_validate(values)
 
 
 def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:

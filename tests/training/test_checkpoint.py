@@ -16,7 +16,7 @@ TASK = {"model": "m", "name": "a", "lora": {"rank": 4}, "train": {"batch_size": 
 
 
 def make(folder: Path, task: dict | None = None, rows: str = "r") -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", task or TASK, rows)
+    return Checkpoints(folder / "checkpoints", task or TASK, {"the training rows": rows, "the base model": "b"})
 
 
 def adapter_and_optimizer(steps: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
@@ -91,5 +91,5 @@ def test_settings_that_leave_the_update_alone_may_change_and_others_may_not(tmp_
     assert make(tmp_path, neutral).load(path, adapter, optimizer).step == 1
     with pytest.raises(CheckpointError, match=r"lora\.rank: 4 → 8"):
         make(tmp_path, {**TASK, "lora": {"rank": 8}}).load(path, adapter, optimizer)
-    with pytest.raises(CheckpointError, match="rows have changed"):
+    with pytest.raises(CheckpointError, match=r"changed since .*the training rows"):
         make(tmp_path, rows="other").load(path, adapter, optimizer)

@@ -11,7 +11,7 @@ import numpy as np
 from tunery.config import DataConfig
 from tunery.data.batching import Row
 from tunery.data.example import DataSet, Example
-from tunery.data.render import Renderer, shorten_text
+from tunery.data.render import Renderer, fitting_text
 from tunery.errors import DataError
 
 SMALLEST_WINDOW = 16
@@ -59,6 +59,7 @@ class Prepared:
     data: DataSet
     renderer: Renderer
     max_length: int
+    too_long: str
     train: Rows
     validation: Rows
     test: Rows
@@ -99,7 +100,7 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
         )
     if data.validation and not validation.rows:
         raise DataError(f"no validation row is left: {validation.dropped[0][1]}", "raise data.max_length")
-    return Prepared(data, renderer, limit, train, validation, test)
+    return Prepared(data, renderer, limit, config.too_long, train, validation, test)
 
 
 def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
@@ -116,9 +117,9 @@ def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_lo
             continue
         else:
             parts = _cut(renderer, example, ids, trained, limit)
-            if parts:
+            if parts and sum(len(part) for part, _ in parts) < len(ids):
                 result.truncated.append(example.where)
-        kept = [row for part in parts if (row := _row(*part, example.where, number)).trained]
+        kept = [row for part in parts if (row := make_row(*part, example.where, number)).trained]
         if not kept:
             reason = (
                 f"its answer alone is longer than {limit} tokens" if len(ids) > limit else "it has no trained token"
@@ -128,7 +129,8 @@ def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_lo
     return result
 
 
-def _row(ids: list[int], trained: list[bool], where: str, number: int) -> Row:
+def make_row(ids: list[int], trained: list[bool], where: str = "", number: int = 0) -> Row:
+    """A row of tokens, those `trained` with weight 1."""
     weights = np.asarray(trained, dtype=np.float32)
     if len(weights):
         weights[0] = 0  # nothing stands before the first token to predict it from
@@ -143,12 +145,17 @@ def _cut(
         windows = [(ids[at : at + limit], trained[at : at + limit]) for at in range(0, len(ids), limit)]
         return [window for window in windows if len(window[0]) >= min(SMALLEST_WINDOW, limit)]
     if example.kind == "classification":
-        shorter = shorten_text(renderer, example, lambda tokens: len(tokens) - limit)
-        return renderer.encode(shorter)
+        text = fitting_text(renderer, example, limit)
+        return renderer.encode(renderer.render(example, text)) if text else []
+    begin = 1 if ids[0] == renderer.tokenizer.bos_token_id else 0  # the row still starts as every row does
     last = max(index for index, on in enumerate(trained) if on)
     first = last
     while first > 0 and trained[first - 1]:
         first -= 1
-    if last + 1 - first >= limit:
+    if last + 1 - first + begin >= limit:
         return []
-    return [(ids[last + 1 - limit : last + 1], trained[last + 1 - limit : last + 1])]
+    start = last + 1 - limit + begin
+    kept = trained[start : last + 1]
+    if trained[start - 1]:  # an earlier answer that lost its beginning is no longer trained
+        kept[: kept.index(False)] = [False] * kept.index(False)
+    return [(ids[:begin] + ids[start : last + 1], [False] * begin + kept)]

@@ -6,10 +6,11 @@ starts where the template's own generation prompt ends, and ends with the end-of
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,13 @@ class Renderer:
         return messages
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The text after which the model answers."""
-        return self._template(messages, tools, add_generation_prompt=True)
+        """The text after which the model answers.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        with _template_errors("the conversation"):
+            return self._template(messages, tools, add_generation_prompt=True)
 
     def _template(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
@@ -137,18 +143,8 @@ class Renderer:
             start, whole = len(example.prompt), example.prompt + example.completion
             return [Rendered(whole, ((start, len(whole)),), begin=True, end=True)]
         self._remark_control_tokens(example)
-        try:
+        with _template_errors(example.where):
             return self._conversation_rows(self.conversation(example, text), example.tools)
-        except DataError as error:
-            raise DataError(f"{example.where}: {error.message}", error.hint) from None
-        except Exception as error:
-            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError, KeyError)):
-                raise DataError(
-                    f"{example.where}: the model's chat template refuses this conversation: {error}",
-                    "templates often want user and assistant to take turns, starting with the user; "
-                    "some take no system message",
-                ) from error
-            raise
 
     def _conversation_rows(self, messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Rendered]:
         trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
@@ -252,6 +248,10 @@ class Renderer:
         spans = out["offset_mapping"] if offsets else [[] for _ in ids]
         return list(zip(ids, spans, strict=True))  # type: ignore[arg-type]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text stands, as (start, end) in characters."""
+        return self._encode_texts([text], offsets=True)[0][1]
+
     def encode_prompt(self, text: str, *, begin: bool = False) -> list[int]:
         """Token ids of a prompt; `begin` as in Rendered."""
         return [*(self._first_tokens() if begin else []), *self._encode_texts([text])[0][0]]
@@ -283,21 +283,32 @@ class Renderer:
         return sorted({int(i) for i in ids if i is not None})  # type: ignore[arg-type]
 
 
-def shorten_text(renderer: Renderer, example: Example, too_many: Callable[[list[int]], int]) -> list[Rendered]:
-    """A classification row with the end of its text cut until it fits.
+@contextlib.contextmanager
+def _template_errors(where: str) -> Iterator[None]:
+    """What a chat template raises, in words and with the row it was about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", error.hint) from None
+    except Exception as error:
+        if not (type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError, KeyError))):
+            raise
+        raise DataError(
+            f"{where}: the model's chat template refuses this conversation: {error}",
+            "templates often want user and assistant to take turns, the user first; some take no system message",
+        ) from error
 
-    Args:
-        too_many: of the row's token ids, by how many they exceed the limit (0 or less: it fits).
-    """
+
+def fitting_text(renderer: Renderer, example: Example, limit: int) -> str:
+    """The text of a classification example, its end cut until the row has at most `limit` tokens; "" if none fits."""
     text = example.text
     while text:
-        rendered = renderer.render(example, text)
-        over = too_many(renderer.encode(rendered)[0][0])
+        over = len(renderer.encode(renderer.render(example, text))[0][0]) - limit
         if over <= 0:
-            return rendered
-        _, offsets = renderer._encode_texts([text], offsets=True)[0]
+            return text
+        offsets = renderer.offsets(text)
         text = text[: offsets[-over][0]].rstrip() if over < len(offsets) else ""
-    return []
+    return ""
 
 
 def _default_instruction(labels: Sequence[str]) -> str:

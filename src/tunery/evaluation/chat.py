@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunery.errors import ConfigError, TuneryError
 from tunery.evaluation.tuned import TunedModel
 
 HELP = """/tuned, /base, /both   who answers      /reset   forget the conversation
@@ -36,7 +37,15 @@ class Conversation:
         return self.tuned.receipt["data"]["kind"] == "chat"
 
     def run(self) -> None:
-        """Until /quit or the end of input."""
+        """Until /quit or the end of input.
+
+        Raises:
+            ConfigError: a system message was given, and the run's kind of task takes none.
+        """
+        if self.system and not self.remembers:
+            raise ConfigError(
+                "--system is for chat runs; this one puts each line as its training rows were", "leave it out"
+            )
         self._write(f"{self.tuned.task.name}: {self._what()} /help lists the commands.\n")
         while True:
             try:
@@ -48,7 +57,7 @@ class Conversation:
             if line.startswith("/"):
                 self._command(line)
             elif line:
-                self.reply(line)
+                self._try(line)
 
     def _what(self) -> str:
         kind = self.tuned.receipt["data"]["kind"]
@@ -68,6 +77,15 @@ class Conversation:
             self._write("forgotten\n")
         else:
             self._write(("" if line == "/help" else f"{line} is no command\n") + HELP + "\n")
+
+    def _try(self, line: str) -> None:
+        """Answer, or say why not and forget the line."""
+        before = list(self.messages)
+        try:
+            self.reply(line)
+        except TuneryError as error:
+            self.messages = before
+            self._write(f"{error}\n  /reset forgets the conversation\n" if self.remembers else f"{error}\n")
 
     def reply(self, line: str) -> None:
         """Answer one line."""

@@ -17,7 +17,7 @@ from tunery.data.example import Example
 from tunery.data.prepare import Rows
 from tunery.data.render import Renderer
 from tunery.errors import DataError
-from tunery.evaluation.generate import Sampling, generate
+from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.lora.attach import disabled
@@ -37,6 +37,7 @@ class HeldOut:
     Attributes:
         split: "validation", "test", or the name of a file.
         limit: the longest row, in tokens.
+        too_long: what happens to a longer one (`data.too_long`).
     """
 
     split: str
@@ -45,6 +46,7 @@ class HeldOut:
     rows: Rows
     renderer: Renderer
     limit: int
+    too_long: str = "cut"
 
 
 def compare(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
@@ -85,8 +87,12 @@ def _classification(
     model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
 ) -> dict[str, Any]:
     labels = held_out.renderer.labels
-    given = label_rows(held_out.renderer, held_out.examples[: config.max_rows], held_out.limit)
-    result: dict[str, Any] = {"rows": len(given.examples), "labels": list(labels)}
+    examples = held_out.examples[: config.max_rows]
+    given = label_rows(held_out.renderer, examples, held_out.limit, held_out.too_long)
+    left_out = len(examples) - len(given.examples)
+    if left_out:
+        note(f"{left_out:,} held-out rows are too long and left out")
+    result: dict[str, Any] = {"rows": len(given.examples), "left_out": left_out, "labels": list(labels)}
     said: dict[str, list[str]] = {}
     for side in SIDES:
         note(f"scoring {len(given.examples):,} rows with the {side} model")
@@ -125,10 +131,11 @@ def _telling_rows(said: dict[str, list[str]], truth: list[str], wanted: int) -> 
 
 def _text(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
     rows: list[Row] = held_out.rows.rows[: config.max_rows]
+    room = context_length(model.model) - config.max_new_tokens
     asked = [
         pair
         for row in _one_per_example(rows)[: config.generate_rows]
-        if (pair := _ask(held_out, row, config.max_new_tokens))
+        if (pair := _ask(held_out, row, room, config.max_new_tokens))
     ]
     prompts, references = [ids for ids, _, _ in asked], [reference for _, _, reference in asked]
     tokenizer = held_out.renderer.tokenizer
@@ -160,8 +167,11 @@ def _one_per_example(rows: Sequence[Row]) -> list[Row]:
     return list({row.example: row for row in rows}.values())
 
 
-def _ask(held_out: HeldOut, row: Row, longest: int) -> tuple[list[int], str, str] | None:
-    """(prompt ids, where, reference) of a row: everything before its last answer, and that answer's first tokens."""
+def _ask(held_out: HeldOut, row: Row, room: int, longest: int) -> tuple[list[int], str, str] | None:
+    """(prompt ids, where, reference) of a row: what stands before its last answer, and that answer's first tokens.
+
+    None where the row has no prompt or no answer, or where the prompt has more than `room` tokens.
+    """
     tokenizer = held_out.renderer.tokenizer
     trained = np.flatnonzero(row.weights)
     if held_out.kind == "text":
@@ -170,6 +180,6 @@ def _ask(held_out: HeldOut, row: Row, longest: int) -> tuple[list[int], str, str
         breaks = np.flatnonzero(np.diff(trained) > 1)
         start = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
     reference = tokenizer.decode(row.ids[start : trained[-1] + 1][:longest].tolist(), skip_special_tokens=True)
-    if start == 0 or not str(reference).strip():
+    if not 0 < start <= room or not str(reference).strip():
         return None
     return row.ids[:start].tolist(), row.where, str(reference)

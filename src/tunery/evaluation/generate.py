@@ -11,6 +11,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import TextIteratorStreamer
 
+from tunery.errors import ConfigError
+from tunery.training.guard import is_out_of_memory
+
 BATCH = 8
 
 
@@ -19,7 +22,7 @@ class Sampling:
     """How answers are drawn; temperature 0 takes the most likely token each time.
 
     Attributes:
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer; it also ends where the model's context does.
         temperature, top_p: of nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
         seed: makes a drawn answer repeatable; None draws afresh.
     """
@@ -29,24 +32,34 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
 
-    def config(self, stop_ids: Sequence[int], pad_id: int) -> GenerationConfig:
-        """For `generate`: nothing is taken from the model's own sampling defaults."""
+    def config(self, stop_ids: Sequence[int], pad_id: int, room: int) -> GenerationConfig:
+        """For `generate`; `room` is what the context leaves for an answer, in tokens."""
         drawn: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
             drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=min(self.max_new_tokens, room),
             eos_token_id=list(stop_ids) or None,
             pad_token_id=pad_id,
-            repetition_penalty=1.0,
             **drawn,
         )
+
+
+def context_length(model: Any) -> int:
+    """The most tokens, prompt and answer together, that the model takes."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
 
 def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int], **more: Any) -> Any:
     """Prompts, padded on the left → token ids [len(ids), longest prompt + new]."""
     pad = stop_ids[0] if stop_ids else 0
     width = max(map(len, ids))
+    room = context_length(model) - width
+    if room < 1:
+        context = context_length(model)
+        raise ConfigError(
+            f"the prompt has {width:,} tokens, and the model takes {context:,} with the answer", "shorten it"
+        )
     tokens = torch.full((len(ids), width), pad, dtype=torch.long)
     mask = torch.zeros_like(tokens)
     for index, prompt in enumerate(ids):
@@ -58,7 +71,7 @@ def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids
         return model.generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=sampling.config(stop_ids, pad),
+            generation_config=sampling.config(stop_ids, pad, room),
             **more,
         )
 
@@ -66,13 +79,24 @@ def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int]
 ) -> list[str]:
-    """The model's answer to each tokenised prompt, in the order given, without its stop token."""
+    """The model's answer to each tokenised prompt, in the order given, without its stop token.
+
+    Raises:
+        ConfigError: a prompt fills the model's context.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
-    for at in range(0, len(order), BATCH):
-        part = order[at : at + BATCH]
+    waiting = [order[at : at + BATCH] for at in range(0, len(order), BATCH)][::-1]
+    while waiting:
+        part = waiting.pop()
         given = [prompts[i] for i in part]
-        out = _generate(model, given, sampling, stop_ids)[:, max(map(len, given)) :]
+        try:
+            out = _generate(model, given, sampling, stop_ids)[:, max(map(len, given)) :]
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not is_out_of_memory(error):
+                raise
+            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            continue
         for i, tokens in zip(part, out.tolist(), strict=True):
             end = next((n for n, token in enumerate(tokens) if token in stop_ids), len(tokens))
             answers[i] = tokenizer.decode(tokens[:end], skip_special_tokens=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from tunery.data.batching import Row
 from tunery.data.example import Example
-from tunery.data.prepare import tokenize
-from tunery.data.render import Renderer
+from tunery.data.prepare import make_row
+from tunery.data.render import Renderer, fitting_text
 from tunery.models.flat import FlatModel
 from tunery.training.loss import score_rows
 
@@ -33,15 +33,36 @@ class LabelRows:
     truth: np.ndarray
 
 
-def label_rows(renderer: Renderer, examples: Sequence[Example], limit: int) -> LabelRows:
-    """Tokenise each example once for each label; one that does not fit with every label is left out."""
-    labels = renderer.labels
-    variants = [replace(example, label=label) for example in examples for label in labels]
-    found: dict[int, Row] = {row.example: row for row in tokenize(renderer, variants, limit, "cut").rows}
-    whole = [i for i in range(len(examples)) if all(i * len(labels) + k in found for k in range(len(labels)))]
-    rows = [found[i * len(labels) + k] for i in whole for k in range(len(labels))]
-    truth = [labels.index(examples[i].label) for i in whole]
-    return LabelRows(whole, rows, np.asarray(truth, dtype=np.int64))
+def label_rows(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str = "cut") -> LabelRows:
+    """Tokenise each example once for each label, always with the same text.
+
+    A text that is too long is cut at its end until the longest label fits, or left out (`too_long` is "drop").
+    """
+    kept, rows = [], []
+    encoded = _encode(renderer, examples)
+    for number, (example, variants) in enumerate(zip(examples, encoded, strict=True)):
+        longest = max(range(len(variants)), key=lambda k: len(variants[k].ids))
+        if len(variants[longest].ids) > limit:
+            text = "" if too_long == "drop" else fitting_text(renderer, _as(example, renderer.labels[longest]), limit)
+            if not text:
+                continue
+            (variants,) = _encode(renderer, [replace(example, text=text)])
+        kept.append(number)
+        rows += variants
+    truth = [renderer.labels.index(examples[i].label) for i in kept]
+    return LabelRows(kept, rows, np.asarray(truth, dtype=np.int64))
+
+
+def _as(example: Example, label: str) -> Example:
+    return replace(example, label=label)
+
+
+def _encode(renderer: Renderer, examples: Sequence[Example]) -> list[list[Row]]:
+    """The row of each label, for each example."""
+    rendered = [renderer.render(_as(example, label))[0] for example in examples for label in renderer.labels]
+    rows = [make_row(ids, trained) for ids, trained in renderer.encode(rendered)]
+    count = len(renderer.labels)
+    return [rows[at : at + count] for at in range(0, len(rows), count)]
 
 
 @dataclass(frozen=True)

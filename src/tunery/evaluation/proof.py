@@ -217,7 +217,7 @@ def reproduction(record: RunRecord) -> dict[str, Any]:
         ("Task", pick(receipt, "task_sha256")),
         ("Base model", pick(receipt, "model", "sha256")),
         ("Chat template", pick(receipt, "template", "sha256")),
-        ("Rows as trained", pick(receipt, "data", "rows_sha256")),
+        ("Rows as trained", pick(receipt, "data", "rows_sha256", "train")),
         ("Adapter", pick(receipt, "adapter", "sha256")),
         ("Receipt", record.receipt_sha256),
         *((f"Data: {path}", digest) for path, digest in items(pick(receipt, "data", "files"))),

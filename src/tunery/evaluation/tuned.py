@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base, load_base
-from tunery.paths import RunPaths
+from tunery.paths import RunPaths, read_json
 from tunery.task_file import load_task
 
 
@@ -56,6 +55,10 @@ class TunedModel:
             yield self
 
     def _prompt(self, asked: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        if not asked or not (isinstance(asked, str) or all("role" in m and "content" in m for m in asked)):
+            raise ConfigError(
+                "nothing to answer", 'give a text, or messages such as [{"role": "user", "content": "…"}]'
+            )
         if self.receipt["data"]["kind"] in ("text", "completion") and isinstance(asked, str):
             return self.renderer.encode_prompt(asked, begin=True)
         messages: list[Mapping[str, Any]] = (
@@ -68,18 +71,22 @@ class TunedModel:
     def answer(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> str:
         """The answer to a text or a conversation.
 
+        Raises:
+            ConfigError: nothing is asked, or it does not fit into the model's context.
+            DataError: the chat template refuses the conversation.
+
         Args:
             asked: messages ({role, content}), or a text: put to the model as the run's rows were (a text to classify, a
                 prompt to complete, a text to go on with, or a user message).
             sampling: fields of tunery.evaluation.generate.Sampling (max_new_tokens, temperature, top_p, seed).
         """
         ids = [self._prompt(asked)]
-        return generate(self.model, self.base.tokenizer, ids, Sampling(**sampling), self.renderer.stop_ids)[0]
+        return generate(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)[0]
 
     def stream(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> Iterator[str]:
         """As `answer`, piece by piece."""
         ids = self._prompt(asked)
-        return stream(self.model, self.base.tokenizer, ids, Sampling(**sampling), self.renderer.stop_ids)
+        return stream(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """The probability of each label for each text, by scoring the labels' tokens.
@@ -98,6 +105,13 @@ class TunedModel:
         return [dict(zip(labels, map(float, row), strict=True)) for row in shares]
 
 
+def _sampling(given: Mapping[str, Any]) -> Sampling:
+    known = [f.name for f in fields(Sampling)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ConfigError(f"unknown: {', '.join(unknown)}", f"an answer takes {', '.join(known)}")
+    return Sampling(**given)
+
+
 def read_receipt(paths: RunPaths) -> dict[str, Any]:
     """The receipt of a finished run.
 
@@ -107,7 +121,7 @@ def read_receipt(paths: RunPaths) -> dict[str, Any]:
     if not paths.root.is_dir():
         raise ConfigError(f"no run directory at {paths.root}", "train one with `tunery train task.yaml`")
     try:
-        return json.loads(paths.receipt.read_text())
+        return read_json(paths.receipt)
     except FileNotFoundError:
         hint = "finish it with `tunery train` and the same task file" if paths.checkpoints.is_dir() else None
         raise ConfigError(f"{paths.root} holds no finished run (receipt.json is missing)", hint) from None

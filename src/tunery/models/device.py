@@ -208,6 +208,11 @@ def _headroom(group: Path, limit: str, usage: str) -> int | None:
     return max(0, int(most) - used + reclaimable)
 
 
+def resident_memory(device: torch.device) -> int:
+    """Bytes of main memory that this process holds now; 0 for a device with a memory of its own."""
+    return int(psutil.Process().memory_info().rss) if device.type == "cpu" else 0
+
+
 def peak_memory(device: torch.device) -> int:
     """Most bytes used so far: by tensors on a GPU, else resident in this process (libraries and mapped files too)."""
     if device.type == "cuda":

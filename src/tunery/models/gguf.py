@@ -6,7 +6,6 @@ that takes about 12 s for 135M parameters, and the tokenizer 4 s, so the result 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from tunery.errors import ModelError, TuneryError
 from tunery.models.hashes import cached_sha256
 from tunery.models.quiet import first_line, quiet
-from tunery.paths import cache_dir, file_sha256, write_folder, write_json
+from tunery.paths import cache_dir, file_sha256, read_json, write_folder, write_json
 
 NOTE = "conversion.json"
 """Written last into a cache entry: where it came from, and the hash of each of its files."""
@@ -77,7 +76,7 @@ def _check_file(file: Path) -> None:
 def _sound(entry: Path) -> dict[str, Any] | None:
     """What the note of a cache entry says, if every file is as it was written; else None."""
     try:
-        note = json.loads((entry / NOTE).read_text())
+        note = read_json(entry / NOTE)
         intact = all(cached_sha256(entry / name) == digest for name, digest in note["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

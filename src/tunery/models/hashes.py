@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tunery.errors import TuneryError
-from tunery.paths import cache_dir, file_sha256, text_sha256, write_json
+from tunery.paths import cache_dir, file_sha256, read_json, text_sha256, write_json
 
 
 def cached_sha256(path: Path) -> str:
@@ -18,7 +17,7 @@ def cached_sha256(path: Path) -> str:
     seen = {"path": str(path), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
     note = cache_dir() / "hashes" / f"{text_sha256(str(path))[:32]}.json"
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(note.read_text())
+        known = read_json(note)
         if isinstance(known, dict) and {key: known.get(key) for key in seen} == seen and known.get("sha256"):
             return str(known["sha256"])
     digest = file_sha256(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
@@ -90,6 +90,8 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Ba
     model = _read_model(source, config, dtype)
     _check_vocabulary(spec, tokenizer, model)
     model.requires_grad_(False).eval().to(place)  # type: ignore[arg-type]
+    # How answers are drawn is the caller's to choose; `generate` would fill what is left open from the model's defaults.
+    model.generation_config = GenerationConfig()
     info = BaseInfo(
         name=spec,
         source=source.origin,

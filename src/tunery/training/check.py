@@ -17,9 +17,9 @@ from tunery.models.load import empty_model
 from tunery.models.memory import estimate
 from tunery.training.plan import peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn, step_flops
-from tunery.training.sizing import kept_keys, largest_batch
+from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
 
-REACHED_SHARE = 0.45
+REACHED_SHARE = 0.3
 """Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
 
 BINS = 10
@@ -93,7 +93,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     steps = total_steps(task.train, len(rows))
     memory = estimate(
         model.config.get_text_config(), parameters=parameters, trainable=trainable, dtype_bytes=dtype.itemsize,
-        tokens_in_flight=tokens, trained_tokens=positions, keys=kept_keys(rows, device),
+        tokens_in_flight=-(-tokens * wanted_rows(task) // task.train.batch_size), trained_tokens=positions, keys=kept_keys(rows, device),
         gradient_checkpointing=task.train.gradient_checkpointing is True,
     )  # fmt: skip
     flops = steps * step_flops(model, tokens, positions, trainable)

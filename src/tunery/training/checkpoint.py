@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tunery.errors import CheckpointError
-from tunery.paths import write_folder, write_json
+from tunery.paths import read_json, write_folder, write_json
 
 NEUTRAL_SETTINGS = {
     "name",
@@ -93,9 +93,15 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
 def recorded_dtype(path: Path) -> str | None:
     """The number format a checkpoint was computed in: going on in another one would not be the same run."""
     try:
-        return json.loads((path / "state.json").read_text())["progress"]["dtype"]
+        return read_json(path / "state.json")["progress"]["dtype"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # `load` says what is wrong with it
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps with a checkpoint in `checkpoints/`, ascending."""
+    found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in folder.glob("step-*"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 class Checkpoints:
@@ -104,18 +110,17 @@ class Checkpoints:
     Args:
         folder: `checkpoints/` of the run directory.
         task: the task's settings as JSON values.
-        rows_sha256: hash of the tokenised training rows.
+        inputs: what else must be the same to go on, each by its name in words: {"the training rows": SHA-256, …}.
     """
 
-    def __init__(self, folder: Path, task: Mapping[str, Any], rows_sha256: str):
+    def __init__(self, folder: Path, task: Mapping[str, Any], inputs: Mapping[str, str]):
         self.folder = folder
         self.settings = settings_that_matter(task)
-        self.rows_sha256 = rows_sha256
+        self.inputs = dict(inputs)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*"))
-        return sorted(int(match[1]) for match in found if match)
+        return checkpoint_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -123,12 +128,12 @@ class Checkpoints:
 
     def save(self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
         """Write the checkpoint of `progress.step`; `adapter` maps names to the optimizer's parameters, in its order."""
-        state = {"progress": asdict(progress), "settings": self.settings, "rows_sha256": self.rows_sha256}
+        state = {"progress": asdict(progress), "settings": self.settings, "inputs": self.inputs}
 
         def fill(folder: Path) -> None:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()},
-                      folder / "adapter.safetensors")  # fmt: skip
-            save_file(_optimizer_tensors(adapter, optimizer), folder / "optimizer.safetensors")
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
+            (folder / "adapter.safetensors").write_bytes(save(weights))
+            (folder / "optimizer.safetensors").write_bytes(save(_optimizer_tensors(adapter, optimizer)))
             write_json(folder / "state.json", state)
 
         write_folder(self.path(progress.step), fill)
@@ -150,7 +155,7 @@ class Checkpoints:
         if missing:
             raise CheckpointError(f"{path} is not a checkpoint: {missing[0]} is missing")
         try:
-            state = json.loads((path / "state.json").read_text())
+            state = read_json(path / "state.json")
             tensors = load_file(path / "adapter.safetensors")
             moments = load_file(path / "optimizer.safetensors")
             progress = Progress(**{**state["progress"], "resumed_from": tuple(state["progress"]["resumed_from"])})
@@ -182,9 +187,10 @@ class Checkpoints:
                 "to start over use --resume never (the old run is kept under another name), "
                 "or give this run its own name with --set name=NAME",
             )
-        if state["rows_sha256"] != self.rows_sha256:
+        other = [name for name in self.inputs if state["inputs"].get(name) != self.inputs[name]]
+        if other:
             raise CheckpointError(
-                f"the training rows have changed since {path} was written",
+                f"changed since {path} was written: {', '.join(other)}",
                 "to start over use --resume never (the old run is kept under another name)",
             )
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from tunery.config import Task
 from tunery.data.prepare import Prepared
+from tunery.errors import StoppedError
 from tunery.lora.adapter import write_adapter_files
 from tunery.lora.attach import adapter_state, attach
 from tunery.lora.layer import DropoutClock
@@ -115,11 +116,19 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
     _say_plan(view, plan, matched, model, sizing)
     write_atomic(paths.task, task.to_yaml())
-    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), prepared.train.sha256())
+    inputs = {
+        "the training rows": prepared.train.sha256(),
+        "the validation rows": prepared.validation.sha256(),
+        "the base model": base.info.sha256,
+        "the kind of device": base.model.device.type,
+    }
+    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), inputs)
     optimizer = make_optimizer(adapter, task.train)
     progress, limit = Progress(dtype=base.info.dtype), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
     if resume is not None:
-        progress, limit = _take_up(checkpoints, resume, adapter, optimizer, limit, view)
+        progress, limit = _take_up(
+            checkpoints, resume, adapter, optimizer, limit, view, fixed=task.train.micro_batch_size != "auto"
+        )
     with (
         _Log.open(task, paths, progress.step, view) as log,
         _checkpointing(base.model, sizing.gradient_checkpointing),
@@ -143,9 +152,15 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         )
         loop.run()
     _save_adapter(base, paths.adapter)
-    facts = build_receipt(task, prepared, base, loop, initial, matched, sizing.estimate, paths.adapter)
+    facts = build_receipt(task, prepared, base, loop, initial, matched, sizing.expected_bytes, paths.adapter)
     facts["speed"]["total_seconds"] = round(time.perf_counter() - started, 2)
     write_json(paths.receipt, facts)
+    if stop:
+        raise StoppedError(
+            "the adapter is trained and saved; stopped before its evaluation",
+            "run the same command again to evaluate it",
+            signal_number=stop.signal_number or 2,
+        )
     return Fitted(model, facts)
 
 
@@ -156,11 +171,14 @@ def _take_up(
     optimizer: Optimizer,
     limit: MicroBatchLimit,
     view: View,
+    *,
+    fixed: bool,
 ) -> tuple[Progress, MicroBatchLimit]:
-    """Load a checkpoint. Its micro-batch limit is kept: another one would add in another order."""
+    """Load a checkpoint. Its micro-batch limit is kept, since another one would add in another order, unless the task
+    fixes one."""
     progress = checkpoints.load(path, adapter, optimizer)
     progress.resumed_from = (*progress.resumed_from, progress.step)
-    if progress.micro_rows is not None:
+    if progress.micro_rows is not None and not fixed:
         limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings)
     view.note(f"going on from step {progress.step} ({path})")
     return progress, limit
@@ -205,7 +223,7 @@ def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
 def _say_plan(view: View, plan: Plan, matched: Sequence[str], model: FlatModel, sizing: Sizing) -> None:
     view.note(
         f"training {len(matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} rows, "
-        f"learning rate {plan.peak:g}, about {sizing.estimate.total / 1e9:.1f} GB of memory"
+        f"learning rate {plan.peak:g}, about {sizing.expected_bytes / 1e9:.1f} GB of memory"
     )
     if not model.flattened:
         view.note("this model's layers mix rows in their own way, so rows run one at a time")

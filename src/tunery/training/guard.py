@@ -13,6 +13,11 @@ import torch
 
 from tunery.errors import DivergedError, ModelError
 
+CALMER = (
+    "start over with a lower rate (--resume never --set train.learning_rate=1e-4) or a longer warm-up "
+    "(--set train.warmup=0.1); if it computed in bfloat16, try --set train.precision=float32"
+)
+
 
 def require_finite(loss: float, gradient_norm: float, step: int, rows: list[str]) -> None:
     """Stop before an update that would spoil the adapter.
@@ -25,11 +30,17 @@ def require_finite(loss: float, gradient_norm: float, step: int, rows: list[str]
         return
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {gradient_norm}"
     shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-    raise DivergedError(
-        f"step {step}: {what}. The update was not made; the last checkpoint is sound",
-        "lower the rate (--set train.learning_rate=1e-4) or lengthen the warm-up (--set train.warmup=0.1); "
-        f"with bfloat16, try --set train.precision=float32. The rows of this step: {shown}",
-    )
+    raise DivergedError(f"step {step}: {what}. The update was not made. The rows of this step: {shown}", CALMER)
+
+
+def require_finite_validation(loss: float, step: int) -> None:
+    """Stop when the update of `step` has left a model whose validation loss is not a number; it is not saved."""
+    if not math.isfinite(loss):
+        raise DivergedError(f"after step {step} the validation loss is {loss}. The step was not saved", CALMER)
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory: you tried to allocate")
+"""What PyTorch's allocators say: on a GPU, on a CPU, and on a CPU under Windows."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,7 +48,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)
+
+
+def out_of_memory_with_one_row() -> ModelError:
+    """The error when there is nothing left to halve."""
+    return ModelError(
+        "memory ran out with a single row",
+        "shorten the rows (--set data.max_length=512), turn on --set train.gradient_checkpointing=true, "
+        "or choose a smaller model",
+    )
 
 
 @dataclass
@@ -61,11 +81,7 @@ class MicroBatchLimit:
             ModelError: one row at a time is already too much.
         """
         if self.rows == 1:
-            raise ModelError(
-                "memory ran out with a single row",
-                "shorten the rows (--set data.max_length=512), turn on --set train.gradient_checkpointing=true, "
-                "or choose a smaller model",
-            ) from error
+            raise out_of_memory_with_one_row() from error
         self.rows = max(1, self.rows // 2)
         self.tokens = None if self.tokens is None else max(1, self.tokens // 2)
         self.halvings += 1

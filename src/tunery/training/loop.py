@@ -17,7 +17,13 @@ from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
-from tunery.training.guard import MicroBatchLimit, StopRequest, is_out_of_memory, require_finite
+from tunery.training.guard import (
+    MicroBatchLimit,
+    StopRequest,
+    is_out_of_memory,
+    require_finite,
+    require_finite_validation,
+)
 from tunery.training.loss import batch_loss, batches_of, mean_loss
 from tunery.training.schedule import learning_rate
 
@@ -149,18 +155,16 @@ class Loop:
         """Train until the last step, an early stop, or a signal (StoppedError, after a checkpoint)."""
         advised: set[str] = set()
         while self.progress.step < self.plan.total_steps:
+            if self._out_of_patience():
+                self.stopped = "early stopping"
+                break
             self._step()
             done = self.progress.step == self.plan.total_steps
             improved = self._validate() if self._due(self.plan.eval_every, done) else False
-            patience = self.plan.config.early_stopping_patience
-            early = patience is not None and self.progress.bad_validations >= patience
-            if improved or early or self.stop or self._due(self.plan.save_every, done):
+            if improved or done or self._out_of_patience() or self.stop or self._due(self.plan.save_every):
                 self._save()
             if self._due(self.plan.eval_every, done):
                 self._advise(advised)
-            if early and not done:
-                self.stopped = "early stopping"
-                break
             if self.stop and not done:
                 raise StoppedError(
                     f"stopped after step {self.progress.step} of {self.plan.total_steps}; the checkpoint is written",
@@ -227,7 +231,11 @@ class Loop:
         self.history.append(line)
         self.watcher.log(line)
 
-    def _due(self, every: int | None, done: bool) -> bool:
+    def _out_of_patience(self) -> bool:
+        patience = self.plan.config.early_stopping_patience
+        return patience is not None and self.progress.bad_validations >= patience
+
+    def _due(self, every: int | None, done: bool = False) -> bool:
         return every is not None and (done or self.progress.step % every == 0)
 
     def _validate(self) -> bool:
@@ -237,6 +245,7 @@ class Loop:
         started = time.perf_counter()
         loss, accuracy = mean_loss(self.model, self.validation)
         progress = self.progress
+        require_finite_validation(loss, progress.step)
         better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold
         progress.bad_validations = 0 if better else progress.bad_validations + 1
         progress.valid_loss = loss

@@ -17,6 +17,7 @@ from torch import Tensor
 from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
 from tunery.models.flat import FlatModel, Head
 from tunery.models.memory import LOGIT_CHUNK_BYTES
+from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
 
 EVALUATION_TOKENS = 4096
 """Computed tokens per batch where nothing is kept for a backward pass."""
@@ -107,15 +108,30 @@ def batches_of(
         yield flatten(part)
 
 
+def _losses(model: FlatModel, rows: Sequence[Row]) -> Iterator[tuple[list[Row], FlatBatch, BatchLoss]]:
+    """Losses of all rows without gradients; where memory runs out, a batch is halved and tried again."""
+    waiting = list(micro_batches(rows, len(rows) if model.flattened else 1, EVALUATION_TOKENS))[::-1]
+    while waiting:
+        part = waiting.pop()
+        batch = flatten(part)
+        try:
+            yield part, batch, batch_loss(model, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise out_of_memory_with_one_row() from error
+            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+
+
 @torch.no_grad()
 def score_rows(model: FlatModel, rows: Sequence[Row]) -> np.ndarray:
     """Log-probability (nats) of each row's trained tokens, summed; one chunk of logits at a time. float64 [rows]."""
     scores = np.zeros(len(rows))
     numbered = [replace(row, example=number) for number, row in enumerate(rows)]
-    for part in micro_batches(numbered, len(rows) if model.flattened else 1, EVALUATION_TOKENS):
-        batch = flatten(part)
+    for part, batch, loss in _losses(model, numbered):
         where = np.asarray([row.example for row in part])[batch.owners]
-        np.add.at(scores, where, -batch_loss(model, batch).each.double().cpu().numpy())
+        np.add.at(scores, where, -loss.each.double().cpu().numpy())
     return scores
 
 
@@ -123,8 +139,7 @@ def score_rows(model: FlatModel, rows: Sequence[Row]) -> np.ndarray:
 def mean_loss(model: FlatModel, rows: Sequence[Row]) -> tuple[float, float]:
     """Mean loss per trained token, and the share of trained tokens that were the model's first choice."""
     total = correct = weight = 0.0
-    for batch in batches_of(model, rows, max_tokens=EVALUATION_TOKENS):
-        loss = batch_loss(model, batch)
+    for _, batch, loss in _losses(model, rows):
         total += float(loss.total)
         correct += float(loss.correct)
         weight += float(batch.weights.sum())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tunery.config import Task
 from tunery.data.batching import rows_of_step
 from tunery.data.prepare import Prepared
+from tunery.errors import DivergedError
 from tunery.lora.attach import adapter_state
 from tunery.models.device import available_memory
 from tunery.models.flat import inspect_model
@@ -95,6 +96,8 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+    if not rates:
+        raise DivergedError("the loss is not finite from the first step", "look at the data with `tunery check`")
     return suggest(rates, losses)
 
 

@@ -20,7 +20,6 @@ from tunery.lora.targets import untouched_linear_weights
 from tunery.models.device import describe_device, matmul_rate, peak_memory
 from tunery.models.flat import FlatModel
 from tunery.models.load import Base
-from tunery.models.memory import MemoryEstimate
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.checkpoint import Progress
 from tunery.training.loop import Loop
@@ -109,7 +108,7 @@ def data_section(prepared: Prepared) -> dict[str, Any]:
         "truncated": len(truncated),
         "truncated_rows": truncated[:LISTED],
         "max_length": prepared.max_length,
-        "rows_sha256": prepared.train.sha256(),
+        "rows_sha256": {name: rows.sha256() for name, rows in splits.items()},
     }
 
 
@@ -156,7 +155,7 @@ def build_receipt(
     loop: Loop,
     initial: Mapping[str, Tensor],
     matched: Sequence[str],
-    estimate: MemoryEstimate,
+    expected_bytes: int,
     folder: Path,
 ) -> dict[str, Any]:
     """The receipt of a run whose adapter has just been saved in `folder`.
@@ -164,7 +163,7 @@ def build_receipt(
     Args:
         initial: the adapter's tensors as they were before the first step.
         matched: names of the adapted layers.
-        estimate: the memory that was expected.
+        expected_bytes: the peak of memory that was expected.
 
     Raises:
         AdapterError: the saved adapter is not the trained one, or no tensor moved.
@@ -189,7 +188,7 @@ def build_receipt(
         "device": describe_device(device),
         "precision": _precision_section(base),
         "speed": _speed_section(base, progress, initial),
-        "memory": {"peak_bytes": peak_memory(device), "estimated_bytes": estimate.total},
+        "memory": {"peak_bytes": peak_memory(device), "estimated_bytes": expected_bytes},
         "versions": versions(),
     }
     facts["warnings"] = _warnings(prepared, facts)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tunery.config import Task
 from tunery.data.batching import Row, flatten, rows_of_step
 from tunery.data.prepare import Prepared
+from tunery.models.device import resident_memory
 from tunery.models.flat import FlatModel
 from tunery.models.memory import MemoryEstimate, estimate, tokens_that_fit
 
@@ -22,12 +23,23 @@ USED_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Sizing:
-    """The micro-batch limit, whether to recompute activations, and the memory that is expected."""
+    """The micro-batch limit, whether to recompute activations, and the memory that is expected.
+
+    Attributes:
+        estimate: of the base, the adapter and a step.
+        resident: what the process holds besides the base on a CPU: libraries, tokenizer, rows. 0 on a GPU.
+    """
 
     micro_rows: int
     micro_tokens: int | None
     gradient_checkpointing: bool
     estimate: MemoryEstimate
+    resident: int
+
+    @property
+    def expected_bytes(self) -> int:
+        """The peak that is expected, to compare with tunery.models.device.peak_memory."""
+        return self.estimate.total + self.resident
 
 
 def sample_batches(task: Task, rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -47,6 +59,12 @@ def kept_keys(rows: Sequence[Row], device: torch.device) -> int:
     return max(len(row.inputs) for row in rows) if device.type == "cpu" else 0
 
 
+def wanted_rows(task: Task) -> int:
+    """Rows computed at a time, unless memory forbids: `train.micro_batch_size`, or the whole batch."""
+    wanted = task.train.micro_batch_size
+    return task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
+
+
 def size_up(
     task: Task, prepared: Prepared, base: Any, model: FlatModel, adapter: Mapping[str, Tensor], available: int
 ) -> Sizing:
@@ -60,10 +78,8 @@ def size_up(
     config = base.config.get_text_config()
     longest = max(len(row.inputs) for row in rows)
     tokens, positions = largest_batch(task, rows) if model.flattened else (longest, longest)
-    wanted = task.train.micro_batch_size
-    micro_rows = task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
-    if micro_rows < task.train.batch_size:
-        tokens = max(longest, -(-tokens * micro_rows // task.train.batch_size))
+    micro_rows = wanted_rows(task)
+    tokens = max(longest, -(-tokens * micro_rows // task.train.batch_size))
     common: dict[str, Any] = {
         "parameters": sum(p.numel() for p in base.parameters() if not p.requires_grad),
         "trainable": sum(tensor.numel() for tensor in adapter.values()),
@@ -79,12 +95,13 @@ def size_up(
 
     asked = task.train.gradient_checkpointing
     recompute = asked is True
+    resident = max(0, resident_memory(base.device) - predict(0, False).base)
     budget = int(USED_SHARE * available) + predict(0, False).base  # the base is already there
     if predict(tokens, recompute).total <= budget:
-        return Sizing(micro_rows, None, recompute, predict(tokens, recompute))
+        return Sizing(micro_rows, None, recompute, predict(tokens, recompute), resident)
     room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=recompute, **common)
     if asked == "auto" and room < longest:
         recompute = True
         room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=True, **common)
     room = max(longest, room)
-    return Sizing(micro_rows, room, recompute, predict(min(tokens, room), recompute))
+    return Sizing(micro_rows, room, recompute, predict(min(tokens, room), recompute), resident)
