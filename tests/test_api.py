@@ -246,13 +246,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project: Path, base_f
 
 
 def test_a_full_disk_is_said_and_the_run_can_go_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunery.training import checkpoint
-
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(ResumableError, match="disk is full") as error:
             tunery.train("task.yaml", ["train.save_steps=2"], view=QUIET)
     assert error.value.exit_code == 75
@@ -357,3 +355,141 @@ def test_a_second_process_is_kept_out_of_a_run_in_use(project: Path) -> None:
 
     with lock(Path("runs/.films.lock")), pytest.raises(ConfigError, match="another process"):
         tunery.train("task.yaml", view=QUIET)
+
+
+def grow(project: Path) -> None:
+    with open(project / "rows.csv", "a") as file:
+        file.writelines(f"film {i} is fine,good\n" for i in range(200, 230))
+
+
+def test_a_run_is_not_judged_by_rows_it_may_have_been_trained_on(project: Path) -> None:
+    run = tunery.train("task.yaml", ["train.max_steps=2"], view=QUIET)
+    before = (run.path / "evaluation.json").read_text()
+    view = Interrupting()
+    tunery.evaluate(run.path, "rows.csv", view=view)
+    assert any("64 of these 80 rows have a text that was trained" in words for words in view.said)
+    grow(project)
+    for again in (
+        lambda: tunery.evaluate(run.path, view=QUIET),
+        lambda: tunery.train("task.yaml", ["train.max_steps=2"]),
+    ):
+        with pytest.raises(DataError, match="train and validation rows have changed"):
+            again()
+    assert (run.path / "evaluation.json").read_text() == before
+
+
+def test_asking_a_finished_run_for_another_evaluation_gives_it(project: Path) -> None:
+    tunery.train("task.yaml", ["train.max_steps=2"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.max_steps=2", "evaluate.max_rows=3"], view=QUIET)
+    assert run.evaluation is not None
+    assert run.evaluation["rows"] == 3
+
+
+def test_going_on_with_another_base_or_other_validation_rows_is_refused(project: Path, base_folder: Path) -> None:
+    own = project / "own"
+    shutil.copytree(base_folder, own)
+    (project / "held.csv").write_text("text,label\nfilm 300 is fine,good\nfilm 301 is dull,bad\n")
+    settings = [f"model={own}", "data.validation=held.csv"]
+    with pytest.raises(StoppedError):
+        tunery.train("task.yaml", settings, view=Interrupting(3))
+    (project / "held.csv").write_text("text,label\nfilm 300 is fine,bad\nfilm 301 is dull,bad\n")
+    save_tiny_llama(own, seed=5)
+    with pytest.raises(CheckpointError, match="the validation rows, the base model"):
+        tunery.train("task.yaml", settings, view=QUIET)
+
+
+def test_killed_between_the_last_step_and_the_receipt_the_run_ends_as_it_would_have(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunery.training import fit
+
+    contrary = "".join(
+        f"film {i} is {'fine' if i % 2 else 'dull'},{'bad' if i % 2 else 'good'}\n" for i in range(90, 98)
+    )
+    (project / "contrary.csv").write_text(f"text,label\n{contrary}")
+    settings = [
+        "data.validation=contrary.csv", "train.epochs=20", "train.eval_steps=4", "train.early_stopping_patience=1",
+    ]  # fmt: skip
+    whole = tunery.train("task.yaml", [*settings, "name=whole"], view=QUIET)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "_save_adapter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tunery.train("task.yaml", [*settings, "name=parts"], view=QUIET)
+    resumed = tunery.train("task.yaml", [*settings, "name=parts"], view=QUIET)
+    assert resumed.receipt["training"]["stopped"] == "early stopping"
+    assert same(adapter(whole.path), adapter(resumed.path))
+
+
+def test_a_stop_in_the_last_step_leaves_a_trained_run_that_is_evaluated_next_time(project: Path) -> None:
+    with pytest.raises(StoppedError, match="trained and saved") as stopped:
+        tunery.train("task.yaml", ["train.max_steps=3"], view=Interrupting(3, signal.SIGTERM))
+    assert stopped.value.exit_code == 143
+    assert not Path("runs/films/evaluation.json").exists()
+    assert tunery.train("task.yaml", ["train.max_steps=3"], view=QUIET).evaluation is not None
+
+
+def test_an_update_that_ruins_the_model_is_divergence_and_is_not_saved(project: Path) -> None:
+    settings = ["train.learning_rate=1e30", "train.warmup=0", "train.eval_steps=1"]
+    with pytest.raises(DivergedError, match="validation loss"):
+        tunery.train("task.yaml", settings, view=QUIET)
+    assert list(Path("runs/films/checkpoints").glob("*")) == []
+
+
+def test_memory_that_runs_out_in_evaluation_halves_the_batch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunery.training import loss
+
+    run = tunery.train("task.yaml", ["train.max_steps=2"], view=QUIET)
+    real, tried = loss.batch_loss, []
+
+    def tight(model: Any, batch: Any) -> Any:
+        tried.append(len(batch.ids))
+        if len(batch.ids) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(model, batch)
+
+    monkeypatch.setattr(loss, "batch_loss", tight)
+    again = tunery.evaluate(run.path, view=QUIET)
+    assert max(tried) > 60
+    assert run.evaluation is not None
+    assert again["tuned"]["loss"] == pytest.approx(run.evaluation["tuned"]["loss"], rel=1e-5)
+
+
+def test_prompts_near_the_models_context_are_answered_as_far_as_it_reaches(project: Path) -> None:
+    messages = [{"role": "user", "content": "film " * 300}, {"role": "assistant", "content": "fine"}]
+    (project / "rows.jsonl").write_text("".join(json.dumps({"messages": messages, "n": i}) + "\n" for i in range(6)))
+    run = tunery.train(
+        "task.yaml",
+        ["data.train=rows.jsonl", "data.validation=null", "data.instruction=null", "train.max_steps=1"],
+        view=QUIET,
+    )
+    tuned = run.load()
+    assert isinstance(tuned.answer("film " * 30, max_new_tokens=10_000), str)
+    with pytest.raises(ConfigError, match="tokens"):
+        tuned.answer("film " * 3000)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        tuned.answer("film", max_new_token=3)
+    with pytest.raises(ConfigError, match="nothing to answer"):
+        tuned.answer([])
+
+
+def test_a_task_made_in_python_with_relative_paths_can_be_evaluated_later(project: Path, base_folder: Path) -> None:
+    task = tunery.Task.model_validate(
+        {"name": "py", "model": str(base_folder), "data": {"train": "rows.csv"}, "train": {"max_steps": 2}}
+    )
+    run = tunery.train(task, view=QUIET)
+    assert tunery.evaluate(run.path, view=QUIET)["rows"] == 8
+
+
+def test_the_models_own_sampling_settings_are_not_used(project: Path, base_folder: Path) -> None:
+    own = project / "own"
+    shutil.copytree(base_folder, own)
+    settings = {"do_sample": True, "temperature": 3.0, "suppress_tokens": list(range(3, 300)), "max_new_tokens": 1}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    plain = tunery.train("task.yaml", ["name=a", "train.max_steps=2"], view=QUIET).load()
+    other = tunery.train("task.yaml", ["name=b", "train.max_steps=2", f"model={own}"], view=QUIET).load()
+    asked = [{"role": "user", "content": "film"}]
+    assert plain.answer(asked, max_new_tokens=12) == other.answer(asked, max_new_tokens=12)

@@ -45,18 +45,13 @@ def test_an_answer_ends_at_a_stop_token_which_is_not_part_of_it(model: torch.nn.
     assert len(cut) < len(whole)
 
 
-def test_a_drawn_answer_is_repeated_by_its_seed_and_the_models_own_sampling_settings_are_not_used(
-    model: torch.nn.Module,
-) -> None:
+def test_a_drawn_answer_is_repeated_by_its_seed(model: torch.nn.Module) -> None:
     tokenizer = tiny_tokenizer()
     drawn = [
         generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=12, temperature=1.5, seed=seed), [2])[0]
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
-    greedy = generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=12), [2])
-    model.generation_config.repetition_penalty = 5.0  # type: ignore[union-attr]
-    assert generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=12), [2]) == greedy
 
 
 def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: torch.nn.Module) -> None:
@@ -88,3 +83,14 @@ def test_the_base_side_of_a_comparison_is_the_base(model: torch.nn.Module) -> No
     assert tuned != before
     with disabled(model):
         assert generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8), [2]) == before
+
+
+def test_all_labels_of_a_long_text_are_scored_after_the_same_prompt() -> None:
+    renderer = Renderer(tiny_tokenizer(), labels=["a", "bb bb bb bb bb bb"], instruction="which?")
+    long, short = (Example("classification", "r:1", text="film " * n, label="a") for n in (100, 2))
+    given = label_rows(renderer, [long, short], 80)
+    assert given.examples == [0, 1]
+    prompts = [row.ids[: int(np.flatnonzero(row.weights)[0])].tolist() for row in given.rows]
+    assert prompts[0] == prompts[1]
+    assert max(len(row.ids) for row in given.rows) <= 80
+    assert label_rows(renderer, [long, short], 80, "drop").examples == [1]

@@ -90,7 +90,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Ba
     model = _read_model(source, config, dtype)
     _check_vocabulary(spec, tokenizer, model)
     model.requires_grad_(False).eval().to(place)  # type: ignore[arg-type]
-    # How answers are drawn is the caller's to choose; `generate` would fill what is left open from the model's defaults.
+    # How answers are drawn is the caller's to choose; `generate` would fill what is left open from the model's own.
     model.generation_config = GenerationConfig()
     info = BaseInfo(
         name=spec,

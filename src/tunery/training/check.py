@@ -92,10 +92,15 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     tokens, positions = largest_batch(task, rows)
     steps = total_steps(task.train, len(rows))
     memory = estimate(
-        model.config.get_text_config(), parameters=parameters, trainable=trainable, dtype_bytes=dtype.itemsize,
-        tokens_in_flight=-(-tokens * wanted_rows(task) // task.train.batch_size), trained_tokens=positions, keys=kept_keys(rows, device),
+        model.config.get_text_config(),
+        parameters=parameters,
+        trainable=trainable,
+        dtype_bytes=dtype.itemsize,
+        tokens_in_flight=-(-tokens * wanted_rows(task) // task.train.batch_size),
+        trained_tokens=positions,
         gradient_checkpointing=task.train.gradient_checkpointing is True,
-    )  # fmt: skip
+        keys=kept_keys(rows, device),
+    )
     flops = steps * step_flops(model, tokens, positions, trainable)
     seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))
     alone, _ = largest_batch(task, rows, share=False)
