@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write test lint clean
+.PHONY: help demo demo-chat demo-write test lint bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -39,6 +39,10 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/ruff format --check .
 	$(BIN_TEST)/pyright --pythonpath $(BIN_TEST)/python
 	$(BIN_TEST)/lint-imports
+
+bench: $(VENV_TEST)/.installed  ## training speed against PEFT in a bare loop
+	$(BIN_TEST)/python examples/sentiment/prepare.py
+	$(BIN_TEST)/python bench/speed.py
 
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-test build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data
