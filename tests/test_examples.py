@@ -88,10 +88,10 @@ def test_preparing_again_gives_the_same_files(prepared: Path, name: str, tmp_pat
 
 def test_sentiment_is_balanced_and_no_text_is_on_both_sides(prepared: Path) -> None:
     train, held_out = (_csv(prepared / "sentiment" / "data" / name) for name in ("train.csv", "held-out.csv"))
-    assert Counter(row["label"] for row in train) == {"0": 1500, "1": 1500}
-    assert Counter(row["label"] for row in held_out) == {"0": 500, "1": 500}
+    assert Counter(row["label"] for row in train) == {"0": 2000, "1": 2000}
+    assert Counter(row["label"] for row in held_out) == {"0": 400, "1": 400}
     texts = [" ".join(row["text"].casefold().split()) for row in (*train, *held_out)]
-    assert len(set(texts)) == len(texts) == 4000
+    assert len(set(texts)) == len(texts) == 4800
 
 
 def test_sentiment_takes_the_rows_it_is_asked_for(prepared: Path, tmp_path: Path) -> None:

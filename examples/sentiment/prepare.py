@@ -69,8 +69,8 @@ def main() -> None:
     """Read the options, write both files, and say so."""
     parser = argparse.ArgumentParser(description="Write data/train.csv and data/held-out.csv.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data", help="folder for the files")
-    parser.add_argument("--train", type=int, default=3000, help="rows to train on")
-    parser.add_argument("--held-out", type=int, default=1000, help="rows held out")
+    parser.add_argument("--train", type=int, default=4000, help="rows to train on")
+    parser.add_argument("--held-out", type=int, default=800, help="rows held out")
     parser.add_argument("--seed", type=int, default=0, help="decides which rows")
     options = parser.parse_args()
     train, held_out = split(read_reviews(source_file()), options.train, options.held_out, options.seed)
