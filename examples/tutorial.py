@@ -24,7 +24,7 @@ import random
 
 # ---- Step 1: install -----------------------------------------------------------------------------------------------
 #
-#     pip install tunery accelerate
+#     pip install .        (from a clone of the repository; it brings torch and transformers)
 #
 # ---- Step 2: import ------------------------------------------------------------------------------------------------
 import torch
