@@ -1,0 +1,45 @@
+"""The README's commands, run as they stand there, on the real model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def commands() -> list[str]:
+    """The `tunery …` lines of the README's code blocks, without their comments."""
+    lines = re.findall(r"^    (tunery .+?)(?:\s{2,}#.*)?$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["init", "check", "train", "eval", "chat"]
+    return lines
+
+
+def test_the_readmes_commands_run_as_they_stand_there(tmp_path: Path, smollm2: str) -> None:
+    for command in commands():
+        done = subprocess.run(
+            [sys.executable, "-m", "tunery.cli", *command.split()[1:]],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            input="I was charged twice.\n/base\nI was charged twice.\n/quit\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "warning" not in done.stderr.casefold(), done.stderr
+    left = {path.name for path in (tmp_path / "runs" / "my-task").iterdir()}
+    promised = set(re.findall(r"^      ([a-z.]+)/? {2,}", README.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {
+        "task.yaml",
+        "adapter",
+        "checkpoints",
+        "metrics.jsonl",
+        "evaluation.json",
+        "receipt.json",
+        "report.html",
+    } <= left
+    assert left <= promised | {"checkpoints", "adapter"}
