@@ -3,9 +3,9 @@
     make bench
 
 Both train the same batches of film reviews (examples/sentiment) from the same start. First both take a step in
-float32: their losses must agree to 1e-4, or no speed is printed. (In bfloat16 each is a few hundredths away from float32, since a
-step here trains few tokens.) Then both run in the format the probe chooses: one warm-up step, and the median of the
-following ones. The ratio is the result, since the machine's own speed drifts.
+float32: their losses must agree to 1e-4, or no speed is printed. (In bfloat16 each is a few hundredths away from
+float32, since a step here trains few tokens.) Then both run in the format the probe chooses: one warm-up step, and
+the median of the following ones. The ratio is the result, since the machine's own speed drifts.
 """
 
 from __future__ import annotations
