@@ -188,8 +188,10 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(proj
 def test_resuming_with_other_settings_or_rows_is_refused(project: Path) -> None:
     with pytest.raises(StoppedError):
         tunery.train("task.yaml", view=Interrupting(3))
+    written = Path("runs/films/task.yaml").read_text()
     with pytest.raises(CheckpointError, match=r"train\.batch_size: 8 → 4"):
         tunery.train("task.yaml", ["train.batch_size=4"], view=QUIET)
+    assert Path("runs/films/task.yaml").read_text() == written
     rows = (project / "rows.csv").read_text()
     (project / "rows.csv").write_text(rows.replace("dull", "grey"))
     with pytest.raises(CheckpointError, match=r"changed since .*the training rows"):

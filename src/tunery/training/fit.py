@@ -115,20 +115,14 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     plan = make_plan(task, len(prepared.train.rows), len(prepared.validation.rows), base.model.config)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
     _say_plan(view, plan, matched, model, sizing)
-    write_atomic(paths.task, task.to_yaml())
-    inputs = {
-        "the training rows": prepared.train.sha256(),
-        "the validation rows": prepared.validation.sha256(),
-        "the base model": base.info.sha256,
-        "the kind of device": base.model.device.type,
-    }
-    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), inputs)
+    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), _inputs(prepared, base))
     optimizer = make_optimizer(adapter, task.train)
     progress, limit = Progress(dtype=base.info.dtype), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
     if resume is not None:
         progress, limit = _take_up(
             checkpoints, resume, adapter, optimizer, limit, view, fixed=task.train.micro_batch_size != "auto"
         )
+    write_atomic(paths.task, task.to_yaml())
     with (
         _Log.open(task, paths, progress.step, view) as log,
         _checkpointing(base.model, sizing.gradient_checkpointing),
@@ -162,6 +156,16 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             signal_number=stop.signal_number or 2,
         )
     return Fitted(model, facts)
+
+
+def _inputs(prepared: Prepared, base: Base) -> dict[str, str]:
+    """What must be the same to go on from a checkpoint, besides the settings."""
+    return {
+        "the training rows": prepared.train.sha256(),
+        "the validation rows": prepared.validation.sha256(),
+        "the base model": base.info.sha256,
+        "the kind of device": base.model.device.type,
+    }
 
 
 def _take_up(
