@@ -23,7 +23,7 @@ from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
 from tunery.task_file import absolute, load_task
 from tunery.training.check import check as check_prepared
-from tunery.training.checkpoint import checkpoint_steps, recorded_dtype, settings_that_matter
+from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
 
@@ -129,8 +129,7 @@ def _checkpoint(paths: RunPaths, resume: str) -> Path | None:
 def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
     """Refuse to take a finished run for that of a task with other settings."""
     before, now = (settings_that_matter(t.model_dump(mode="json")) for t in (then, task))
-    changed = [f"{k}: {before.get(k)!r} → {now.get(k)!r}" for k in sorted(before) if before[k] != now[k]]
-    if changed:
+    if changed := changed_settings(before, now):
         raise ConfigError(
             f"{paths.root} holds a finished run with other settings: {'; '.join(changed)}",
             "give this run its own name with --set name=NAME, or start over with --resume never "
@@ -140,8 +139,7 @@ def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
 
 def _require_same_rows(prepared: Prepared, receipt: Mapping[str, Any], paths: RunPaths) -> None:
     """Refuse to judge a run by rows that are not those it was trained and held out with."""
-    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
-    changed = [name for name, rows in splits.items() if rows.sha256() != receipt["data"]["rows_sha256"][name]]
+    changed = [name for name, rows in prepared.splits.items() if rows.sha256() != receipt["data"]["rows_sha256"][name]]
     if changed:
         raise DataError(
             f"the {' and '.join(changed)} rows have changed since {paths.root} was trained",

@@ -65,6 +65,11 @@ class Prepared:
     test: Rows
 
     @property
+    def splits(self) -> dict[str, Rows]:
+        """All three by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
     def held_out(self) -> tuple[str, list[Example], Rows]:
         """The rows the final evaluation uses: test if there are any, else validation. (name, examples, rows)."""
         if self.data.test:

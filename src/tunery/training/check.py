@@ -11,10 +11,11 @@ import numpy as np
 from tunery.config import Task
 from tunery.data.batching import Row
 from tunery.data.prepare import Prepared
-from tunery.lora.attach import attach, trainable_parameters
+from tunery.lora.attach import trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
 from tunery.models.load import empty_model
 from tunery.models.memory import estimate
+from tunery.training.fit import attach_adapter
 from tunery.training.plan import peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn, step_flops
 from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
@@ -82,11 +83,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     device = pick_device(task.train.device)
     dtype, _ = resolve_dtype(task.train.precision, device)
     model = empty_model(task.model)
-    lora = task.lora
-    matched = attach(
-        model, rank=lora.rank, alpha=lora.effective_alpha, dropout=lora.dropout, targets=lora.targets,
-        exclude=lora.exclude, rank_stabilized=lora.rank_stabilized, seed=task.seed,
-    )  # fmt: skip
+    matched, _ = attach_adapter(task, model)
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     tokens, positions = largest_batch(task, rows)

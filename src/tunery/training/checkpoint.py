@@ -90,6 +90,15 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in ("data.train", "data.validation", "data.test")}
 
 
+def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two results of `settings_that_matter`, each as "lora.rank: 4 → 8"."""
+    return [
+        f"{key}: {then.get(key)!r} → {now.get(key)!r}"
+        for key in sorted({*then, *now})
+        if json.dumps(then.get(key), sort_keys=True) != json.dumps(now.get(key), sort_keys=True)
+    ]
+
+
 def recorded_dtype(path: Path) -> str | None:
     """The number format a checkpoint was computed in: going on in another one would not be the same run."""
     try:
@@ -175,13 +184,7 @@ class Checkpoints:
         return progress
 
     def _require_same_task(self, path: Path, state: Mapping[str, Any]) -> None:
-        then, now = state["settings"], self.settings
-        changed = [
-            f"{key}: {then.get(key)!r} → {now.get(key)!r}"
-            for key in sorted({*then, *now})
-            if json.dumps(then.get(key), sort_keys=True) != json.dumps(now.get(key), sort_keys=True)
-        ]
-        if changed:
+        if changed := changed_settings(state["settings"], self.settings):
             raise CheckpointError(
                 f"{path.parent.parent} was trained with other settings: {'; '.join(changed)}",
                 "to start over use --resume never (the old run is kept under another name), "

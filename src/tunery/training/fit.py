@@ -80,12 +80,12 @@ class Fitted:
     receipt: dict[str, Any]
 
 
-def attach_adapter(task: Task, base: Base) -> tuple[list[str], DropoutClock]:
-    """Put a fresh adapter on the base, as the task says. Its values follow from the seed."""
+def attach_adapter(task: Task, model: Any) -> tuple[list[str], DropoutClock]:
+    """Put a fresh adapter on a base model, as the task says. Its values follow from the seed."""
     clock = DropoutClock()
     lora = task.lora
     matched = attach(
-        base.model,
+        model,
         rank=lora.rank,
         alpha=lora.effective_alpha,
         dropout=lora.dropout,
@@ -108,7 +108,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
     """
     started = time.perf_counter()
-    matched, clock = attach_adapter(task, base)
+    matched, clock = attach_adapter(task, base.model)
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}

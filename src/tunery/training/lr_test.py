@@ -69,7 +69,7 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
         base: a base without adapter; it is not usable for anything else afterwards.
         tick: told (step, steps) after each step.
     """
-    _, clock = attach_adapter(task, base)
+    _, clock = attach_adapter(task, base.model)
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))

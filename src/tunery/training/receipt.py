@@ -87,8 +87,7 @@ def check_reload(model: FlatModel, prepared: Prepared, folder: Path) -> dict[str
 
 def data_section(prepared: Prepared) -> dict[str, Any]:
     """What was read, left out and cut, and the hash of what was trained."""
-    data = prepared.data
-    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    data, splits = prepared.data, prepared.splits
     dropped = [{"where": where, "reason": reason} for rows in splits.values() for where, reason in rows.dropped]
     truncated = [where for rows in splits.values() for where in rows.truncated]
     return {
