@@ -87,11 +87,11 @@ def our_gradient(
 
 
 @pytest.mark.parametrize("name", CHECKED)
-@pytest.mark.parametrize("keys", [0, 640], ids=["fused", "products"])
+@pytest.mark.parametrize("keys", [0, 640], ids=["recomputed", "kept"])
 def test_packed_shared_micro_batched_and_accumulated_equal_one_padded_batch(
     name: str, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "MATRIX_PRODUCT_KEYS", keys)
+    monkeypatch.setattr(attention, "KEPT_KEYS", keys)
     model, adapter = lora_model(name)
     assert model.flattened
     assert model.head is not None

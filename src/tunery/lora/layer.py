@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.errors import AdapterError
+from tunery.lora.fused import Part, lora_linears
+from tunery.lora.shared import SharedInput
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,15 @@ class Dropout:
     clock: DropoutClock | None
     layer: int
 
+    def on(self, training: bool) -> bool:
+        """Whether masks are drawn now."""
+        return self.p > 0.0 and (training if self.clock is None else self.clock.enabled)
+
     def __call__(self, x: Tensor, training: bool) -> Tensor:
-        if self.clock is None:
-            return F.dropout(x, self.p, training)
-        if self.p == 0.0 or not self.clock.enabled:
+        if not self.on(training):
             return x
+        if self.clock is None:
+            return F.dropout(x, self.p)
         keep = 1.0 - self.p
         mask = torch.empty_like(x).bernoulli_(keep, generator=self.clock.generator(self.layer, x.device))
         return x * mask.div_(keep)
@@ -222,7 +228,15 @@ class LoRALayer(nn.Module):
 
 
 class LoRALinear(LoRALayer):
-    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out])."""
+    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out]).
+
+    Attributes:
+        shared: layers that are given the same input, this one among them, where that has been found out.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self.shared: SharedInput | None = None
 
     @property
     def in_features(self) -> int:
@@ -244,11 +258,28 @@ class LoRALinear(LoRALayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out], in the number format of the base's output."""
-        y = self.base(x)
         if (name := self.active) is None:
-            return y
+            return self.base(x)
+        if (part := self.part(x)) is not None:
+            together = self.shared.outputs(self, x) if self.shared is not None else None
+            return lora_linears(x, [part])[0] if together is None else together
+        y = self.base(x)
         x = self.dropouts[name](x, self.training)
         return add_lora(y, x, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
+
+    def part(self, x: Tensor) -> Part | None:
+        """This layer for the fused function (tunery.lora.fused); None where only the plain path gives the right result:
+        with dropout, under autocast, with a base that is trained, quantised, or does more than multiply."""
+        name, base = self.active, self.base
+        if name is None or type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
+            return None
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        drops = self.dropouts[name].on(self.training)
+        if drops or weight.requires_grad or weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+            return None
+        if isinstance(base, Conv1D):
+            weight = weight.t()
+        return Part(weight, self.bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
 
 
 class LoRAEmbedding(LoRALayer):

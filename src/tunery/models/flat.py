@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tunery.data.batching import FlatBatch, Row, flatten
+from tunery.lora.mlp import replace_mlps
+from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat
+from tunery.models.lean import replace_norms
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -96,7 +99,11 @@ class FlatModel:
 
     def running(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model computes flattened rows; a backward pass that recomputes belongs inside too."""
-        return flat(self.model) if self.flattened else contextlib.nullcontext()
+        context = contextlib.ExitStack()
+        context.enter_context(sharing())
+        if self.flattened:
+            context.enter_context(flat(self.model))
+        return context
 
     def _run(self, module: nn.Module, **inputs: Any) -> Any:
         with self.running():
@@ -139,6 +146,9 @@ def inspect_model(model: Any) -> FlatModel:
     config = model.config.get_text_config()
     rows = _probe_rows(min(config.vocab_size, 1000))
     truth = [_plain_logits(model, row) for row in rows]
+    replace_norms(model)
+    replace_mlps(model)
+    find_shared_inputs(model, lambda: _plain_logits(model, rows[0]))
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
     head = Head(layer, *_transforms(config)) if layer is not None else None

@@ -19,6 +19,9 @@ from tunery.models.flat import FlatModel, Head
 from tunery.models.memory import LOGIT_CHUNK_BYTES
 from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
 
+WIDE_PARTS = 8
+"""In how many parts a chunk of logits passes through float32, so that these stay in the processor's cache."""
+
 EVALUATION_TOKENS = 4096
 """Computed tokens per batch where nothing is kept for a backward pass."""
 
@@ -34,6 +37,31 @@ class BatchLoss:
     each: Tensor
 
 
+def chunk_rows(weight: Tensor) -> int:
+    """Predicting positions whose logits exist at the same time, for a head of weight [V, d]."""
+    return max(1, LOGIT_CHUNK_BYTES // (weight.element_size() * len(weight)))
+
+
+def _piece(
+    logits: Tensor, head: Head, local: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a few rows of raw logits [n, V] with N things to predict, at rows `local`: negative log-likelihoods [N],
+    which are the most likely token [N], and the gradient of Σ weights · nll with respect to scale · logits [n, V].
+
+    The sum in the softmax is read off its largest share, 1 / Σ exp(z − max z): `logsumexp` takes 15 times as long on a CPU.
+    """
+    z = head.finish(logits)
+    top, first = z.max(dim=-1)
+    share = torch.softmax(z, dim=-1)
+    log_total = top - share.amax(dim=-1).log_()
+    each = log_total[local] - z[local, targets]
+    delta = share.mul_(torch.zeros_like(top).index_add_(0, local, weights)[:, None])
+    delta.index_put_((local, targets), -weights, accumulate=True)
+    if head.softcap is not None:
+        delta *= 1 - (z / head.softcap).square_()
+    return each, first[local] == targets, delta
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
 
@@ -43,29 +71,27 @@ class _FrozenHeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         layer = head.frozen
         assert layer is not None
+        weight, rows = layer.weight, chunk_rows(layer.weight)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        rows = max(1, LOGIT_CHUNK_BYTES // (4 * layer.weight.shape[0]))
-        keep = ctx.needs_input_grad[0]
-        grad = torch.empty_like(hidden) if keep else None
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         each = torch.empty(len(entry), dtype=wide, device=hidden.device)
         right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
+        room = hidden.new_empty(min(rows, len(hidden)), len(weight))
         for start in range(0, len(hidden), rows):
             stop = min(start + rows, len(hidden))
-            low, high = int(bounds[start]), int(bounds[stop])
-            logits = head.finish(torch.nn.functional.linear(hidden[start:stop], layer.weight, layer.bias))
-            local, wanted = entry[low:high] - start, targets[low:high]
-            log_total = torch.logsumexp(logits, dim=-1)
-            each[low:high] = log_total[local] - logits[local, wanted]
-            right[low:high] = logits.argmax(dim=-1)[local] == wanted
-            if grad is None:
-                continue
-            weight = weights[low:high].to(wide)
-            slope = torch.ones_like(logits) if head.softcap is None else 1 - (logits / head.softcap).square()
-            share = torch.zeros_like(log_total).index_add_(0, local, weight)
-            delta = torch.exp(logits - log_total[:, None]).mul_(share[:, None])
-            delta.index_put_((local, wanted), -weight, accumulate=True)
-            delta = delta.mul_(slope).mul_(head.scale)
-            torch.matmul(delta.to(hidden.dtype), layer.weight, out=grad[start:stop])
+            logits = torch.mm(hidden[start:stop], weight.t(), out=room[: stop - start])
+            if layer.bias is not None:
+                logits += layer.bias
+            for first in range(start, stop, rows // WIDE_PARTS or 1):
+                last = min(first + (rows // WIDE_PARTS or 1), stop)
+                part, on = logits[first - start : last - start], slice(int(bounds[first]), int(bounds[last]))
+                each[on], right[on], delta = _piece(part, head, entry[on] - first, targets[on], weights[on].to(wide))
+                if grad is not None:
+                    part.copy_(delta)  # the logits are no longer needed
+            if grad is not None:
+                torch.mm(logits, weight, out=grad[start:stop])
+        if grad is not None and head.scale != 1.0:
+            grad *= head.scale
         if grad is not None:
             ctx.save_for_backward(grad)
         total = (each * weights.to(wide)).sum()

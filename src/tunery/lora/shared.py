@@ -1,0 +1,108 @@
+"""Layers that are given the same input (query, key and value; gate and up) compute together.
+
+Which layers those are is found out by watching one forward pass, so no architecture is named here. The first of them
+that is called computes all, the others take what is ready. This happens only within `sharing()`, which a run enters
+around its forward and backward passes: in anybody else's loop each layer computes for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from tunery.lora.fused import lora_linears
+
+if TYPE_CHECKING:
+    from tunery.lora.layer import LoRALinear
+
+
+_entered = 0
+"""How many `sharing()` contexts are open. Not by thread: a GPU's backward pass recomputes layers in a thread of its own."""
+
+_waiting: set[SharedInput] = set()
+"""Groups that may hold outputs which nobody has taken yet."""
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Within this context layers with the same input compute together."""
+    global _entered
+    _entered += 1
+    try:
+        yield
+    finally:
+        _entered -= 1
+        if not _entered:
+            for group in list(_waiting):
+                group.forget()
+            _waiting.clear()
+
+
+class _Ready(threading.local):
+    source: Tensor | None = None
+    outputs: dict[Any, Tensor]
+
+    def __init__(self) -> None:
+        self.outputs = {}
+
+
+class SharedInput:
+    """Layers of one block with the same input, and the outputs that the first of them computed for the others."""
+
+    def __init__(self, layers: list[LoRALinear]) -> None:
+        self.layers = layers
+        self._ready = _Ready()
+
+    def outputs(self, layer: LoRALinear, x: Tensor) -> Tensor | None:
+        """The output of `layer` for x [..., in]; None if it should compute for itself."""
+        ready = self._ready
+        if not _entered:
+            return None
+        if ready.source is x and layer in ready.outputs:
+            return ready.outputs.pop(layer)
+        parts = [part for other in self.layers if (part := other.part(x)) is not None]
+        if len(parts) < len(self.layers):  # one of them has no adapter, or drops inputs
+            return None
+        ready.source = x
+        ready.outputs = dict(zip(self.layers, lora_linears(x, parts), strict=True))
+        _waiting.add(self)
+        return ready.outputs.pop(layer)
+
+    def forget(self) -> None:
+        """Let go of outputs that nobody took."""
+        self._ready.source, self._ready.outputs = None, {}
+
+
+def find_shared_inputs(model: nn.Module, run: Callable[[], Any]) -> None:
+    """Watch `run`, one forward pass of the model, and let sibling layers that are given one tensor compute together."""
+    from tunery.lora.layer import LoRALinear
+
+    seen: dict[tuple[str, int], list[LoRALinear]] = {}
+    kept = []  # inputs stay alive, so that no two share an address
+
+    def watch(parent: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            assert isinstance(module, LoRALinear)
+            kept.append(args[0])
+            seen.setdefault((parent, id(args[0])), []).append(module)
+
+        return hook
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    hooks = [layer.register_forward_pre_hook(watch(name.rpartition(".")[0])) for name, layer in layers.items()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in layers.values():
+        layer.shared = None
+    for group in seen.values():
+        if len(group) > 1 and len(set(group)) == len(group):
+            together = SharedInput(group)
+            for layer in group:
+                layer.shared = together
