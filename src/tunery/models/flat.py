@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,15 @@ from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.mlp import replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat
+from tunery.models.last_layer import LastLayer
 from tunery.models.lean import replace_norms
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
+
+
+LAST_LAYER = "_tunery_last_layer"
+"""Where a model keeps the hooks of its last layer, so that a second inspection does not put on another pair."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,13 @@ class FlatModel:
         flattened: rows run as one flattened row; otherwise (models that mix rows in other ways, such as recurrent
             layers) one row at a time.
         head: the output projection when we can apply it ourselves; otherwise None, and the model computes logits.
+        last_layer: computes only what is asked for, where the model allows that.
     """
 
     model: Any
     flattened: bool
     head: Head | None
+    last_layer: LastLayer | None = None
 
     @property
     def device(self) -> torch.device:
@@ -72,9 +79,12 @@ class FlatModel:
 
     def hidden(self, batch: FlatBatch) -> Tensor:
         """Final hidden states at the predicting positions, [S, d]; needs `head`."""
-        inputs = self._inputs(batch)
-        out = self._run(self.model.get_decoder(), **inputs)
-        return out.last_hidden_state[0].index_select(0, self.tensor(batch.sources))
+        sources = self.tensor(batch.sources)
+        with self.running():
+            if self.last_layer is not None:
+                self.last_layer.only(sources, len(batch.ids))
+            out = self.model.get_decoder()(**self._inputs(batch))
+        return out.last_hidden_state[0].index_select(0, sources)
 
     def logits(self, batch: FlatBatch) -> Tensor:
         """Logits at the predicting positions as the model itself computes them, [S, V]."""
@@ -97,16 +107,17 @@ class FlatModel:
             raise ValueError("this model takes one row at a time")
         return inputs
 
-    def running(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
         """Within this context the model computes flattened rows; a backward pass that recomputes belongs inside too."""
-        context = contextlib.ExitStack()
-        context.enter_context(sharing())
-        if self.flattened:
-            context.enter_context(flat(self.model))
-        return context
+        last_layer = contextlib.nullcontext() if self.last_layer is None else self.last_layer.used()
+        with sharing(), flat(self.model) if self.flattened else contextlib.nullcontext(), last_layer:
+            yield
 
     def _run(self, module: nn.Module, **inputs: Any) -> Any:
         with self.running():
+            if self.last_layer is not None:
+                self.last_layer.only(None, 0)
             return module(**inputs)
 
 
@@ -173,12 +184,36 @@ def inspect_model(model: Any) -> FlatModel:
     for (owner, position), source in in_order.items():
         wanted[source] = truth[owner][position]
     single = [flatten([row]) for row in rows]
+    def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
+        try:
+            return differs(candidate, batches, expected) <= allowed
+        except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
+            return False  # the model's class does not offer this way of running
+
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
             candidate = FlatModel(model, flattened, candidate_head)
-            try:
-                if differs(candidate, batches, expected) <= allowed:
-                    return candidate
-            except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
-                continue  # the model's class does not offer this way of running
+            if works(candidate, batches, expected):
+                return _with_last_layer(candidate, works, merged, wanted) if flattened and candidate_head else candidate
     return FlatModel(model, False, None)
+
+
+def _with_last_layer(
+    model: FlatModel,
+    works: Callable[[FlatModel, Sequence[FlatBatch], Sequence[Tensor]], bool],
+    batch: FlatBatch,
+    logits: Tensor,
+) -> FlatModel:
+    """The same model whose last layer computes only the predicting positions, if asked for every third of them it
+    still gives the right `logits` [S, V] there."""
+    few = np.arange(0, len(batch.sources), 3)
+    some = replace(batch, sources=batch.sources[few])
+    if getattr(model.model, LAST_LAYER, None) is not None:
+        getattr(model.model, LAST_LAYER).remove()
+    candidate = replace(model, last_layer=LastLayer(model.model))
+    assert candidate.last_layer is not None
+    if candidate.last_layer and works(candidate, [some], [logits[torch.from_numpy(few).to(logits.device)]]):
+        setattr(model.model, LAST_LAYER, candidate.last_layer)
+        return candidate
+    candidate.last_layer.remove()
+    return model
