@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,14 +18,17 @@ from tests.double import Double
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
 from tunery.lora.attach import adapter_state, apply_lora
-from tunery.lora.layer import DropoutClock
+from tunery.lora.layer import DropoutClock, LoRALinear
 from tunery.models import attention
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import train_step
 from tunery.training.loss import batch_loss, mean_loss, score_rows
 
-CHECKED = ("llama", "gpt2", "qwen3", "gemma2", "mistral", "phi3")
+CHECKED = ("llama", "gpt2", "qwen3", "gemma2", "mistral", "phi3", "gpt_oss")
+
+PLAIN: dict[int, tuple[torch.nn.Module, dict[str, Tensor]]] = {}
+"""id of a model of `lora_model` → its copy, on which nothing was replaced, and that copy's adapter."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +52,21 @@ def make_rows(seed: int, count: int, vocabulary: int = 60) -> list[Row]:
     return rows
 
 
+def tree_rows(seed: int, count: int, vocabulary: int = 60) -> list[Row]:
+    """Rows that begin as earlier ones do, so that they form a tree of any depth."""
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for index in range(count):
+        earlier = rows[int(rng.integers(len(rows)))].ids if rows and rng.random() < 0.8 else np.zeros(0, np.int32)
+        begin = earlier[: int(rng.integers(0, len(earlier) + 1))]
+        ids = np.concatenate([begin, rng.integers(3, vocabulary, rng.integers(1, 24))]).astype(np.int32)[:60]
+        ids = np.concatenate([[1], ids]).astype(np.int32) if len(ids) < 2 else ids
+        weights = (rng.random(len(ids)) < 0.3).astype(np.float32) * rng.choice([1.0, 0.5], len(ids))
+        weights[0], weights[-1] = 0, 1
+        rows.append(Row(ids, weights.astype(np.float32), "", index))
+    return rows
+
+
 def lora_model(name: str) -> tuple[FlatModel, dict[str, Tensor]]:
     """A tiny model in float64 whose adapter is not zero."""
     model = tiny_model(name, dtype=torch.float64).eval()
@@ -56,11 +76,24 @@ def lora_model(name: str) -> tuple[FlatModel, dict[str, Tensor]]:
         for index, tensor in enumerate(adapter.values()):
             noise = torch.Generator().manual_seed(index)
             tensor.add_(torch.randn(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.05)
-    return inspect_model(model), adapter
+    plain = copy.deepcopy(model)
+    flat = inspect_model(model)
+    PLAIN[id(model)] = plain, dict(adapter_state(plain))
+    return flat, adapter
+
+
+@contextlib.contextmanager
+def written_out() -> Iterator[None]:
+    """LoRA as the paper writes it, operation by operation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LoRALinear, "part", lambda self, x: None)
+        yield
 
 
 def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
-    """The plain way: one padded batch, full logits, cross-entropy divided once by the trained weight."""
+    """The plain way: transformers' own modules, one padded batch, full logits, cross-entropy divided once by the
+    trained weight."""
+    plain, adapter = PLAIN.get(id(model.model), (model.model, adapter))
     width = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask, weights = torch.zeros_like(ids), torch.zeros(len(rows), width, dtype=torch.float64)
@@ -68,7 +101,8 @@ def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence
         ids[i, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
         mask[i, : len(row.ids)] = 1
         weights[i, : len(row.ids)] = torch.from_numpy(row.weights)
-    logits = model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    with written_out():
+        logits = plain(input_ids=ids, attention_mask=mask, use_cache=False).logits
     each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
     loss = (each * weights[:, 1:]).sum() / weights.sum()
     return float(loss.detach()), list(torch.autograd.grad(loss, list(adapter.values())))
@@ -112,12 +146,22 @@ def test_plain_packing_without_sharing_gives_the_same_gradient() -> None:
     assert relative(torch.autograd.grad(loss, list(adapter.values())), wanted) < 1e-9
 
 
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 9), limit=st.integers(1, 9))
-def test_random_trees_give_the_padded_gradient(seed: int, count: int, limit: int) -> None:
-    with Double():
-        model, adapter = lora_model("llama")
-        rows = make_rows(seed, count)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_oss"])
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), count=st.integers(1, 9), limit=st.integers(1, 9), kept=st.sampled_from([0, 20, 640]),
+    queries=st.sampled_from([5, 256]), scores=st.sampled_from([1, 1 << 22]),
+)  # fmt: skip
+def test_random_trees_give_the_padded_gradient(
+    name: str, seed: int, count: int, limit: int, kept: int, queries: int, scores: int
+) -> None:
+    """Whatever the tree, the micro-batches, and how attention cuts its work into blocks."""
+    with Double(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "KEPT_KEYS", kept)
+        patch.setattr(attention, "BLOCK_QUERIES", queries)
+        patch.setattr(attention, "BLOCK_SCORES", scores)
+        model, adapter = lora_model(name)
+        rows = tree_rows(seed, count)
         _, wanted = padded_gradient(model, adapter, rows)
         _, got = our_gradient(model, adapter, rows, MicroBatchLimit(limit))
     assert relative(got, wanted) < 1e-9
@@ -188,7 +232,9 @@ def test_lora_on_the_head_and_the_embedding_is_trained_with_the_padded_gradient(
     with torch.no_grad():
         for tensor in adapter.values():
             tensor.add_(0.03)
+    plain = copy.deepcopy(base)
     model = inspect_model(base)
+    PLAIN[id(base)] = plain, dict(adapter_state(plain))
     rows = make_rows(4, 5)
     _, wanted = padded_gradient(model, adapter, rows)
     _, got = our_gradient(model, adapter, rows, MicroBatchLimit(5))

@@ -32,9 +32,9 @@ class LeanMLP(nn.Module):
         """[..., width] → [..., width]."""
         layers: tuple[Any, ...] = (self.gate_proj, self.up_proj, self.down_proj)
         if all(isinstance(layer, LoRALinear) and not layer._forward_hooks for layer in layers):
-            parts = [layer.part(x) for layer in layers]
-            if None not in parts:
-                return gated_mlp(x, *parts, self.activation)
+            gate, up, down = (layer.part(x) for layer in layers)
+            if gate is not None and up is not None and down is not None:
+                return gated_mlp(x, gate, up, down, self.activation)
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -53,7 +53,8 @@ def replace_mlps(model: nn.Module) -> int:
             if kind not in forms:
                 forms[kind] = _activation(block)
             if (activation := forms[kind]) is not None:
-                lean = LeanMLP(*(getattr(block, layer) for layer in _LAYERS), block.act_fn, activation)  # type: ignore[arg-type]
+                gate, up, down = (getattr(block, layer) for layer in _LAYERS)
+                lean = LeanMLP(gate, up, down, block.act_fn, activation)  # type: ignore[arg-type]
                 setattr(parent, name, lean.train(block.training))
                 replaced += 1
     return replaced
@@ -62,7 +63,7 @@ def replace_mlps(model: nn.Module) -> int:
 @torch.no_grad()
 def _activation(block: Any) -> str | None:
     """The name under which the block's activation is known, if the block does what LeanMLP does; else None."""
-    layers = [getattr(block, layer) for layer in _LAYERS]
+    gate, up, down = layers = tuple(getattr(block, layer) for layer in _LAYERS)
     if not all(isinstance(layer, LoRALinear | nn.Linear) for layer in layers) or layers[0].weight.is_meta:
         return None
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +76,7 @@ def _activation(block: Any) -> str | None:
         if not torch.allclose(act(opened), block.act_fn(opened), rtol=allowed, atol=allowed):
             continue
         try:
-            same = torch.equal(LeanMLP(*layers, block.act_fn, name)(x), block(x))
+            same = torch.equal(LeanMLP(gate, up, down, block.act_fn, name)(x), block(x))
         except Exception:  # whatever a foreign block may ask for
             return None
         return name if same else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _entered = 0
-"""How many `sharing()` contexts are open. Not by thread: a GPU's backward pass recomputes layers in a thread of its own."""
+"""How many `sharing()` contexts are open. Not by thread: a GPU's backward pass recomputes layers in one of its own."""
 
 _waiting: set[SharedInput] = set()
 """Groups that may hold outputs which nobody has taken yet."""

@@ -160,9 +160,7 @@ class FlatLayout:
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(np.maximum(rows, 0)).to(self.device)
 
-    def _block(
-        self, rows: np.ndarray, low: int, high: int, window: int | None, fold: int, dtype: torch.dtype
-    ) -> Block:
+    def _block(self, rows: np.ndarray, low: int, high: int, window: int | None, fold: int, dtype: torch.dtype) -> Block:
         """The block of the queries at positions low to high of [ancestors; own]. Padding stands right of all real
         queries, so that causality hides it from them."""
         first = 0 if window is None else max(0, low + 1 - window)
@@ -211,7 +209,7 @@ def _capped(q: Tensor, k: Tensor, kind: _Kind) -> Tensor:
 
 def _score_gradient(q: Tensor, k: Tensor, kind: _Kind, share: Tensor, slope: Tensor) -> Tensor:
     """∂ of scale · q k, from the weights [B, queries, keys] and their gradient `slope`."""
-    slope = torch._softmax_backward_data(slope, share, -1, share.dtype)
+    slope = torch.ops.aten._softmax_backward_data(slope, share, -1, share.dtype)
     if kind.cap is not None:
         slope *= 1 - (_capped(q, k, kind) / kind.cap).square_()
     return slope

@@ -184,6 +184,7 @@ def inspect_model(model: Any) -> FlatModel:
     for (owner, position), source in in_order.items():
         wanted[source] = truth[owner][position]
     single = [flatten([row]) for row in rows]
+
     def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
         try:
             return differs(candidate, batches, expected) <= allowed

@@ -41,7 +41,7 @@ class LastLayer:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """What is asked for holds until the outermost of these contexts ends: a backward pass may recompute the layer."""
+        """What is asked for holds until the outermost of these contexts ends: a backward pass may recompute."""
         self._entered += 1
         try:
             yield

@@ -48,7 +48,8 @@ def _piece(
     """Of a few rows of raw logits [n, V] with N things to predict, at rows `local`: negative log-likelihoods [N],
     which are the most likely token [N], and the gradient of Σ weights · nll with respect to scale · logits [n, V].
 
-    The sum in the softmax is read off its largest share, 1 / Σ exp(z − max z): `logsumexp` takes 15 times as long on a CPU.
+    The sum in the softmax is read off its largest share, 1 / Σ exp(z − max z): on a CPU `logsumexp` takes 15 times as
+    long.
     """
     z = head.finish(logits)
     top, first = z.max(dim=-1)

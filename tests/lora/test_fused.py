@@ -1,0 +1,191 @@
+"""The fused functions against the same sums written out, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.double import Double
+from tests.shapes import tiny_model
+from tunery.data.batching import Row, flatten
+from tunery.lora import shared
+from tunery.lora.attach import apply_lora, lora_layers
+from tunery.lora.fused import ACTIVATIONS, Part, gated_mlp, lora_linears
+from tunery.lora.layer import LoRALinear
+from tunery.lora.mlp import LeanMLP, replace_mlps
+from tunery.models.flat import inspect_model
+
+F64 = torch.float64
+
+
+def random_part(inside: int, outside: int, rank: int, bias: bool, seed: int) -> Part:
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=F64, generator=random)
+
+    A, B = draw(rank, inside).requires_grad_(), draw(outside, rank).requires_grad_()
+    return Part(draw(outside, inside), draw(outside) if bias else None, A, B, 0.5 + seed)
+
+
+def written_out(x: Tensor, part: Part) -> Tensor:
+    return F.linear(x, part.weight, part.bias) + part.scaling * (x @ part.A.t()) @ part.B.t()
+
+
+def same(got: Any, wanted: Any) -> bool:
+    return all(float((a - b).norm()) <= 1e-12 * float(b.norm()) for a, b in zip(got, wanted, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    layers=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5), st.booleans()), min_size=1, max_size=4),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    used=st.integers(1, 15),
+)
+def test_layers_with_one_input_are_the_formula_and_its_gradient(
+    layers: list[tuple[int, int, bool]], shape: list[int], used: int
+) -> None:
+    """Any widths and ranks, with and without bias; `used` says (in bits) from which outputs something is computed."""
+    parts = [random_part(7, out, rank, bias, seed) for seed, (out, rank, bias) in enumerate(layers)]
+    x = torch.randn(*shape, 7, dtype=F64, requires_grad=True)
+    which = [i for i in range(len(parts)) if used >> i & 1] or [0]
+    inputs = [x, *(t for i in which for t in (parts[i].A, parts[i].B))]
+
+    def gradients(outputs: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(sum((outputs[i] * outputs[i].cos()).sum() for i in which), inputs)
+
+    got, wanted = lora_linears(x, parts), [written_out(x, part) for part in parts]
+    assert same(got, wanted)
+    assert same(gradients(got), gradients(wanted))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_gated_block_is_the_formula_and_its_gradient(activation: str) -> None:
+    act, _ = ACTIVATIONS[activation]
+    gate, up, down = random_part(6, 10, 2, False, 0), random_part(6, 10, 3, True, 1), random_part(10, 6, 4, True, 2)
+    x = torch.randn(2, 5, 6, dtype=F64, requires_grad=True)
+    inputs = [x, *(t for part in (gate, up, down) for t in (part.A, part.B))]
+    got = gated_mlp(x, gate, up, down, activation)
+    wanted = written_out(act(written_out(x, gate)) * written_out(x, up), down)
+    assert same([got], [wanted])
+    assert same(torch.autograd.grad(got.cos().sum(), inputs), torch.autograd.grad(wanted.cos().sum(), inputs))
+
+
+def test_no_gradient_goes_where_none_is_wanted() -> None:
+    """Below the lowest adapted layer the input needs none; an adapter that is not trained gets none."""
+    part = random_part(6, 4, 2, False, 0)
+    frozen = Part(part.weight, None, part.A.detach(), part.B.detach(), 1.0)
+    x = torch.randn(3, 6, dtype=F64)
+    lora_linears(x, [part])[0].sum().backward()
+    assert part.A.grad is not None
+    assert x.grad is None
+    x.requires_grad_()
+    (got,) = torch.autograd.grad(lora_linears(x, [frozen])[0].sum(), [x])
+    (wanted,) = torch.autograd.grad(written_out(x, frozen).sum(), [x])
+    assert same([got], [wanted])
+
+
+def adapted(dropout: float = 0.0) -> tuple[nn.Module, LoRALinear]:
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    apply_lora(model, rank=2, targets=["0"], dropout=dropout)
+    layer = model[0]
+    assert isinstance(layer, LoRALinear)
+    return model, layer
+
+
+def test_what_the_fused_function_does_not_know_takes_the_plain_path() -> None:
+    x = torch.randn(3, 4)
+    model, layer = adapted()
+    assert layer.part(x) is not None
+    assert layer.part(x.double()) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.part(x) is None
+    layer.weight.requires_grad_(True)
+    assert layer.part(x) is None
+    layer.weight.requires_grad_(False)
+    calls = []
+    hook = layer.base.register_forward_hook(lambda *_: calls.append(1))
+    model(x)
+    assert calls, "a hook that somebody put on the base layer is run"
+    hook.remove()
+    dropping, layer = adapted(dropout=0.5)
+    assert layer.part(x) is not None
+    assert dropping.train()[0].part(x) is None
+
+
+def row(length: int) -> Row:
+    ids = torch.arange(3, 3 + length).numpy().astype("int32")
+    return Row(ids, (ids > 8).astype("float32"))
+
+
+def test_query_key_and_value_compute_together_in_a_run_and_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama").eval()
+    apply_lora(model, rank=2)
+    flat = inspect_model(model)
+    together = lora_layers(model)["model.layers.0.self_attn.q_proj"].shared  # type: ignore[union-attr]
+    assert [layer.out_features for layer in together.layers] == [32, 16, 16]
+    counts: list[int] = []
+    real = shared.lora_linears
+    monkeypatch.setattr(shared, "lora_linears", lambda x, parts: (counts.append(len(parts)), real(x, parts))[1])
+    with torch.no_grad():
+        flat.hidden(flatten([row(20)]))
+        assert counts == [3, 3]
+        model(input_ids=torch.arange(3, 9)[None], use_cache=False)
+        assert counts == [3, 3]
+
+
+def test_outputs_that_nobody_takes_are_not_kept() -> None:
+    model = tiny_model("llama").eval()
+    apply_lora(model, rank=2)
+    inspect_model(model)
+    query = lora_layers(model)["model.layers.0.self_attn.q_proj"]
+    assert isinstance(query, LoRALinear)
+    assert query.shared is not None
+    x = torch.randn(1, 3, 32)
+    with shared.sharing():
+        query(x)
+        assert len(query.shared._ready.outputs) == 2
+    assert not query.shared._ready.outputs
+    assert query.shared._ready.source is None
+
+
+def test_an_adapter_on_some_of_the_layers_only_runs_them_one_by_one() -> None:
+    with Double():
+        plain, model = (tiny_model("llama", dtype=F64).eval() for _ in range(2))
+        for each in (plain, model):
+            apply_lora(each, rank=2, targets=["q_proj", "gate_proj"])
+        inspect_model(model)
+        ids = torch.arange(3, 20)[None]
+        with shared.sharing(), torch.no_grad():
+            got, wanted = (each(input_ids=ids, use_cache=False).logits for each in (model, plain))
+    assert float((got - wanted).norm()) < 1e-12 * float(wanted.norm())
+
+
+def test_a_block_that_does_something_else_is_left_alone() -> None:
+    class Unlike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(4, 4) for _ in range(3))
+            self.act_fn = nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+
+    model = nn.Sequential(Unlike())
+    assert replace_mlps(model) == 0
+    assert not any(isinstance(module, LeanMLP) for module in model.modules())
+
+
+def test_the_model_keeps_its_names_for_layers_and_weights() -> None:
+    """Adapters, checkpoints and merging find their way by these names."""
+    before = tiny_model("gemma2")
+    model = tiny_model("gemma2").eval().requires_grad_(False)
+    inspect_model(model)
+    assert list(model.state_dict()) == list(before.state_dict())
+    assert any(isinstance(module, LeanMLP) for module in model.modules())
