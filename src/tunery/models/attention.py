@@ -8,6 +8,7 @@ together. Grouped-query heads, sliding windows, soft caps (Gemma 2) and attentio
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.data.batching import Group
+from tunery.models.attention_gpu import GpuLayout, Rule, attend
 
 NAME = "tunery_flat"
 
@@ -80,7 +82,13 @@ class FlatLayout:
     """The attention pattern of one flattened row; given to the model as the keyword argument `segments`."""
 
     def __init__(self, groups: Sequence[Group], device: torch.device):
-        self.groups = [GroupLayout.of(group, device) for group in groups]
+        self.device, self._groups = device, groups
+        self.gpu = GpuLayout(groups, device) if device.type == "cuda" else None
+
+    @functools.cached_property
+    def groups(self) -> list[GroupLayout]:
+        """The groups on the device; a GPU's own kernels do without them."""
+        return [GroupLayout.of(group, self.device) for group in self._groups]
 
 
 def _padded(x: Tensor, group: GroupLayout) -> Tensor:
@@ -166,25 +174,44 @@ def flat_attention(
     """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
+
+    def by_groups(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+        return _by_groups(q, k, v, segments, scale, sliding_window, softcap, sinks)
+
+    out = None
+    if segments.gpu is not None:
+        out = attend(q, k, v, segments.gpu, Rule(scale, sliding_window, softcap, s_aux), by_groups)
+    if out is None:
+        out = by_groups(q, k, v, s_aux)
+    return out.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _by_groups(
+    q: Tensor, k: Tensor, v: Tensor, segments: FlatLayout, scale: float, sliding_window: int | None,
+    softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Attention of all groups, one after the other. q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E]."""
     parts = []
     for group in segments.groups:
         keys = group.shared + group.own
         window = sliding_window if sliding_window is not None and sliding_window < keys else None
-        special = softcap is not None or s_aux is not None
+        special = softcap is not None or sinks is not None
         if special or (keys <= MATRIX_PRODUCT_KEYS and q.device.type == "cpu"):
-            out = _by_matrix_products(q, k, v, group, scale, window, softcap, s_aux)
+            out = _by_matrix_products(q, k, v, group, scale, window, softcap, sinks)
         else:
             out = _by_fused_kernel(q, k, v, group, scale, window)
         out = out.reshape(q.shape[0], group.nodes * group.own, -1)
         parts.append(out if group.valid is None else out.index_select(1, group.valid))
-    return torch.cat(parts, dim=1).transpose(0, 1).unsqueeze(0).contiguous(), None
+    return torch.cat(parts, dim=1)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """The layout says who sees whom; a mask of T x T is never built."""
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, flat_attention)
+# Kept out of what torch.compile makes of a layer: its shapes and loops differ from batch to batch, and each would be
+# compiled anew. FlexAttention is compiled on its own.
+ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 

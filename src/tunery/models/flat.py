@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.models.attention import FlatLayout, flat
+from tunery.models.device import on_device
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -83,7 +84,7 @@ class FlatModel:
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A NumPy array on the model's device."""
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return on_device(array, self.device)
 
     def _inputs(self, batch: FlatBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
@@ -112,7 +113,7 @@ def _transforms(config: Any) -> tuple[float, float | None]:
     return scale, float(cap) if cap else None
 
 
-def _probe_rows(vocabulary: int) -> list[Row]:
+def probe_rows(vocabulary: int) -> list[Row]:
     """Three short rows with a shared prefix, all positions trained."""
     rng = np.random.default_rng(0)
     prefix = rng.integers(0, vocabulary, 12)
@@ -137,7 +138,7 @@ def inspect_model(model: Any) -> FlatModel:
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
     """
     config = model.config.get_text_config()
-    rows = _probe_rows(min(config.vocab_size, 1000))
+    rows = probe_rows(min(config.vocab_size, 1000))
     truth = [_plain_logits(model, row) for row in rows]
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
