@@ -18,7 +18,7 @@ from tunery.models.memory import estimate
 from tunery.training.fit import attach_adapter
 from tunery.training.plan import peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn, step_flops
-from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
+from tunery.training.sizing import kept_keys, largest_batch, logit_chunk, wanted_rows
 
 REACHED_SHARE = 0.3
 """Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
@@ -97,6 +97,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         trained_tokens=positions,
         gradient_checkpointing=task.train.gradient_checkpointing is True,
         keys=kept_keys(rows, device),
+        logit_chunk=logit_chunk(device),
     )
     flops = steps * step_flops(model, tokens, positions, trainable)
     seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))

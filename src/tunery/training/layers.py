@@ -152,7 +152,7 @@ def _trial(model: FlatModel, parameters: Sequence[Tensor]) -> Tensor:
 
 def _reason(error: BaseException) -> str:
     """The first line of what went wrong at the bottom, with its kind."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = inner
     words = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {words[:160]}".removesuffix(": ")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
 from tunery.models.flat import FlatModel, Head
-from tunery.models.memory import LOGIT_CHUNK_BYTES
+from tunery.models.memory import GPU_LOGIT_CHUNK_BYTES, LOGIT_CHUNK_BYTES
 from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
 
 EVALUATION_TOKENS = 4096
@@ -44,7 +44,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
         layer = head.frozen
         assert layer is not None
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        rows = max(1, LOGIT_CHUNK_BYTES // (4 * layer.weight.shape[0]))
+        size = LOGIT_CHUNK_BYTES if hidden.device.type == "cpu" else GPU_LOGIT_CHUNK_BYTES
+        rows = max(1, size // (4 * layer.weight.shape[0]))
         keep = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if keep else None
         each = torch.empty(len(entry), dtype=wide, device=hidden.device)
@@ -69,7 +70,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         if grad is not None:
             ctx.save_for_backward(grad)
         total = (each * weights.to(wide)).sum()
-        correct = weights[right].sum()
+        correct = (weights * right).sum()  # no index by `right`: the GPU would have to say how many there are
         ctx.mark_non_differentiable(correct, each)
         return total, correct, each
 
@@ -83,7 +84,7 @@ def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Ten
     """The same by autograd, where the head is adapted or is the model's own affair. logits [S, V]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     each = torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
-    correct = weights[logits.detach().argmax(dim=-1)[entry] == targets].sum()
+    correct = (weights * (logits.detach().argmax(dim=-1)[entry] == targets)).sum()
     return BatchLoss((each * weights.to(logits.dtype)).sum(), correct, each.detach())
 
 
@@ -128,19 +129,24 @@ def _losses(model: FlatModel, rows: Sequence[Row]) -> Iterator[tuple[list[Row], 
 def score_rows(model: FlatModel, rows: Sequence[Row]) -> np.ndarray:
     """Log-probability (nats) of each row's trained tokens, summed; one chunk of logits at a time. float64 [rows]."""
     scores = np.zeros(len(rows))
+    found: list[tuple[np.ndarray, Tensor]] = []
     numbered = [replace(row, example=number) for number, row in enumerate(rows)]
     for part, batch, loss in _losses(model, numbered):
         where = np.asarray([row.example for row in part])[batch.owners]
-        np.add.at(scores, where, -loss.each.double().cpu().numpy())
+        found.append((where, loss.each))
+    for where, each in found:  # read only now: each reading waits for the device
+        np.add.at(scores, where, -each.cpu().double().numpy())
     return scores
 
 
 @torch.no_grad()
 def mean_loss(model: FlatModel, rows: Sequence[Row]) -> tuple[float, float]:
     """Mean loss per trained token, and the share of trained tokens that were the model's first choice."""
-    total = correct = weight = 0.0
+    weight = 0.0
+    sums: list[tuple[Tensor, Tensor]] = []
     for _, batch, loss in _losses(model, rows):
-        total += float(loss.total)
-        correct += float(loss.correct)
+        sums.append((loss.total, loss.correct))
         weight += float(batch.weights.sum())
+    # read only now: each reading waits for the device
+    total, correct = (sum(torch.stack(column).tolist()) for column in zip(*sums, strict=True))
     return total / weight, correct / weight

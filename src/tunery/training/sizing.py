@@ -14,7 +14,7 @@ from tunery.data.batching import Row, flatten, rows_of_step
 from tunery.data.prepare import Prepared
 from tunery.models.device import resident_memory
 from tunery.models.flat import FlatModel
-from tunery.models.memory import MemoryEstimate, estimate, tokens_that_fit
+from tunery.models.memory import GPU_LOGIT_CHUNK_BYTES, LOGIT_CHUNK_BYTES, MemoryEstimate, estimate, tokens_that_fit
 
 SAMPLED_STEPS = 8
 USED_SHARE = 0.8
@@ -59,6 +59,11 @@ def kept_keys(rows: Sequence[Row], device: torch.device) -> int:
     return max(len(row.inputs) for row in rows) if device.type == "cpu" else 0
 
 
+def logit_chunk(device: torch.device) -> int:
+    """Bytes of one chunk of logits (tunery.training.loss)."""
+    return LOGIT_CHUNK_BYTES if device.type == "cpu" else GPU_LOGIT_CHUNK_BYTES
+
+
 def wanted_rows(task: Task) -> int:
     """Rows computed at a time, unless memory forbids: `train.micro_batch_size`, or the whole batch."""
     wanted = task.train.micro_batch_size
@@ -85,6 +90,7 @@ def size_up(
         "trainable": sum(tensor.numel() for tensor in adapter.values()),
         "dtype_bytes": base.dtype.itemsize,
         "keys": kept_keys(rows, base.device),
+        "logit_chunk": logit_chunk(base.device),
     }
 
     def predict(tokens: int, recompute: bool) -> MemoryEstimate:
