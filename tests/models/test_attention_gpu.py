@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as flex
 from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.models import attention_gpu
 from tunery.models.attention import FlatLayout, flat_attention
-from tunery.models.attention_gpu import GpuLayout, Rule, attend, by_lengths, by_tree, choose
+from tunery.models.attention_gpu import GpuLayout, Rule, attend, by_lengths, by_tree, kernels
 from tunery.models.tree_mask import block_pattern, tree_of
 
 CPU = torch.device("cpu")
@@ -231,15 +231,15 @@ def test_what_no_kernel_can_do_is_left_to_the_plain_way(monkeypatch: pytest.Monk
     assert not packed.shared
     narrow, usual = torch.zeros(4, 10, 8), torch.zeros(4, 10, 64)
     half = usual.bfloat16()
-    assert choose(half, half, packed, Rule(1.0)) is by_lengths
-    assert choose(half, half, packed, Rule(1.0, softcap=50.0)) is by_tree
-    assert choose(half, half, packed, Rule(1.0, sinks=torch.zeros(4))) is by_tree
-    assert choose(half, half, shared, Rule(1.0)) is by_tree
-    assert choose(usual, usual, packed, Rule(1.0)) is by_tree
-    assert choose(usual.double(), usual.double(), shared, Rule(1.0)) is None
-    assert choose(narrow, narrow, shared, Rule(1.0)) is None
+    assert kernels(half, half, packed, Rule(1.0)) == [by_lengths, by_tree]
+    assert kernels(half, half, packed, Rule(1.0, softcap=50.0)) == [by_tree]
+    assert kernels(half, half, packed, Rule(1.0, sinks=torch.zeros(4))) == [by_tree]
+    assert kernels(half, half, shared, Rule(1.0)) == [by_tree]
+    assert kernels(usual, usual, packed, Rule(1.0)) == [by_tree]
+    assert kernels(usual.double(), usual.double(), shared, Rule(1.0)) == []
+    assert kernels(narrow, narrow, shared, Rule(1.0)) == []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    assert choose(half, half, packed, Rule(1.0)) is by_tree
+    assert kernels(half, half, packed, Rule(1.0)) == [by_tree]
 
 
 @pytest.mark.parametrize("fault", ["fails", "wrong", "none"])

@@ -198,7 +198,7 @@ def by_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -
     longest = int(layout.lengths.max())
     # Flash attention counts the tokens left of the query; (-1, 0) is its plain causal mask.
     left = -1 if rule.window is None or rule.window >= longest else rule.window - 1
-    more = {"enable_gqa": q.shape[0] != k.shape[0]} if _FLASH_ASKS_FOR_GROUPS else {}
+    more: dict[str, Any] = {"enable_gqa": q.shape[0] != k.shape[0]} if _FLASH_ASKS_FOR_GROUPS else {}
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out = varlen_attn(
         q, k, v, layout.edges, layout.edges, longest, longest, scale=rule.scale, window_size=(left, 0), **more
@@ -214,8 +214,11 @@ _FLASH_ASKS_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).paramete
 # --------------------------------------------------------------------------- which one
 
 
-def choose(q: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Callable[..., Tensor] | None:
-    """The kernel for these shapes; None where only the plain way can do it (float64, heads under 16 numbers wide)."""
+Kernel = Callable[[Tensor, Tensor, Tensor, GpuLayout, Rule], Tensor]
+
+
+def kernels(q: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> list[Kernel]:
+    """What can compute these shapes, the fastest first. Nothing for float64, and for heads under 16 numbers wide."""
     width, value_width = q.shape[-1], v.shape[-1]
     flash = (
         not layout.shared
@@ -225,11 +228,12 @@ def choose(q: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Callable[...,
         and width == value_width <= 256
         and width % 8 == 0
     )
+    found: list[Kernel] = []
     if flash and torch.version.hip is None and torch.cuda.get_device_capability(q.device) >= (8, 0):
-        return by_lengths
+        found.append(by_lengths)
     if q.dtype in TOLERANCE and min(width, value_width) >= 16:
-        return by_tree
-    return None
+        found.append(by_tree)
+    return found
 
 
 _tried: dict[tuple[Any, ...], str | None] = {}
@@ -250,17 +254,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain
     Returns:
         None where the plain way has to be used.
     """
-    kernel = choose(q, v, layout, rule)
-    if kernel is by_lengths and _refused(kernel, q, k, v, layout, rule, plain):
-        kernel = by_tree if min(q.shape[-1], v.shape[-1]) >= 16 else None
-    if kernel is None or (kernel is by_tree and _refused(kernel, q, k, v, layout, rule, plain)):
-        return None
-    return kernel(q, k, v, layout, rule)
+    for kernel in kernels(q, v, layout, rule):
+        if not _refused(kernel, q, k, v, layout, rule, plain):
+            return kernel(q, k, v, layout, rule)
+    return None
 
 
-def _refused(
-    kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain
-) -> bool:
+def _refused(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain) -> bool:
     """Whether the kernel must not be used for such shapes; tried out when they first come."""
     shape = (q.shape[0], k.shape[0], q.shape[-1], v.shape[-1])
     key = (kernel, q.dtype, q.device, shape, rule.window is None, rule.softcap, rule.sinks is None)
@@ -269,11 +269,9 @@ def _refused(
     return _tried[key] is not None
 
 
-def _try(
-    kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain
-) -> str | None:
+def _try(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain) -> str | None:
     """Compute both ways, with gradients, and compare; None if they agree."""
-    name = {by_lengths: "flash attention", by_tree: "FlexAttention"}.get(kernel, "the kernel")
+    name = "flash attention" if kernel is by_lengths else "FlexAttention"
     inputs = [q, k, v] if rule.sinks is None else [q, k, v, rule.sinks]
 
     def run(compute: Callable[..., Tensor]) -> list[Tensor]:
