@@ -23,8 +23,8 @@ from tunery.training.guard import is_out_of_memory
 from tunery.training.loss import batch_loss
 
 WORTH_COMPILING = 200
-"""Optimizer steps from which `train.compile: auto` compiles on a GPU. Compiling takes about a minute, and what it saves
-is a share of each step (norms, rotations, activations and the adapters' additions become fewer kernels)."""
+"""Optimizer steps from which `train.compile: auto` compiles on a GPU. An estimate: a minute of compiling, and a fifth
+saved of steps that take one to two seconds (norms, rotations, activations and additions become fewer kernels)."""
 
 VARIANTS = 64
 """Most versions of one layer: with and without gradients, adapter and window; PyTorch would stop at eight."""
