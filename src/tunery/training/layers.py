@@ -40,14 +40,18 @@ class Layers:
     def __init__(self, model: nn.Module):
         self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         self.compiled = self.recomputing = False
-        self._backend: str | Callable[..., Any] = "inductor"
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile each layer's forward pass when it first runs. All layers share the code; lengths may vary.
 
         Attention stays outside (tunery.models.attention): it would be compiled anew for each batch.
         """
-        self.compiled, self._backend = True, backend
+        self.compiled = True
+        # Made once: a second torch.compile of the same function would compile all over again.
+        self._compiled = {
+            layer: torch.compile(layer.forward, dynamic=True, backend=backend) for layer in self._as_their_class()
+        }
         self._apply()
 
     def uncompile(self) -> None:
@@ -67,12 +71,15 @@ class Layers:
         self.compiled = self.recomputing = False
         self._apply()
 
-    def _apply(self) -> None:
+    def _as_their_class(self) -> Iterator[nn.Module]:
+        """The layers, each with its class's own forward pass."""
         for layer in self.layers:
             layer.__dict__.pop("forward", None)
-            forward: Callable[..., Any] = layer.forward
-            if self.compiled:
-                forward = torch.compile(forward, dynamic=True, backend=self._backend)
+            yield layer
+
+    def _apply(self) -> None:
+        for layer in self._as_their_class():
+            forward = self._compiled[layer] if self.compiled else layer.forward
             if self.recomputing:
                 forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
             if self.compiled or self.recomputing:
