@@ -40,17 +40,20 @@ EXPERT_SHAPES = ("qwen3_moe", "gpt_oss")
 SHAPES = tuple(name for name in _CONFIGS if name not in EXPERT_SHAPES)
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float32, tied: bool | None = None) -> PreTrainedModel:
+def tiny_model(
+    name: str, dtype: torch.dtype = torch.float32, tied: bool | None = None, **changes: Any
+) -> PreTrainedModel:
     """A random model in eval mode, the same at every call.
 
     Args:
         name: of SHAPES or EXPERT_SHAPES.
         tied: whether embedding and head share their weight; None is the architecture's usual way.
+        changes: to the configuration.
     """
     model_type, settings = _CONFIGS[name]
     if tied is not None:
         settings = settings | {"tie_word_embeddings": tied}
-    config = AutoConfig.for_model(model_type, **settings)
+    config = AutoConfig.for_model(model_type, **{**settings, **changes})
     # the grouped kernel for experts knows no float64
     implementation = {"experts_implementation": "eager"} if name in EXPERT_SHAPES else {}
     with torch.random.fork_rng(devices=[]):

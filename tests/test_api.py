@@ -495,3 +495,62 @@ def test_the_models_own_sampling_settings_are_not_used(project: Path, base_folde
     other = tunery.train("task.yaml", ["name=b", "train.max_steps=2", f"model={own}"], view=QUIET).load()
     asked = [{"role": "user", "content": "film"}]
     assert plain.answer(asked, max_new_tokens=12) == other.answer(asked, max_new_tokens=12)
+
+
+def out_of_memory_unless_recomputing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that holds one row at a time, if its activations are recomputed."""
+    from tunery.training import loop
+    from tunery.training.layers import Layers
+
+    real = loop.batch_loss
+
+    def failing(model: Any, batch: Any) -> Any:
+        if all("forward" not in layer.__dict__ for layer in Layers(model.model).layers):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(model, batch)
+
+    monkeypatch.setattr(loop, "batch_loss", failing)
+
+
+def test_when_memory_runs_out_with_one_row_a_run_recomputes_says_so_and_resumes_that_way(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tunery.train("task.yaml", overrides=["name=free", "train.micro_batch_size=1", "evaluate.enabled=false"], view=QUIET)
+    out_of_memory_unless_recomputing(monkeypatch)
+    settings = ["name=tight", "evaluate.enabled=false"]
+    first = Interrupting(3)
+    with pytest.raises(StoppedError):
+        tunery.train("task.yaml", overrides=settings, view=first)
+    (said,) = [note for note in first.said if "memory ran out" in note]
+    assert said == "memory ran out: the step was computed again, 1 row at a time, recomputing activations (slower)"
+    second = Interrupting()
+    run = tunery.train("task.yaml", overrides=settings, view=second)
+    assert not any("memory ran out" in note for note in second.said)  # it knew
+    assert run.receipt["training"]["recomputed_activations"] is True
+    assert run.receipt["training"]["out_of_memory_retries"] == 4  # 8, 4, 2 rows, then recomputing
+    tight, free = adapter(Path("runs/tight")), adapter(Path("runs/free"))
+    assert all(torch.allclose(tight[name], free[name], rtol=1e-4, atol=1e-5) for name in free)
+
+
+def test_without_leave_to_recompute_a_run_stops_and_says_what_to_set(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunery.errors import ModelError
+
+    out_of_memory_unless_recomputing(monkeypatch)
+    with pytest.raises(ModelError, match="single row") as error:
+        tunery.train("task.yaml", overrides=["train.gradient_checkpointing=false"], view=QUIET)
+    assert "gradient_checkpointing=true" in str(error.value.hint)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_where_a_plain_one_does_and_the_receipt_says_so(project: Path) -> None:
+    short = ["train.max_steps=4", "evaluate.enabled=false"]
+    plain = tunery.train("task.yaml", overrides=[*short, "name=plain"], view=QUIET)
+    view = Interrupting()
+    compiled = tunery.train("task.yaml", overrides=[*short, "name=compiled", "train.compile=true"], view=view)
+    assert plain.receipt["training"]["compiled"] is False
+    assert compiled.receipt["training"]["compiled"] is True
+    assert any("are compiled" in note for note in view.said)
+    one, other = adapter(Path("runs/plain")), adapter(Path("runs/compiled"))
+    assert all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in one)

@@ -303,6 +303,30 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(
     refuse(saved, r"needs 0\.0 GB of memory and 0\.0 GB are free on cpu")
 
 
+def test_on_its_way_to_a_gpu_a_model_leaves_no_copy_in_main_memory(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers is told the place, so that it reads each tensor straight onto it; main memory is not asked for."""
+    from tunery.models import load
+
+    asked: list[Any] = []
+
+    class Recorder:
+        @staticmethod
+        def from_pretrained(folder: Path, **options: Any) -> Any:
+            asked.append(options.get("device_map"))
+            raise RuntimeError("as far as a machine without a GPU gets")
+
+    monkeypatch.setattr(load, "AutoModelForCausalLM", Recorder)
+    monkeypatch.setattr(load, "pick_device", lambda setting: torch.device(setting))
+    monkeypatch.setattr(load, "available_memory", lambda device: 0 if device.type == "cpu" else 1 << 40)
+    with pytest.raises(ModelError, match="as far as"):
+        load_base(str(saved), precision="float32", device="cuda")
+    assert asked == [{"": 0}]
+    with pytest.raises(ModelError, match="free on cpu"):
+        load_base(str(saved), precision="float32", device="mps")
+
+
 def test_a_device_that_is_not_there_is_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no cuda device"):

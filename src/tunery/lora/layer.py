@@ -269,8 +269,11 @@ class LoRALinear(LoRALayer):
 
     def part(self, x: Tensor) -> Part | None:
         """This layer for the fused function (tunery.lora.fused); None where only the plain path gives the right result:
-        with dropout, under autocast, with a base that is trained, quantised, or does more than multiply."""
+        with dropout, under autocast, with a base that is trained, quantised, or does more than multiply; and where a
+        compiler, which fuses by itself, wants to see every operation."""
         name, base = self.active, self.base
+        if torch.compiler.is_compiling():
+            return None
         if name is None or type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
             return None
         weight: Tensor = base.weight  # type: ignore[assignment]

@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.data.batching import Group
+from tunery.models.attention_gpu import GpuLayout, Rule, attend
 
 NAME = "tunery_flat"
 
@@ -114,6 +115,7 @@ class FlatLayout:
 
     def __init__(self, groups: Sequence[Group], device: torch.device):
         self.groups, self.device = tuple(groups), device
+        self.gpu = GpuLayout(groups, device) if device.type == "cuda" else None
         self._plans: dict[tuple[int, int, int | None, torch.dtype], Plan] = {}
 
     def plan(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
@@ -318,18 +320,29 @@ def flat_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    heads, kv_heads, tokens = query.shape[1], key.shape[1], query.shape[2]
-    plan = segments.plan(heads, kv_heads, sliding_window, query.dtype)
-    q, k, v = (x[0].transpose(0, 1).reshape(tokens * kv_heads, -1) for x in (query, key, value))
-    out: Any = _Attention.apply(q, k, v, s_aux, plan, _Kind(scale, softcap), kv_heads)
-    return out.view(1, tokens, heads, -1), None
+    q, k, v = query[0], key[0], value[0]
+
+    def by_blocks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+        plan = segments.plan(q.shape[0], k.shape[0], sliding_window, q.dtype)
+        rows = (x.transpose(0, 1).reshape(x.shape[1] * k.shape[0], -1) for x in (q, k, v))
+        out: Any = _Attention.apply(*rows, sinks, plan, _Kind(scale, softcap), k.shape[0])
+        return out.view(q.shape[1], q.shape[0], -1).transpose(0, 1)
+
+    out = None
+    if segments.gpu is not None:
+        out = attend(q, k, v, segments.gpu, Rule(scale, sliding_window, softcap, s_aux), by_blocks)
+    if out is None:
+        out = by_blocks(q, k, v, s_aux)
+    return out.transpose(0, 1)[None].contiguous(), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """The layout says who sees whom; a mask of T x T is never built."""
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, flat_attention)
+# Kept out of what torch.compile makes of a layer: its shapes and loops differ from batch to batch, and each would be
+# compiled anew. FlexAttention is compiled on its own.
+ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from tunery.errors import ConfigError
 
@@ -131,6 +133,18 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A NumPy array as a tensor on a device.
+
+    To a GPU it goes through page-locked memory, so that the copy runs beside the computation and nothing waits for it
+    (docs.nvidia.com/cuda/cuda-c-programming-guide, asynchronous concurrent execution).
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 # --------------------------------------------------------------------------- facts

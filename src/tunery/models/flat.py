@@ -16,6 +16,7 @@ from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.mlp import replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat
+from tunery.models.device import on_device
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import replace_norms
 
@@ -80,10 +81,11 @@ class FlatModel:
     def hidden(self, batch: FlatBatch) -> Tensor:
         """Final hidden states at the predicting positions, [S, d]; needs `head`."""
         sources = self.tensor(batch.sources)
+        inputs = self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
-                self.last_layer.only(sources, len(batch.ids))
-            out = self.model.get_decoder()(**self._inputs(batch))
+                self.last_layer.only(sources, inputs["input_ids"][0])
+            out = self.model.get_decoder()(**inputs)
         return out.last_hidden_state[0].index_select(0, sources)
 
     def logits(self, batch: FlatBatch) -> Tensor:
@@ -96,7 +98,7 @@ class FlatModel:
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A NumPy array on the model's device."""
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return on_device(array, self.device)
 
     def _inputs(self, batch: FlatBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
@@ -117,7 +119,7 @@ class FlatModel:
     def _run(self, module: nn.Module, **inputs: Any) -> Any:
         with self.running():
             if self.last_layer is not None:
-                self.last_layer.only(None, 0)
+                self.last_layer.only(None)
             return module(**inputs)
 
 
@@ -130,7 +132,7 @@ def _transforms(config: Any) -> tuple[float, float | None]:
     return scale, float(cap) if cap else None
 
 
-def _probe_rows(vocabulary: int) -> list[Row]:
+def probe_rows(vocabulary: int) -> list[Row]:
     """Three short rows with a shared prefix, all positions trained."""
     rng = np.random.default_rng(0)
     prefix = rng.integers(0, vocabulary, 12)
@@ -155,7 +157,7 @@ def inspect_model(model: Any) -> FlatModel:
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
     """
     config = model.config.get_text_config()
-    rows = _probe_rows(min(config.vocab_size, 1000))
+    rows = probe_rows(min(config.vocab_size, 1000))
     truth = [_plain_logits(model, row) for row in rows]
     replace_norms(model)
     replace_mlps(model)

@@ -24,12 +24,12 @@ class LastLayer:
 
     Attributes:
         positions: int64 [S], the rows of [1, T, d] that are wanted; None computes all.
-        tokens: T.
+        row: any tensor of T numbers. (Not T itself: torch.compile would compile the layer for each T.)
     """
 
     def __init__(self, model: Any) -> None:
         self.positions: Tensor | None = None
-        self.tokens = 0
+        self.row: Tensor | None = None
         self._entered = 0
         self._hooks: list[Any] = []
         for module in _row_wise(model):
@@ -48,11 +48,11 @@ class LastLayer:
         finally:
             self._entered -= 1
             if not self._entered:
-                self.positions = None
+                self.positions = self.row = None
 
-    def only(self, positions: Tensor | None, tokens: int) -> None:
-        """Compute these positions [S] of a row of `tokens`; None computes all."""
-        self.positions, self.tokens = positions, tokens
+    def only(self, positions: Tensor | None, row: Tensor | None = None) -> None:
+        """Compute these positions [S] of the tokens `row` [T]; None computes all."""
+        self.positions, self.row = positions, row
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -74,7 +74,8 @@ class LastLayer:
 
     def _spread(self, rows: Tensor) -> Tensor:
         assert self.positions is not None
-        full = rows.new_zeros(rows.shape[0], self.tokens, rows.shape[2])
+        assert self.row is not None
+        full = rows.new_zeros(rows.shape[0], self.row.shape[0], rows.shape[2])
         return full.index_copy(1, self.positions, rows)
 
 

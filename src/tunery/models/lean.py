@@ -61,7 +61,14 @@ class LeanRMSNorm(nn.Module):
             weight = weight.to(torch.promote_types(hidden_states.dtype, torch.float32))
         if self.offset:
             weight = weight + self.offset
+        if torch.compiler.is_compiling():  # it fuses by itself what it is shown
+            return self._written_out(hidden_states, weight)
         return _RMSNorm.apply(hidden_states, weight, self.variance_epsilon, self.wide_product)  # type: ignore[return-value]
+
+    def _written_out(self, x: Tensor, weight: Tensor) -> Tensor:
+        unit = x.to(torch.promote_types(x.dtype, torch.float32))
+        unit = unit * torch.rsqrt(unit.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return (unit * weight).to(x.dtype) if self.wide_product else unit.to(x.dtype) * weight.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"

@@ -87,7 +87,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Ba
     tokenizer, template_source = _read_tokenizer(source)
     dtype, probe = resolve_dtype(precision, place)
     _check_room(spec, numbers * dtype.itemsize, place)
-    model = _read_model(source, config, dtype)
+    model = _read_model(source, config, dtype, place)
     _check_vocabulary(spec, tokenizer, model)
     model.requires_grad_(False).eval().to(place)  # type: ignore[arg-type]
     # How answers are drawn is the caller's to choose; `generate` would fill what is left open from the model's own.
@@ -200,12 +200,24 @@ def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, str]:
     return tokenizer, ensure_template(tokenizer)
 
 
-def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _goes_straight_to(place: torch.device) -> bool:
+    """Whether weights are read file by file onto the device, with no copy of the model in main memory."""
+    return place.type == "cuda"
+
+
+def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
+    where: dict[str, Any] = {"device_map": {"": place.index or 0}} if _goes_straight_to(place) else {}
     try:
         with quiet():
             # transformers itself picks scaled_dot_product_attention for every class that supports it
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+                source.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **where,
+                **_LOCAL,
             )
     except Exception as error:  # whatever foreign weights make the libraries raise
         raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
@@ -222,9 +234,10 @@ def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype) ->
 def _check_room(spec: str, needed: int, place: torch.device) -> None:
     """Refuse a model that memory cannot hold, before the operating system ends the process.
 
-    On its way to a GPU a model passes through main memory.
+    On its way to a GPU other than CUDA's a model passes through main memory.
     """
-    for device in dict.fromkeys((torch.device("cpu"), place)):
+    way = () if _goes_straight_to(place) else (torch.device("cpu"),)
+    for device in dict.fromkeys((*way, place)):
         if needed > (free := available_memory(device)):
             raise ModelError(
                 f"{spec} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free on {device}",

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk of float32 logits; the loss never holds more than LOGIT_COPIES of them."""
+"""Size of one chunk of logits in the model's number format; the loss never holds more."""
 
-LOGIT_COPIES = 5
-"""A chunk as the head gives it, in float32, its exponentials, their difference and the gradient."""
+GPU_LOGIT_CHUNK_BYTES = 256 * 2**20
+"""The same on a GPU, where products of a few hundred rows are bound by reading the head's weights: 256 MB are 512 rows
+of a vocabulary of 128 thousand words."""
+
+LOGIT_PARTS = 8
+"""In how many parts a chunk of logits passes through float32, so that these stay in the processor's cache."""
+
+LOGIT_COPIES = 3
+"""Of such a part: the logits in float32, their softmax, and a temporary."""
 
 KEPT_KEYS = 640
 """Up to this many keys the attention on a CPU keeps its weights for the backward pass (tunery.models.attention)."""
@@ -19,6 +26,11 @@ OVERHEAD = 1.1
 """Measured resident memory over the sum of what autograd saves: temporary tensors and the allocator's gaps."""
 
 MOST_TOKENS = 1 << 24
+
+
+def logit_chunk(device: str) -> int:
+    """Bytes of one chunk of logits on a kind of device."""
+    return LOGIT_CHUNK_BYTES if device == "cpu" else GPU_LOGIT_CHUNK_BYTES
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ def estimate(
     trained_tokens: int,
     gradient_checkpointing: bool,
     keys: int | None = None,
+    logit_chunk: int = LOGIT_CHUNK_BYTES,
 ) -> MemoryEstimate:
     """Peak memory of a LoRA step on one flattened row.
 
@@ -122,6 +135,7 @@ def estimate(
         gradient_checkpointing: keep only each layer's input, and recompute one layer at a time.
         keys: tokens of the longest row, where attention keeps its weights; 0 on a device where a fused kernel always
             runs; left out, the most for which they are kept.
+        logit_chunk: bytes of one chunk of logits; larger on a GPU.
 
     Measured on SmolLM2-135M in bfloat16 as growth of resident memory over a step: 1.29 GB for 16 rows of 80 tokens,
     3.07 for 8 of 284, 1.59 for 2 of 800; this gives 1.49, 3.23 and 1.57 above base and optimizer.
@@ -132,12 +146,12 @@ def estimate(
     kept = layer * w.layers
     if gradient_checkpointing:
         kept = min(kept, layer + tokens_in_flight * dtype_bytes * w.hidden * w.layers)
-    chunk = min(4 * trained_tokens * w.vocabulary, max(LOGIT_CHUNK_BYTES, 4 * w.vocabulary))
+    chunk = min(dtype_bytes * trained_tokens * w.vocabulary, max(logit_chunk, dtype_bytes * w.vocabulary))
     return MemoryEstimate(
         base=parameters * dtype_bytes,
         adapter_and_optimizer=trainable * (16 + dtype_bytes),
         activations=int(OVERHEAD * kept),
-        logits=LOGIT_COPIES * chunk,
+        logits=int(chunk * (1 + LOGIT_COPIES * max(4, dtype_bytes) / dtype_bytes / LOGIT_PARTS)),
     )
 
 
@@ -150,6 +164,7 @@ def tokens_that_fit(
     dtype_bytes: int,
     gradient_checkpointing: bool,
     keys: int | None = None,
+    logit_chunk: int = LOGIT_CHUNK_BYTES,
 ) -> int:
     """The most tokens in flight, all of them predicting, whose estimate keeps to the budget; 0 if not one fits."""
 
@@ -157,6 +172,7 @@ def tokens_that_fit(
         return estimate(
             config, parameters=parameters, trainable=trainable, dtype_bytes=dtype_bytes, tokens_in_flight=tokens,
             trained_tokens=tokens, gradient_checkpointing=gradient_checkpointing, keys=keys,
+            logit_chunk=logit_chunk,
         ).total  # fmt: skip
 
     return max(0, bisect.bisect_right(range(MOST_TOKENS), budget_bytes, key=total) - 1)

@@ -14,7 +14,7 @@ from tunery.data.prepare import Prepared
 from tunery.lora.attach import trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
 from tunery.models.load import empty_model
-from tunery.models.memory import estimate
+from tunery.models.memory import estimate, logit_chunk
 from tunery.training.fit import attach_adapter
 from tunery.training.plan import peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn, step_flops
@@ -97,6 +97,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         trained_tokens=positions,
         gradient_checkpointing=task.train.gradient_checkpointing is True,
         keys=kept_keys(rows, device),
+        logit_chunk=logit_chunk(device.type),
     )
     flops = steps * step_flops(model, tokens, positions, trainable)
     seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))

@@ -29,6 +29,7 @@ NEUTRAL_SETTINGS = {
     "evaluate",
     "train.micro_batch_size",
     "train.gradient_checkpointing",
+    "train.compile",
     "train.logging_steps",
     "train.save_steps",
     "train.save_limit",
@@ -51,6 +52,7 @@ class Progress:
         best_step, best_loss: of the validation loss; None before the first validation.
         bad_validations: validations in a row without a better loss.
         micro_rows, micro_tokens, halvings: the micro-batch limit in force.
+        recomputing: activations are recomputed.
         resumed_from: the steps at which training was taken up again.
         dtype: number format of the base, such as "bfloat16".
     """
@@ -69,6 +71,7 @@ class Progress:
     micro_rows: int | None = None
     micro_tokens: int | None = None
     halvings: int = 0
+    recomputing: bool = False
     resumed_from: tuple[int, ...] = ()
     dtype: str | None = None
 

@@ -18,12 +18,14 @@ from tunery.errors import StoppedError
 from tunery.lora.adapter import write_adapter_files
 from tunery.lora.attach import adapter_state, attach
 from tunery.lora.layer import DropoutClock
+from tunery.models.attention_gpu import refusals
 from tunery.models.device import available_memory
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, stop_signals
+from tunery.training.layers import Layers, compile_layers, running_layers, wants_compiling
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
@@ -122,10 +124,13 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         progress, limit = _take_up(
             checkpoints, resume, adapter, optimizer, limit, view, fixed=task.train.micro_batch_size != "auto"
         )
+    recompute = sizing.gradient_checkpointing or (
+        progress.recomputing and task.train.gradient_checkpointing == "auto"
+    )  # a resumed run goes on as it was
     write_atomic(paths.task, task.to_yaml())
     with (
         _Log.open(task, paths, progress.step, view) as log,
-        _checkpointing(base.model, sizing.gradient_checkpointing),
+        running_layers(base.model, recompute) as layers,
         _shown(view, plan, progress),
         stop_signals() as stop,
     ):
@@ -144,6 +149,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             stop=stop,
             history=read_metrics(paths.metrics),
         )
+        _set_up_layers(task, plan, layers, model, adapter, loop, view)
         loop.run()
     _save_adapter(base, paths.adapter)
     facts = build_receipt(task, prepared, base, loop, initial, matched, sizing.expected_bytes, paths.adapter)
@@ -197,31 +203,20 @@ def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
         view.close()
 
 
-@contextlib.contextmanager
-def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
-    """Recompute each decoder layer in the backward pass.
-
-    The layers' own dropout stays off: only the layer object itself is put into training mode, which is what
-    transformers asks for before it recomputes.
-    """
-    if not wanted:
-        yield
-        return
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    enable = getattr(
-        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-    )  # before and after 5.23
-    disable = getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)
-    enable({"use_reentrant": False})
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        disable()
-        model.eval()
+def _set_up_layers(
+    task: Task, plan: Plan, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+) -> None:
+    """Offer the last resort against lack of memory, and compile where that is asked for and works."""
+    loop.limit.recomputing = layers.recomputing
+    if task.train.gradient_checkpointing == "auto" and layers.layers and not layers.recomputing:
+        loop.limit.recompute = layers.recompute
+    steps = plan.total_steps - loop.progress.step
+    wanted, remark = wants_compiling(task.train, task.lora.dropout, steps, model.device)
+    if wanted:
+        remark = compile_layers(layers, model, list(adapter.values()))
+    if remark:
+        view.note(remark)
+    loop.compiled = layers.compiled
 
 
 def _say_plan(view: View, plan: Plan, matched: Sequence[str], model: FlatModel, sizing: Sizing) -> None:
@@ -233,6 +228,8 @@ def _say_plan(view: View, plan: Plan, matched: Sequence[str], model: FlatModel, 
         view.note("this model's layers mix rows in their own way, so rows run one at a time")
     if sizing.gradient_checkpointing:
         view.note("activations are recomputed to fit in memory (train.gradient_checkpointing)")
+    for reason in refusals():
+        view.note(reason)
 
 
 def _save_adapter(base: Base, folder: Path) -> None:

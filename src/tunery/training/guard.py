@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -51,42 +51,64 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)
 
 
-def out_of_memory_with_one_row() -> ModelError:
+def out_of_memory_with_one_row(recomputing: bool = False) -> ModelError:
     """The error when there is nothing left to halve."""
     return ModelError(
-        "memory ran out with a single row",
-        "shorten the rows (--set data.max_length=512), turn on --set train.gradient_checkpointing=true, "
-        "or choose a smaller model",
+        "memory ran out with a single row" + (", recomputing activations" if recomputing else ""),
+        "shorten the rows (--set data.max_length=512), "
+        + ("" if recomputing else "turn on --set train.gradient_checkpointing=true, ")
+        + "or choose a smaller model",
     )
 
 
 @dataclass
 class MicroBatchLimit:
-    """How much is computed at a time. Halved when memory runs out; the update stays the same.
+    """How much is computed at a time. Halved when memory runs out, and as the last resort activations are recomputed;
+    the update stays the same.
 
     Attributes:
         rows: most rows at a time.
         tokens: most computed tokens at a time; None for no limit.
         halvings: how often memory ran out.
+        recomputing: activations are recomputed.
+        recompute: starts doing so; None where it is not allowed, not possible, or done already.
     """
 
     rows: int
     tokens: int | None = None
     halvings: int = 0
+    recomputing: bool = False
+    recompute: Callable[[], None] | None = None
 
     def halve(self, error: BaseException) -> None:
         """Make room after `error`.
 
         Raises:
-            ModelError: one row at a time is already too much.
+            ModelError: one row at a time is already too much, whatever is recomputed.
         """
         if self.rows == 1:
-            raise out_of_memory_with_one_row() from error
+            self._last_resort(error)
         self.rows = max(1, self.rows // 2)
         self.tokens = None if self.tokens is None else max(1, self.tokens // 2)
         self.halvings += 1
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+    def _last_resort(self, error: BaseException) -> None:
+        if self.recompute is None:
+            raise out_of_memory_with_one_row(self.recomputing) from error
+        self.recompute()
+        self.recomputing, self.recompute = True, None
+
+    def describe(self) -> str:
+        """How much is computed at a time, in words."""
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        return f"{rows} at a time" + (", recomputing activations (slower)" if self.recomputing else "")
+
+
+def free_cached_memory() -> None:
+    """Give back what PyTorch's allocator keeps on a GPU, so that pieces of another size fit. What a failed step held
+    must be gone first, and its exception with it: the traceback keeps its tensors alive."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @dataclass

@@ -20,6 +20,7 @@ from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
+    free_cached_memory,
     is_out_of_memory,
     require_finite,
     require_finite_validation,
@@ -85,7 +86,7 @@ def train_step(
 ) -> StepResult:
     """The gradient of one batch: its summed loss divided once by its trained weight, whatever the micro-batches.
 
-    When memory runs out the micro-batch limit is halved and the same batch is computed again.
+    When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
     """
     weight = sum(float(row.weights.sum()) for row in rows)
     while True:
@@ -111,6 +112,8 @@ def train_step(
             limit.halve(error)
         finally:
             clock.enabled = False
+        loss = None  # the failed micro-batch, with all that its backward pass would have needed
+        free_cached_memory()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
     return StepResult(float(total) / weight, float(correct) / weight, float(norm), data, computed, trained)
 
@@ -134,6 +137,7 @@ class Loop:
     Attributes:
         history: lines logged so far (from metrics.jsonl when resumed); advice reads them.
         stopped: "finished" or "early stopping", after `run`.
+        compiled: whether the decoder layers are; for the receipt.
     """
 
     plan: Plan
@@ -151,6 +155,7 @@ class Loop:
     history: list[dict[str, Any]]
     stopped: str = "finished"
     restored_step: int | None = None
+    compiled: bool = False
 
     def run(self) -> None:
         """Train until the last step, an early stop, or a signal (StoppedError, after a checkpoint)."""
@@ -199,7 +204,7 @@ class Loop:
         self.optimizer.step()
         self._count(result, time.perf_counter() - started)
         if self.limit.halvings > halvings:
-            self.watcher.note(f"memory ran out: the step was computed again, {self.limit.rows} rows at a time")
+            self.watcher.note(f"memory ran out: the step was computed again, {self.limit.describe()}")
         if progress.step % plan.config.logging_steps == 0 or progress.step in (1, plan.total_steps):
             self._log_step(result, rate, time.perf_counter() - started)
 
@@ -213,7 +218,7 @@ class Loop:
         progress.first_loss = result.loss if progress.first_loss is None else progress.first_loss
         progress.last_loss = result.loss
         progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
-        progress.halvings = self.limit.halvings
+        progress.halvings, progress.recomputing = self.limit.halvings, self.limit.recomputing
 
     def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
         self._log(

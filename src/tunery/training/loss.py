@@ -16,11 +16,8 @@ from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
 from tunery.models.flat import FlatModel, Head
-from tunery.models.memory import LOGIT_CHUNK_BYTES
+from tunery.models.memory import LOGIT_PARTS, logit_chunk
 from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
-
-WIDE_PARTS = 8
-"""In how many parts a chunk of logits passes through float32, so that these stay in the processor's cache."""
 
 EVALUATION_TOKENS = 4096
 """Computed tokens per batch where nothing is kept for a backward pass."""
@@ -39,7 +36,7 @@ class BatchLoss:
 
 def chunk_rows(weight: Tensor) -> int:
     """Predicting positions whose logits exist at the same time, for a head of weight [V, d]."""
-    return max(1, LOGIT_CHUNK_BYTES // (weight.element_size() * len(weight)))
+    return max(1, logit_chunk(weight.device.type) // (weight.element_size() * len(weight)))
 
 
 def _piece(
@@ -83,8 +80,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
             logits = torch.mm(hidden[start:stop], weight.t(), out=room[: stop - start])
             if layer.bias is not None:
                 logits += layer.bias
-            for first in range(start, stop, rows // WIDE_PARTS or 1):
-                last = min(first + (rows // WIDE_PARTS or 1), stop)
+            for first in range(start, stop, rows // LOGIT_PARTS or 1):
+                last = min(first + (rows // LOGIT_PARTS or 1), stop)
                 part, on = logits[first - start : last - start], slice(int(bounds[first]), int(bounds[last]))
                 each[on], right[on], delta = _piece(part, head, entry[on] - first, targets[on], weights[on].to(wide))
                 if grad is not None:
@@ -96,7 +93,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         if grad is not None:
             ctx.save_for_backward(grad)
         total = (each * weights.to(wide)).sum()
-        correct = weights[right].sum()
+        correct = (weights * right).sum()  # no index by `right`: the GPU would have to say how many there are
         ctx.mark_non_differentiable(correct, each)
         return total, correct, each
 
@@ -110,7 +107,7 @@ def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Ten
     """The same by autograd, where the head is adapted or is the model's own affair. logits [S, V]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     each = torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
-    correct = weights[logits.detach().argmax(dim=-1)[entry] == targets].sum()
+    correct = (weights * (logits.detach().argmax(dim=-1)[entry] == targets)).sum()
     return BatchLoss((each * weights.to(logits.dtype)).sum(), correct, each.detach())
 
 
@@ -155,19 +152,24 @@ def _losses(model: FlatModel, rows: Sequence[Row]) -> Iterator[tuple[list[Row], 
 def score_rows(model: FlatModel, rows: Sequence[Row]) -> np.ndarray:
     """Log-probability (nats) of each row's trained tokens, summed; one chunk of logits at a time. float64 [rows]."""
     scores = np.zeros(len(rows))
+    found: list[tuple[np.ndarray, Tensor]] = []
     numbered = [replace(row, example=number) for number, row in enumerate(rows)]
     for part, batch, loss in _losses(model, numbered):
         where = np.asarray([row.example for row in part])[batch.owners]
-        np.add.at(scores, where, -loss.each.double().cpu().numpy())
+        found.append((where, loss.each))
+    for where, each in found:  # read only now: each reading waits for the device
+        np.add.at(scores, where, -each.cpu().double().numpy())
     return scores
 
 
 @torch.no_grad()
 def mean_loss(model: FlatModel, rows: Sequence[Row]) -> tuple[float, float]:
     """Mean loss per trained token, and the share of trained tokens that were the model's first choice."""
-    total = correct = weight = 0.0
+    weight = 0.0
+    sums: list[tuple[Tensor, Tensor]] = []
     for _, batch, loss in _losses(model, rows):
-        total += float(loss.total)
-        correct += float(loss.correct)
+        sums.append((loss.total, loss.correct))
         weight += float(batch.weights.sum())
+    # read only now: each reading waits for the device
+    total, correct = (sum(torch.stack(column).tolist()) for column in zip(*sums, strict=True))
     return total / weight, correct / weight

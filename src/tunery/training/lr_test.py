@@ -17,6 +17,7 @@ from tunery.models.flat import inspect_model
 from tunery.models.load import Base
 from tunery.training.fit import attach_adapter
 from tunery.training.guard import MicroBatchLimit
+from tunery.training.layers import running_layers
 from tunery.training.loop import make_optimizer, train_step
 from tunery.training.sizing import size_up
 
@@ -79,23 +80,24 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
-    for step in range(steps):
-        rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
-        batch = [rows[i] for i in rows_of_step(task.seed, step, len(rows), task.train.batch_size)]
-        result = train_step(
-            model, list(adapter.values()), batch, limit, clock, (task.seed, step), task.train.max_grad_norm
-        )
-        tick(step + 1, steps)
-        if not math.isfinite(result.loss) or not math.isfinite(result.gradient_norm):
-            break
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * result.loss
-        rates.append(rate)
-        losses.append(mean / (1 - SMOOTHING ** (step + 1)))
-        if losses[-1] > BLOWN_UP * min(losses) and step > steps // 4:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+    with running_layers(base.model, sizing.gradient_checkpointing):
+        for step in range(steps):
+            rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
+            batch = [rows[i] for i in rows_of_step(task.seed, step, len(rows), task.train.batch_size)]
+            result = train_step(
+                model, list(adapter.values()), batch, limit, clock, (task.seed, step), task.train.max_grad_norm
+            )
+            tick(step + 1, steps)
+            if not math.isfinite(result.loss) or not math.isfinite(result.gradient_norm):
+                break
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * result.loss
+            rates.append(rate)
+            losses.append(mean / (1 - SMOOTHING ** (step + 1)))
+            if losses[-1] > BLOWN_UP * min(losses) and step > steps // 4:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
     if not rates:
         raise DivergedError("the loss is not finite from the first step", "look at the data with `tunery check`")
     return suggest(rates, losses)

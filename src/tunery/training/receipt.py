@@ -17,6 +17,7 @@ from tunery.errors import AdapterError
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import lora_layers, remove, set_active
 from tunery.lora.targets import untouched_linear_weights
+from tunery.models.attention_gpu import refusals
 from tunery.models.device import describe_device, matmul_rate, peak_memory
 from tunery.models.flat import FlatModel
 from tunery.models.load import Base
@@ -139,6 +140,7 @@ def _warnings(prepared: Prepared, receipt: Mapping[str, Any]) -> list[str]:
         found.append(f"{data['duplicates']:,} training rows repeat an earlier one")
     if still := still_tensors(receipt["lora"]["tensors"]):
         found.append(f"{len(still)} adapter tensors did not move: {', '.join(still[:3])}")
+    found += refusals()
     if receipt["lora"]["unmatched"] and receipt["lora"]["targets"] == "all-linear":
         found.append(
             f"{len(receipt['lora']['unmatched'])} weight matrices of the decoder layers were left as they are: "
@@ -263,6 +265,8 @@ def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
         "out_of_memory_retries": progress.halvings,
         "micro_batch_rows": loop.limit.rows,
         "micro_batch_tokens": loop.limit.tokens,
+        "recomputed_activations": loop.limit.recomputing,
+        "compiled": loop.compiled,
         "flattened": loop.model.flattened,
         "resumed_from": list(progress.resumed_from),
     }

@@ -14,7 +14,7 @@ from tunery.data.batching import Row, flatten, rows_of_step
 from tunery.data.prepare import Prepared
 from tunery.models.device import resident_memory
 from tunery.models.flat import FlatModel
-from tunery.models.memory import MemoryEstimate, estimate, tokens_that_fit
+from tunery.models.memory import MemoryEstimate, estimate, logit_chunk, tokens_that_fit
 
 SAMPLED_STEPS = 8
 USED_SHARE = 0.8
@@ -85,6 +85,7 @@ def size_up(
         "trainable": sum(tensor.numel() for tensor in adapter.values()),
         "dtype_bytes": base.dtype.itemsize,
         "keys": kept_keys(rows, base.device),
+        "logit_chunk": logit_chunk(base.device.type),
     }
 
     def predict(tokens: int, recompute: bool) -> MemoryEstimate:
