@@ -88,7 +88,7 @@ def train(
         if resume == "auto" and paths.receipt.exists():
             return _finish(task, paths, view)
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
-        base = load_base(task.model, precision=recorded or task.train.precision, device=task.train.device)
+        base = _load_base(task, recorded or task.train.precision)
         prepared = _prepare(task, base.tokenizer, base.model.config)
         for note in (*prepared.data.notes, *_about_precision(base)):
             view.note(note)
@@ -98,6 +98,10 @@ def train(
             evaluation = _evaluate(task, fitted.model, _held_out(prepared), paths.evaluation, view)
         _write_pages(paths)
         return Run(paths.root, fitted.receipt, evaluation)
+
+
+def _load_base(task: Task, precision: str) -> Base:
+    return load_base(task.model, precision=precision, device=task.train.device, quantize=task.train.quantize)
 
 
 def _about_precision(base: Base) -> list[str]:
@@ -252,6 +256,6 @@ def learning_rate_test(
     """A learning-rate range test on the task's own data; nothing is saved."""
     task = _as_task(task, overrides)
     view = view or Console()
-    base = load_base(task.model, precision=task.train.precision, device=task.train.device)
+    base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)
     return range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))

@@ -178,6 +178,7 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Threads", "device.threads", "count"),
             ("Number format", "precision.dtype", "words"),
             ("Chosen because", "precision.reason", "words"),
+            ("Base stored as", "model.quantization", "words"),
             ("Data tokens a second", "speed.data_tokens_per_second", "count"),
             ("Computed tokens a second", "speed.computed_tokens_per_second", "count"),
             ("Share of measured matmul rate", "speed.matmul_share", "percent"),
