@@ -10,7 +10,7 @@ from typing import Any
 from tunery.config import Task
 from tunery.console import Console
 from tunery.data.example import Example
-from tunery.data.prepare import Prepared, prepare, tokenize
+from tunery.data.prepare import Prepared, prepare, tokenize_once
 from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
@@ -224,7 +224,7 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
     for note in more.notes:
         view.note(note)
     _note_overlap(tuned.task, more.test, view)
-    rows = tokenize(tuned.renderer, more.test, tuned.limit, config.too_long)
+    rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long)
     held_out = HeldOut(data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long)
     target = paths.root / f"evaluation-{safe_name(data.stem)}.json"
     return _evaluate(tuned.task, tuned.flat, held_out, target, view)

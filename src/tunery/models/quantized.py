@@ -2,7 +2,7 @@
 
 NF4 (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 3 and 4): blocks of 64 weights share a scale, and each
 weight is one of 16 values that suit a normal distribution; the scales are stored in 8 bits themselves ("double
-quantisation"). int8 (Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339, section 2): a scale for each row of a weight.
+quantisation"). int8 (Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339, section 2): one scale for each row.
 Only the storage changes: every product is taken with the weights unpacked to the number format of the run.
 """
 
