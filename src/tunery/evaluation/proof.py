@@ -182,6 +182,7 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Data tokens a second", "speed.data_tokens_per_second", "count"),
             ("Computed tokens a second", "speed.computed_tokens_per_second", "count"),
             ("Share of measured matmul rate", "speed.matmul_share", "percent"),
+            ("First step after", "speed.startup_seconds", "seconds"),
             ("Training took", "speed.train_seconds", "seconds"),
             ("Everything took", "speed.total_seconds", "seconds"),
             ("Peak memory", "memory.peak_bytes", "bytes"),

@@ -127,8 +127,8 @@ class _Int8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (grad,) = gradients
-        return grad @ _unpack_int8(*ctx.weight, grad.dtype), None, None, None
+        (grad,), (codes, scale) = gradients, ctx.weight
+        return grad @ _unpack_int8(codes, scale, grad.dtype), None, None, None
 
 
 def _unpack_int8(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
