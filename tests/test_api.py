@@ -114,6 +114,7 @@ def test_the_receipt_tells_what_was_trained(project: Path) -> None:
     assert receipt["training"]["steps"] == 24
     assert receipt["training"]["final_loss"] < receipt["training"]["first_loss"]
     assert 0 < receipt["speed"]["matmul_share"] < 1
+    assert receipt["speed"]["startup_seconds"] > 0
     assert set(receipt["versions"]) >= {"python", "torch", "transformers", "tunery"}
 
 

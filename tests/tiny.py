@@ -50,12 +50,12 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     return tokenizer
 
 
-def tiny_llama_config(vocabulary: int) -> LlamaConfig:
-    """Two layers, width 32, four query heads over two key-value heads."""
+def tiny_llama_config(vocabulary: int, width: int = 32) -> LlamaConfig:
+    """Two layers, four query heads over two key-value heads."""
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -67,10 +67,12 @@ def tiny_llama_config(vocabulary: int) -> LlamaConfig:
     )
 
 
-def save_tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, *, seed: int = 0) -> Path:
+def save_tiny_llama(
+    folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, *, seed: int = 0, width: int = 32
+) -> Path:
     """Save a random Llama in float32 and its tokenizer, as a model folder; returns the folder."""
     tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(seed)
-    LlamaForCausalLM(tiny_llama_config(len(tokenizer))).save_pretrained(folder)
+    LlamaForCausalLM(tiny_llama_config(len(tokenizer), width)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

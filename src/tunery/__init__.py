@@ -70,7 +70,10 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version("tunery")
     if name not in _HOMES:
         raise AttributeError(f"module 'tunery' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from tunery.startup import collector_paused
+
+    with collector_paused():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

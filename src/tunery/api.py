@@ -10,7 +10,7 @@ from typing import Any
 from tunery.config import Task
 from tunery.console import Console
 from tunery.data.example import Example
-from tunery.data.prepare import Prepared, prepare, tokenize
+from tunery.data.prepare import Prepared, prepare, tokenize_once
 from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
@@ -88,7 +88,7 @@ def train(
         if resume == "auto" and paths.receipt.exists():
             return _finish(task, paths, view)
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
-        base = load_base(task.model, precision=recorded or task.train.precision, device=task.train.device)
+        base = _load_base(task, recorded or task.train.precision)
         prepared = _prepare(task, base.tokenizer, base.model.config)
         for note in (*prepared.data.notes, *_about_precision(base)):
             view.note(note)
@@ -98,6 +98,10 @@ def train(
             evaluation = _evaluate(task, fitted.model, _held_out(prepared), paths.evaluation, view)
         _write_pages(paths)
         return Run(paths.root, fitted.receipt, evaluation)
+
+
+def _load_base(task: Task, precision: str) -> Base:
+    return load_base(task.model, precision=precision, device=task.train.device, quantize=task.train.quantize)
 
 
 def _about_precision(base: Base) -> list[str]:
@@ -220,7 +224,7 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
     for note in more.notes:
         view.note(note)
     _note_overlap(tuned.task, more.test, view)
-    rows = tokenize(tuned.renderer, more.test, tuned.limit, config.too_long)
+    rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long)
     held_out = HeldOut(data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long)
     target = paths.root / f"evaluation-{safe_name(data.stem)}.json"
     return _evaluate(tuned.task, tuned.flat, held_out, target, view)
@@ -252,6 +256,6 @@ def learning_rate_test(
     """A learning-rate range test on the task's own data; nothing is saved."""
     task = _as_task(task, overrides)
     view = view or Console()
-    base = load_base(task.model, precision=task.train.precision, device=task.train.device)
+    base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)
     return range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))

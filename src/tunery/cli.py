@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from tunery.errors import TuneryError
+from tunery.startup import collector_paused
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -119,7 +120,8 @@ def check(
     task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, samples: int, lr_test: bool, lr_steps: int
 ) -> None:
     """Show everything about a TASK's data, and what will be trained, before any compute."""
-    from tunery import api, show
+    with collector_paused(freeze=True):
+        from tunery import api, show
     from tunery.console import Console
 
     result = dict(api.check(task, overrides, samples=samples))
@@ -148,7 +150,8 @@ def check(
 @click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
 def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, resume: str, seed: int | None) -> None:
     """Train a TASK, compare base and tuned model, and write a report."""
-    from tunery import api, show
+    with collector_paused(freeze=True):
+        from tunery import api, show
     from tunery.console import Console
 
     if seed is not None:
@@ -167,7 +170,8 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
 def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None) -> None:
     """Measure base against tuned model of a RUN again, or on other rows."""
-    from tunery import api, show
+    with collector_paused(freeze=True):
+        from tunery import api, show
     from tunery.console import Console
 
     result = api.evaluate(run, data, view=Console(quiet=quiet))
@@ -187,7 +191,8 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None) -> None:
 @click.option("--system", help="System message of the conversation.")
 def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, system: str | None) -> None:
     """Talk to a RUN's model; /base, /tuned and /both switch sides."""
-    from tunery import api
+    with collector_paused(freeze=True):
+        from tunery import api
     from tunery.evaluation.chat import Conversation
 
     tuned = api.load(run)

@@ -106,12 +106,16 @@ def _check_tokens(console: Console, tokens: Mapping[str, Any]) -> None:
         console.print("No end-of-turn token is trained: the model may not know when to stop.", style="bold yellow")
 
 
+def _stored(quantization: str | None) -> str:
+    return f", base in {quantization}" if quantization else ""
+
+
 def _check_training(console: Console, training: Mapping[str, Any]) -> None:
     share = training["computed_share"]
     console.print(
         f"\n{training['model']}: {training['trainable_parameters']:,} adapter parameters "
         f"in {training['layers']} layers on a base of {training['parameters']:,} "
-        f"({training['precision']} on {training['device']})."
+        f"({training['precision']}{_stored(training['quantization'])} on {training['device']})."
     )
     console.print(
         f"{_plural(training['steps'], 'step')} of {_plural(training['batch_size'], 'row')}, "
@@ -173,7 +177,8 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         f"reloaded  the saved adapter gives loss {reload['loss_from_disk']:.6f}, "
         f"in memory {reload['loss_in_memory']:.6f}",
         f"speed     {speed['data_tokens_per_second']:,.0f} data tokens/s, "
-        f"{speed['matmul_share']:.0%} of this machine's matrix-multiply rate ({receipt['precision']['dtype']}); "
+        f"{speed['matmul_share']:.0%} of this machine's matrix-multiply rate ({receipt['precision']['dtype']}"
+        f"{_stored(receipt['model'].get('quantization'))}); "
         f"{_duration(speed['train_seconds'])} of training",
         f"memory    {_gb(memory['peak_bytes'])} at the peak, {_gb(memory['estimated_bytes'])} estimated",
     ]

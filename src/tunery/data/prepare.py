@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tunery.config import DataConfig
+from tunery.data import token_cache
 from tunery.data.batching import Row
 from tunery.data.example import DataSet, Example
 from tunery.data.render import Renderer, fitting_text
@@ -96,7 +97,8 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
     limit = min(config.max_length or 2048, context)
     renderer = make_renderer(tokenizer, config, data.labels)
     train, validation, test = (
-        tokenize(renderer, examples, limit, config.too_long) for examples in (data.train, data.validation, data.test)
+        tokenize_once(renderer, examples, limit, config.too_long)
+        for examples in (data.train, data.validation, data.test)
     )
     if not train.rows:
         raise DataError(
@@ -106,6 +108,21 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
     if data.validation and not validation.rows:
         raise DataError(f"no validation row is left: {validation.dropped[0][1]}", "raise data.max_length")
     return Prepared(data, renderer, limit, config.too_long, train, validation, test)
+
+
+def tokenize_once(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
+    """As `tokenize`; taken from the cache when the same rows were tokenised before (tunery.data.token_cache)."""
+    if not examples:
+        return Rows()
+    key = token_cache.entry_key(renderer, examples, limit, too_long)
+    if (found := token_cache.load(key, examples)) is not None:
+        attributes, remarks = found
+        renderer.remarks.add_all(remarks)
+        return Rows(**attributes)
+    before = dict(renderer.remarks.counts)
+    result = tokenize(renderer, examples, limit, too_long)
+    token_cache.store(key, vars(result), examples, renderer.remarks.since(before))
+    return result
 
 
 def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:

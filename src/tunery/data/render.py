@@ -7,12 +7,15 @@ starts where the template's own generation prompt ends, and ends with the end-of
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tunery.data.example import Example, Message
 from tunery.errors import DataError
@@ -52,6 +55,15 @@ class Remarks:
         """Count one more row for which `sentence` is true."""
         self.counts[sentence] = self.counts.get(sentence, 0) + 1
 
+    def add_all(self, counts: Mapping[str, int]) -> None:
+        """Add the counts of rows that were rendered at another time."""
+        for sentence, count in counts.items():
+            self.counts[sentence] = self.counts.get(sentence, 0) + count
+
+    def since(self, before: Mapping[str, int]) -> dict[str, int]:
+        """What was counted since `counts` was `before`."""
+        return {s: count - before.get(s, 0) for s, count in self.counts.items() if count > before.get(s, 0)}
+
     def sentences(self) -> list[str]:
         """Each remark with its number of rows."""
         return [f"{sentence} ({count:,} row{'s' if count > 1 else ''})" for sentence, count in self.counts.items()]
@@ -86,6 +98,13 @@ class Renderer:
     def template_sha256(self) -> str:
         """Hash of the chat template; it travels with the adapter and is compared when a run is loaded."""
         return text_sha256(str(self.tokenizer.chat_template or ""))
+
+    @functools.cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of all that decides how the tokenizer splits a text and which tokens it puts around one."""
+        tokenizer = self.tokenizer
+        facts = [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map]  # type: ignore[attr-defined]
+        return text_sha256(json.dumps(facts, default=str, sort_keys=True))
 
     # ----------------------------------------------------------------- conversations
 
@@ -214,7 +233,7 @@ class Renderer:
         result = []
         for row, (ids, offsets), is_clean in zip(rendered, wholes, clean, strict=True):
             if is_clean:
-                trained = [any(a <= start < b for a, b in row.spans) for start, _ in offsets]
+                trained = _starts_within(offsets, row.spans)
             else:
                 ids, trained = self._encode_parts(row)
             front, back = (first if row.begin else []), (last if row.end else [])
@@ -339,6 +358,15 @@ def _plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
 
 def _as_object(arguments: Any) -> Any:
     return json.loads(arguments) if isinstance(arguments, str) and arguments else arguments
+
+
+def _starts_within(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[bool]:
+    """Which tokens start inside one of the spans."""
+    starts = np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
+    inside = np.zeros(len(starts), bool)
+    for low, high in spans:
+        inside |= (low <= starts) & (starts < high)
+    return inside.tolist()
 
 
 def _common_length(a: str, b: str) -> int:

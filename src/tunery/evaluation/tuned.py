@@ -139,7 +139,7 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     paths = RunPaths(Path(run))
     receipt = read_receipt(paths)
     task = load_task(paths.task)
-    base = load_base(task.model, precision=receipt["precision"]["dtype"], device=device)
+    base = load_base(task.model, precision=receipt["precision"]["dtype"], device=device, quantize=task.train.quantize)
     if base.info.sha256 != receipt["model"]["sha256"]:
         raise AdapterError(
             f"the base {task.model} has changed since {paths.root} was trained (its weights have another hash)",

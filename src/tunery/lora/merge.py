@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tunery.errors import AdapterError
 from tunery.lora.attach import active_adapter, lora_layers, require_adapter
 from tunery.lora.layer import LoRALayer
+from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, quantized_layers, unpacked_weight
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,14 +22,16 @@ def merge(model: Model, name: str | None = None) -> Model:
     """A new, plain model with W + s · B A in place of each adapted W. The model given is not changed.
 
     The sum is taken in float32 (float64 for a float64 base) and rounded once to the base's number format. When one of
-    two tied weights (embedding and head) is adapted, the copy has them apart and its configuration says so.
+    two tied weights (embedding and head) is adapted, the copy has them apart and its configuration says so. The copy of
+    a base in 4 or 8 bits (tunery.models.quantized) is a plain model of the unpacked weights, which are those that the
+    adapter was trained on.
 
     Args:
         model: a model with adapters. Memory: one copy of it, without adapters.
         name: the adapter to merge; left out, the active one. Other adapters are not in the copy.
 
     Raises:
-        AdapterError: no such adapter, none is active, or the base's weights are quantised.
+        AdapterError: no such adapter, none is active, or the base's weights are packed in a way not known here.
     """
     name = active_adapter(model) if name is None else name
     if name is None:
@@ -43,7 +46,12 @@ def merge(model: Model, name: str | None = None) -> Model:
         tied = uses[id(layer.weight)] > 1
         memo[id(layer)] = _plain_layer(layer, name if adapted else None, path, tied, memo)
         untied = untied or (adapted and tied)
+    for _, module in quantized_layers(model):
+        if id(module) not in memo:  # no wrapper stands around it
+            memo[id(module)] = _unpacked_layer(module, None)
     merged = copy.deepcopy(model, memo)
+    if quantizer := getattr(merged, "hf_quantizer", None):
+        quantizer.remove_quantization_config(merged)
     if untied:
         _untie(merged)
     for parameter in merged.parameters():
@@ -53,6 +61,9 @@ def merge(model: Model, name: str | None = None) -> Model:
 
 def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo: dict[int, Any]) -> nn.Module:
     """A copy of the wrapped layer. Its weight is merged; a tied weight's other uses keep the base's."""
+    if is_quantized(layer.base):
+        memo[id(layer.base)] = _unpacked_layer(layer.base, layer.delta_weight(name) if name else None)
+        return memo[id(layer.base)]
     if name is None:
         return copy.deepcopy(layer.base, memo)
     weight = nn.Parameter(_merged_weight(layer, name, path))
@@ -62,6 +73,12 @@ def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo
     plain = copy.deepcopy(layer.base, memo)
     plain.weight = weight
     return plain
+
+
+def _unpacked_layer(module: Any, delta: Tensor | None) -> nn.Module:
+    """The plain layer of a quantised one, with `delta` [out, in] added to its weight in float32."""
+    weight = unpacked_weight(module)
+    return plain_layer(module, (weight if delta is None else weight + delta).to(compute_dtype(module)))
 
 
 def _merged_weight(layer: LoRALayer, name: str, path: str) -> Tensor:

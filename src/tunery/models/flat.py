@@ -40,7 +40,8 @@ class Head:
     def frozen(self) -> nn.Linear | None:
         """The projection when no gradient reaches its weights, so that it can be fused with the loss; else None."""
         layer = self.layer
-        return layer if isinstance(layer, nn.Linear) and not layer.weight.requires_grad else None
+        plain = isinstance(layer, nn.Linear) and layer.weight.is_floating_point()  # a quantised weight is not
+        return layer if plain and not layer.weight.requires_grad else None  # type: ignore[return-value]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, d] → [S, V], float32 or wider."""

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from tunery.errors import ModelError
+from tunery.errors import ConfigError, ModelError
+from tunery.models import quantized
 from tunery.models.device import Probe, available_memory, pick_device, resolve_dtype
 from tunery.models.quiet import first_line, quiet
 from tunery.models.source import Source, locate
@@ -40,6 +41,7 @@ class BaseInfo:
         dtype: number format of the weights in memory, such as "bfloat16".
         device: where they lie, such as "cpu" or "cuda:0".
         license: as the model states it, or None.
+        quantization: how the linear layers are stored: "nf4", "int8" (or "fp4"); None for `dtype`.
         template_source: "model", or "tunery plain" (tunery.models.templates).
     """
 
@@ -51,6 +53,7 @@ class BaseInfo:
     dtype: str
     device: str
     license: str | None
+    quantization: str | None
     template_source: str
 
 
@@ -68,17 +71,18 @@ class Base:
     probe: Probe | None = None
 
 
-def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Base:
+def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quantize: str = "none") -> Base:
     """Load a base model.
 
     Args:
         spec: a built-in name, a folder, a .gguf file, or a hub id (owner/name).
         precision: "auto", "float32", "bfloat16" or "float64".
         device: "auto", "cpu", "cuda" or "mps".
+        quantize: "none", "nf4" or "int8" (tunery.models.quantized); a base that is stored so already stays so.
 
     Raises:
         ModelError: the model cannot be found or reached, or is not one that can be trained here; the message says why.
-        ConfigError: the device is not there, or cannot compute in that number format.
+        ConfigError: the device is not there, or cannot compute in that number format; or bitsandbytes is missing.
     """
     place = pick_device(device)
     config = load_config(spec)  # may refuse the model before gigabytes of it are fetched
@@ -86,10 +90,16 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Ba
     numbers = source.count_weights()
     tokenizer, template_source = _read_tokenizer(source)
     dtype, probe = resolve_dtype(precision, place)
-    _check_room(spec, numbers * dtype.itemsize, place)
-    model = _read_model(source, config, dtype, place)
+    stored = quantization_of(spec, config, quantize)
+    if stored is None:
+        _check_room(spec, numbers * dtype.itemsize, place)
+        model = _read_model(source, config, dtype, **_straight_to(place))
+    else:
+        model = _read_quantized(source, config, dtype, stored, place)
     _check_vocabulary(spec, tokenizer, model)
-    model.requires_grad_(False).eval().to(place)  # type: ignore[arg-type]
+    model.requires_grad_(False).eval()
+    if stored is None:
+        model.to(place)  # type: ignore[arg-type]
     # How answers are drawn is the caller's to choose; `generate` would fill what is left open from the model's own.
     model.generation_config = GenerationConfig()
     info = BaseInfo(
@@ -97,10 +107,11 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto") -> Ba
         source=source.origin,
         sha256=source.sha256(),
         architecture=type(model).__name__,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(quantized.numel(p) for p in model.parameters()),
         dtype=str(dtype).removeprefix("torch."),
         device=str(model.device),
         license=source.license,
+        quantization=stored,
         template_source=template_source,
     )
     return Base(model, tokenizer, info, probe)
@@ -130,7 +141,25 @@ def empty_model(spec: str) -> PreTrainedModel:
     Raises:
         ModelError: as `load_base`.
     """
-    config = load_config(spec)
+    return _without_weights(load_config(spec))
+
+
+def quantization_of(spec: str, config: PreTrainedConfig, quantize: str) -> str | None:
+    """How the linear layers will be stored under `train.quantize`: "nf4", "int8" (or "fp4"), or None.
+
+    Raises:
+        ModelError: the base is stored in another way already.
+        ConfigError: bitsandbytes is needed and missing.
+    """
+    stored = quantized.stored_quantization(config)
+    if stored and quantize not in ("none", stored):
+        raise ModelError(f"{spec} is quantised already ({stored})", f"train.quantize: {quantize} needs a plain base")
+    if stored or quantize != "none":
+        quantized.bitsandbytes()
+    return stored or (None if quantize == "none" else quantize)
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model.requires_grad_(False).eval()
@@ -170,9 +199,12 @@ def _check_kind(name: str, raw: dict[str, Any]) -> None:
         raise ModelError(f"{name} {what}", "a newer transformers may know it")
     if quantization := raw.get("quantization_config"):
         method = quantization.get("quant_method", "quantised") if isinstance(quantization, dict) else "quantised"
+        if method == "bitsandbytes":
+            return
         raise ModelError(
             f"{name} holds quantised weights ({method}), which cannot be trained here",
-            "use the release of the model that is not quantised (bfloat16), or a .gguf file",
+            "use the release of the model that is not quantised (bfloat16), with train.quantize: nf4 to save memory, "
+            "or a .gguf file",
         )
 
 
@@ -200,25 +232,34 @@ def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, str]:
     return tokenizer, ensure_template(tokenizer)
 
 
-def _goes_straight_to(place: torch.device) -> bool:
-    """Whether weights are read file by file onto the device, with no copy of the model in main memory."""
-    return place.type == "cuda"
+def _straight_to(place: torch.device) -> dict[str, Any]:
+    """With these settings weights are read file by file onto a GPU, with no copy of the model in main memory."""
+    return {"device_map": {"": place.index or 0}} if place.type == "cuda" else {}
 
 
-def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
-    where: dict[str, Any] = {"device_map": {"": place.index or 0}} if _goes_straight_to(place) else {}
+def _read_quantized(
+    source: Source, config: PreTrainedConfig, dtype: torch.dtype, stored: str, place: torch.device
+) -> PreTrainedModel:
+    """A base whose linear layers are quantised while they are read, or are so on disk."""
+    if dtype == torch.float64:
+        raise ConfigError(f"a quantised base ({stored}) does not compute in float64", "use float32, bfloat16 or auto")
+    _check_room(source.name, quantized.expected_bytes(_without_weights(config), stored, dtype.itemsize), place)
+    more: dict[str, Any] = {"device_map": {"": place}}
+    if quantized.stored_quantization(config) is None:
+        more["quantization_config"] = quantized.load_settings(stored, dtype)
+    model = _read_model(source, config, dtype, **more)
+    quantized.make_ready(model, dtype)
+    return model
+
+
+def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     try:
         with quiet():
             # transformers itself picks scaled_dot_product_attention for every class that supports it
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **where,
-                **_LOCAL,
-            )
+                source.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                **_LOCAL, **more,
+            )  # fmt: skip
     except Exception as error:  # whatever foreign weights make the libraries raise
         raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
     model, report = loaded
@@ -236,7 +277,7 @@ def _check_room(spec: str, needed: int, place: torch.device) -> None:
 
     On its way to a GPU other than CUDA's a model passes through main memory.
     """
-    way = () if _goes_straight_to(place) else (torch.device("cpu"),)
+    way = () if _straight_to(place) else (torch.device("cpu"),)
     for device in dict.fromkeys((*way, place)):
         if needed > (free := available_memory(device)):
             raise ModelError(

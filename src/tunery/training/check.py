@@ -13,8 +13,9 @@ from tunery.data.batching import Row
 from tunery.data.prepare import Prepared
 from tunery.lora.attach import trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
-from tunery.models.load import empty_model
+from tunery.models.load import empty_model, quantization_of
 from tunery.models.memory import estimate, logit_chunk
+from tunery.models.quantized import expected_bytes
 from tunery.training.fit import attach_adapter
 from tunery.training.plan import peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn, step_flops
@@ -83,6 +84,8 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     device = pick_device(task.train.device)
     dtype, _ = resolve_dtype(task.train.precision, device)
     model = empty_model(task.model)
+    stored = quantization_of(task.model, model.config, task.train.quantize)
+    base_bytes = expected_bytes(model, stored, dtype.itemsize)
     matched, _ = attach_adapter(task, model)
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -98,6 +101,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         gradient_checkpointing=task.train.gradient_checkpointing is True,
         keys=kept_keys(rows, device),
         logit_chunk=logit_chunk(device.type),
+        base_bytes=base_bytes,
     )
     flops = steps * step_flops(model, tokens, positions, trainable)
     seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))
@@ -111,6 +115,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         "batch_size": task.train.batch_size,
         "learning_rate": peak_rate(task.train, model.config),
         "precision": str(dtype).removeprefix("torch."),
+        "quantization": stored,
         "device": device.type,
         "computed_share": tokens / alone,
         "memory_bytes": memory.total,

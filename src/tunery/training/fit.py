@@ -23,6 +23,7 @@ from tunery.models.device import available_memory
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
+from tunery.startup import seconds_since_start
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.layers import Layers, compile_layers, running_layers, wants_compiling
@@ -45,11 +46,16 @@ class View(Watcher, Protocol):
 
 @dataclass
 class _Log:
-    """Sends each line of metrics to the file, the trackers and the view."""
+    """Sends each line of metrics to the file, the trackers and the view.
+
+    Attributes:
+        first_step: seconds from the start of the process to the end of the first step that was logged.
+    """
 
     writer: MetricsWriter
     sinks: Sequence[Sink]
     view: View
+    first_step: float | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -69,6 +75,9 @@ class _Log:
         for sink in self.sinks:
             sink.log(line["step"], line)
         self.view.log(line)
+        if self.first_step is None and "train_loss" in line:
+            self.first_step = round(seconds_since_start(), 2)
+            self.note(f"the first step was done {self.first_step:.1f} s after the start of the program")
 
     def note(self, text: str) -> None:
         self.view.note(text)
@@ -153,6 +162,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         loop.run()
     _save_adapter(base, paths.adapter)
     facts = build_receipt(task, prepared, base, loop, initial, matched, sizing.expected_bytes, paths.adapter)
+    facts["speed"]["startup_seconds"] = log.first_step
     facts["speed"]["total_seconds"] = round(time.perf_counter() - started, 2)
     write_json(paths.receipt, facts)
     if stop:

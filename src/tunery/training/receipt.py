@@ -21,6 +21,7 @@ from tunery.models.attention_gpu import refusals
 from tunery.models.device import describe_device, matmul_rate, peak_memory
 from tunery.models.flat import FlatModel
 from tunery.models.load import Base
+from tunery.models.quantized import numel
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.checkpoint import Progress
 from tunery.training.loop import Loop
@@ -170,7 +171,7 @@ def build_receipt(
         AdapterError: the saved adapter is not the trained one, or no tensor moved.
     """
     progress, info, device = loop.progress, base.info, base.model.device
-    about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "license")
+    about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "quantization", "license")
     facts: dict[str, Any] = {
         **_head_section(task),
         "model": {key: getattr(info, key) for key in about},
@@ -222,8 +223,8 @@ def step_flops(model: Any, computed_tokens: int, trained_tokens: int, adapter_pa
     """
     head = model.get_output_embeddings()
     outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
-    inside = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
-    head_size = 0 if head is None else sum(p.numel() for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
+    inside = sum(numel(p) for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
+    head_size = 0 if head is None else sum(numel(p) for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
     return computed_tokens * (4.0 * inside + 6.0 * adapter_parameters) + trained_tokens * 4.0 * head_size
 
 

@@ -15,6 +15,7 @@ from tunery.data.prepare import Prepared
 from tunery.models.device import resident_memory
 from tunery.models.flat import FlatModel
 from tunery.models.memory import MemoryEstimate, estimate, logit_chunk, tokens_that_fit
+from tunery.models.quantized import held_bytes, numel
 
 SAMPLED_STEPS = 8
 USED_SHARE = 0.8
@@ -81,7 +82,8 @@ def size_up(
     micro_rows = wanted_rows(task)
     tokens = max(longest, -(-tokens * micro_rows // task.train.batch_size))
     common: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in base.parameters() if not p.requires_grad),
+        "parameters": sum(numel(p) for p in base.parameters() if not p.requires_grad),
+        "base_bytes": held_bytes(base, base.dtype.itemsize),
         "trainable": sum(tensor.numel() for tensor in adapter.values()),
         "dtype_bytes": base.dtype.itemsize,
         "keys": kept_keys(rows, base.device),
