@@ -27,6 +27,9 @@ def text_key(example: Example) -> str:
     if example.kind == "chat":
         said = "\n".join(m["content"] for m in example.messages if m["role"] == "user")
         answer = "\n".join(m["content"] for m in example.messages)
+    elif example.kind == "preference":
+        said = "\n".join(m["content"] for m in example.messages if m["role"] == "user")
+        answer = "\n".join(m["content"] for m in (*example.messages, *example.chosen))
     elif example.kind == "completion":
         said, answer = example.prompt, example.completion
     else:
@@ -37,6 +40,8 @@ def text_key(example: Example) -> str:
 def content_key(example: Example) -> str:
     """All content of a row, answer included, exactly."""
     parts = (example.text, example.label, example.prompt, example.completion, example.messages, example.tools)
+    if example.kind == "preference":
+        parts = (*parts, example.chosen, example.rejected)
     return json.dumps(parts, sort_keys=True)
 
 

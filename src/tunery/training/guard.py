@@ -51,10 +51,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)
 
 
-def out_of_memory_with_one_row() -> ModelError:
+def out_of_memory_with_one_row(noun: str = "row") -> ModelError:
     """The error when there is nothing left to halve."""
     return ModelError(
-        "memory ran out with a single row",
+        f"memory ran out with a single {noun}",
         "shorten the rows (--set data.max_length=512), turn on --set train.gradient_checkpointing=true, "
         "or choose a smaller model",
     )
@@ -65,14 +65,21 @@ class MicroBatchLimit:
     """How much is computed at a time. Halved when memory runs out; the update stays the same.
 
     Attributes:
-        rows: most rows at a time.
+        rows: most rows (pairs, in preference training) at a time.
         tokens: most computed tokens at a time; None for no limit.
         halvings: how often memory ran out.
+        noun: what a row is called.
     """
 
     rows: int
     tokens: int | None = None
     halvings: int = 0
+    noun: str = "row"
+
+    @property
+    def words(self) -> str:
+        """The limit for a person: "8 rows"."""
+        return f"{self.rows} {self.noun}{'s' if self.rows > 1 else ''}"
 
     def halve(self, error: BaseException) -> None:
         """Make room after `error`.
@@ -81,7 +88,7 @@ class MicroBatchLimit:
             ModelError: one row at a time is already too much.
         """
         if self.rows == 1:
-            raise out_of_memory_with_one_row() from error
+            raise out_of_memory_with_one_row(self.noun) from error
         self.rows = max(1, self.rows // 2)
         self.tokens = None if self.tokens is None else max(1, self.tokens // 2)
         self.halvings += 1

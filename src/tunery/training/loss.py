@@ -34,6 +34,47 @@ class BatchLoss:
     each: Tensor
 
 
+def _head_pass(
+    hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A frozen head over hidden states [S, d], one chunk of logits at a time.
+
+    Args:
+        entry: int64 [N], ascending: at which hidden state an entry predicts; bounds[s] is the first entry of state s.
+        weights: float [N], of the entries in the gradient.
+        keep: whether the gradient is wanted.
+
+    Returns:
+        Each entry's −log softmax(head(x))[target] [N]; whether its target is the most likely token [N]; and
+        ∂/∂x Σ w · −log softmax(head(x))[target] [S, d], or None.
+    """
+    layer = head.frozen
+    assert layer is not None
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    rows = max(1, LOGIT_CHUNK_BYTES // (4 * layer.weight.shape[0]))
+    grad = torch.empty_like(hidden) if keep else None
+    each = torch.empty(len(entry), dtype=wide, device=hidden.device)
+    right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
+    for start in range(0, len(hidden), rows):
+        stop = min(start + rows, len(hidden))
+        low, high = int(bounds[start]), int(bounds[stop])
+        logits = head.finish(torch.nn.functional.linear(hidden[start:stop], layer.weight, layer.bias))
+        local, wanted = entry[low:high] - start, targets[low:high]
+        log_total = torch.logsumexp(logits, dim=-1)
+        each[low:high] = log_total[local] - logits[local, wanted]
+        right[low:high] = logits.argmax(dim=-1)[local] == wanted
+        if grad is None:
+            continue
+        weight = weights[low:high].to(wide)
+        slope = torch.ones_like(logits) if head.softcap is None else 1 - (logits / head.softcap).square()
+        share = torch.zeros_like(log_total).index_add_(0, local, weight)
+        delta = torch.exp(logits - log_total[:, None]).mul_(share[:, None])
+        delta.index_put_((local, wanted), -weight, accumulate=True)
+        delta = delta.mul_(slope).mul_(head.scale)
+        torch.matmul(delta.to(hidden.dtype), layer.weight, out=grad[start:stop])
+    return each, right, grad
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
 
@@ -41,34 +82,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor]:
-        layer = head.frozen
-        assert layer is not None
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        rows = max(1, LOGIT_CHUNK_BYTES // (4 * layer.weight.shape[0]))
-        keep = ctx.needs_input_grad[0]
-        grad = torch.empty_like(hidden) if keep else None
-        each = torch.empty(len(entry), dtype=wide, device=hidden.device)
-        right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
-        for start in range(0, len(hidden), rows):
-            stop = min(start + rows, len(hidden))
-            low, high = int(bounds[start]), int(bounds[stop])
-            logits = head.finish(torch.nn.functional.linear(hidden[start:stop], layer.weight, layer.bias))
-            local, wanted = entry[low:high] - start, targets[low:high]
-            log_total = torch.logsumexp(logits, dim=-1)
-            each[low:high] = log_total[local] - logits[local, wanted]
-            right[low:high] = logits.argmax(dim=-1)[local] == wanted
-            if grad is None:
-                continue
-            weight = weights[low:high].to(wide)
-            slope = torch.ones_like(logits) if head.softcap is None else 1 - (logits / head.softcap).square()
-            share = torch.zeros_like(log_total).index_add_(0, local, weight)
-            delta = torch.exp(logits - log_total[:, None]).mul_(share[:, None])
-            delta.index_put_((local, wanted), -weight, accumulate=True)
-            delta = delta.mul_(slope).mul_(head.scale)
-            torch.matmul(delta.to(hidden.dtype), layer.weight, out=grad[start:stop])
+        each, right, grad = _head_pass(hidden, head, entry, targets, weights, bounds, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
-        total = (each * weights.to(wide)).sum()
+        total = (each * weights.to(each.dtype)).sum()
         correct = weights[right].sum()
         ctx.mark_non_differentiable(correct, each)
         return total, correct, each
@@ -79,10 +96,32 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return grad * gradients[0].to(grad.dtype), None, None, None, None, None
 
 
+class _FrozenHeadEach(torch.autograd.Function):
+    """−log softmax(head(x))[target], one target for each x, with ∂/∂x computed on the way forward. [N, d] → [N]"""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+        count = len(targets)
+        own, ones = torch.arange(count, device=hidden.device), torch.ones(count, device=hidden.device)
+        each, _, grad = _head_pass(hidden, head, own, targets, ones, np.arange(count + 1), ctx.needs_input_grad[0])
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return each
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (grad,) = ctx.saved_tensors
+        return (grad * gradients[0][:, None]).to(grad.dtype), None, None
+
+
+def _each_of_logits(logits: Tensor, entry: Tensor, targets: Tensor) -> Tensor:
+    """The same by autograd, where the head is adapted or is the model's own affair. [S, V] → [N]"""
+    return torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
+
+
 def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Tensor) -> BatchLoss:
-    """The same by autograd, where the head is adapted or is the model's own affair. logits [S, V]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
+    each = _each_of_logits(logits, entry, targets)
     correct = weights[logits.detach().argmax(dim=-1)[entry] == targets].sum()
     return BatchLoss((each * weights.to(logits.dtype)).sum(), correct, each.detach())
 
@@ -99,13 +138,23 @@ def batch_loss(model: FlatModel, batch: FlatBatch) -> BatchLoss:
     return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, entry, targets, weights, bounds))  # type: ignore[misc]
 
 
-def batches_of(
-    model: FlatModel, rows: Sequence[Row], max_rows: int | None = None, max_tokens: int | None = None
-) -> Iterator[FlatBatch]:
-    """The rows as flattened micro-batches within both limits; one row at a time where the model needs that."""
-    limit = (max_rows or len(rows)) if model.flattened else 1
-    for part in micro_batches(rows, limit, max_tokens):
-        yield flatten(part)
+def row_log_probabilities(model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
+    """Log-probability of each row's trained tokens, summed, with gradient. [rows], float32 or wider.
+
+    Every entry has a hidden state of its own, so that the gradient of its log-probability is known on the way forward,
+    before anything that is computed from the sums: the head is applied once, and no more than one chunk of logits
+    exists where it is frozen.
+    """
+    entry, targets = model.tensor(batch.entry), model.tensor(batch.targets)
+    if model.head is None or model.head.frozen is None:
+        logits = model.logits(batch) if model.head is None else model.head.logits(model.hidden(batch))
+        each = _each_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), entry, targets)
+    else:
+        hidden = model.hidden(batch).index_select(0, entry)
+        each = _FrozenHeadEach.apply(hidden, model.head, targets)
+    by_row = np.argsort(batch.owners, kind="stable")
+    counts = np.bincount(batch.owners, minlength=rows).tolist()
+    return -torch.stack([part.sum() for part in each[model.tensor(by_row)].split(counts)])  # type: ignore[index]
 
 
 def _losses(model: FlatModel, rows: Sequence[Row]) -> Iterator[tuple[list[Row], FlatBatch, BatchLoss]]:
