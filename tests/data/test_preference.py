@@ -224,6 +224,16 @@ def test_pairs_that_repeat_are_counted_and_another_answer_is_no_repetition(tmp_p
     assert (len(data.train), data.duplicates) == (3, 1)
 
 
+def test_pairs_that_contradict_each_other_are_said(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "b", "rejected": "a"},
+        {"prompt": "r", "chosen": "b", "rejected": "a"},
+    ]
+    data = read_data(DataConfig(train=write(tmp_path, rows), validation=None), 0)
+    assert [note for note in data.notes if "contradicts" in note and note.endswith(": 2.")]
+
+
 def test_a_further_file_is_read_as_the_first_was(tmp_path: Path) -> None:
     path = write(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     columns = {"chosen": "chosen", "rejected": "rejected", "prompt": "prompt"}

@@ -55,6 +55,15 @@ def without_duplicates(rows: Iterable[Example]) -> tuple[list[Example], int]:
     return list(first.values()), count - len(first)
 
 
+def contradictions(rows: Iterable[Example]) -> int:
+    """Kind preference: how many pairs stand there a second time, with the answers the other way round."""
+    rows = list(rows)
+    prompts = [json.dumps((row.messages, row.tools), sort_keys=True) for row in rows]
+    answers = [[json.dumps(answer, sort_keys=True) for answer in (row.chosen, row.rejected)] for row in rows]
+    seen = {(prompt, *pair) for prompt, pair in zip(prompts, answers, strict=True)}
+    return sum((prompt, *pair[::-1]) in seen for prompt, pair in zip(prompts, answers, strict=True))
+
+
 def without_texts(rows: Sequence[Example], held_out: Iterable[Example]) -> list[Example]:
     """The rows whose text is not among those held out."""
     taken = {text_key(row) for row in held_out}
