@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.double import Double
 from tests.shapes import tiny_model
 from tests.training.test_gradients import lora_model, relative
-from tunery.data.batching import MIN_SHARED, Row, flatten, micro_batches
+from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
 from tunery.lora.attach import adapter_state, apply_lora, lora_layers
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel, inspect_model
@@ -262,6 +262,15 @@ def test_prompts_are_computed_once_for_both_answers_and_for_all_that_share_them(
     assert len(flatten(rows).ids) <= 40 + 6 * 4
 
 
+def test_what_must_fit_in_memory_is_the_largest_pair_with_its_prompt_once() -> None:
+    rows = [
+        Row(np.arange(3, 3 + n, dtype=np.int32), np.r_[np.zeros(n - 1), 1].astype(np.float32)) for n in (9, 12, 5, 5)
+    ]
+    assert largest_unit(rows, 2) == 11  # 8 tokens are computed for the first, which the second shares
+    assert largest_unit(rows, 1) == 11
+
+
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 9), limit=st.integers(1, 9), tokens=st.integers(1, 200))
 def test_micro_batches_never_part_a_pair(seed: int, count: int, limit: int, tokens: int) -> None:
     rows = make_pairs(seed, count)

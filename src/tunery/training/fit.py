@@ -26,7 +26,7 @@ from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
-from tunery.training.plan import make_objective, make_plan
+from tunery.training.plan import make_plan
 from tunery.training.receipt import build_receipt
 from tunery.training.sizing import Sizing, size_up
 
@@ -112,14 +112,13 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
-    objective = make_objective(task, prepared.data.kind)
-    plan = make_plan(task, objective, prepared.train.units, prepared.validation.units, base.model.config)
+    plan = make_plan(task, prepared, base.model.config)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
     _say_plan(view, plan, matched, model, sizing)
     checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), _inputs(prepared, base))
     optimizer = make_optimizer(adapter, task.train)
     progress = Progress(dtype=base.info.dtype)
-    limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=objective.noun)
+    limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=plan.objective.noun)
     if resume is not None:
         progress, limit = _take_up(
             checkpoints, resume, adapter, optimizer, limit, view, fixed=task.train.micro_batch_size != "auto"

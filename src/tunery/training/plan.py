@@ -7,6 +7,7 @@ from typing import Any
 
 from tunery.config import Kind, Task, TrainConfig
 from tunery.data.batching import steps_per_epoch
+from tunery.data.prepare import Prepared
 from tunery.errors import ConfigError
 from tunery.training.loop import NEXT_TOKEN, Plan
 from tunery.training.objective import Objective
@@ -48,15 +49,15 @@ def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> f
     return float(f"{rate * objective.rate_share:.2g}")
 
 
-def make_plan(task: Task, objective: Objective, rows: int, validation_rows: int, model_config: Any) -> Plan:
+def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
     """The plan of a run.
 
     Args:
-        objective: what is minimised.
-        rows, validation_rows: tokenised rows (or pairs) of each split.
+        prepared: the tokenised rows (or pairs) of each split.
         model_config: transformers' config of the base.
     """
-    config = task.train
+    config, objective = task.train, make_objective(task, prepared.data.kind)
+    rows, validation_rows = prepared.train.units, prepared.validation.units
     total = total_steps(config, rows)
     every = max(1, round(total / VALIDATIONS))
     eval_every = every if config.eval_steps == "auto" else config.eval_steps
