@@ -28,9 +28,10 @@ from tunery.models.flat import FlatModel
 from tunery.training.loss import row_log_probabilities, score_rows
 from tunery.training.objective import Sums
 
-RATE_SHARE = 1 / 20
-"""Preference training wants a far lower rate: the loss can always be lowered by driving both answers away from what the
-base would say. 1/20 is the ratio of the usual full fine-tuning rates (1e-6, Rafailov et al., appendix B, to 2e-5)."""
+RATE_SHARE = 1 / 5
+"""Preference training wants a lower rate than supervised: the loss can always be lowered by driving both answers away
+from what the base would say. How much lower depends on the number of pairs; this lies between two rates that were
+measured (docs/lab.md), and `tunery check --lr-test` tries others."""
 
 
 @dataclass(frozen=True)
