@@ -95,7 +95,7 @@ def train(
         fitted = fit(task, prepared, base, paths, view, checkpoint)
         evaluation = None
         if task.evaluate.enabled and prepared.held_out[2].rows:
-            evaluation = _evaluate(task, fitted.model, _held_out(prepared), paths.evaluation, view)
+            evaluation = _evaluate(task, fitted.model, _held_out(task, prepared), paths.evaluation, view)
         _write_pages(paths)
         return Run(paths.root, fitted.receipt, evaluation)
 
@@ -168,9 +168,12 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     return Run(paths.root, receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None)
 
 
-def _held_out(prepared: Prepared) -> HeldOut:
+def _held_out(task: Task, prepared: Prepared) -> HeldOut:
     split, examples, rows = prepared.held_out
-    return HeldOut(split, prepared.data.kind, examples, rows, prepared.renderer, prepared.max_length, prepared.too_long)
+    return HeldOut(
+        split, prepared.data.kind, examples, rows, prepared.renderer, prepared.max_length, prepared.too_long,
+        beta=task.train.effective_beta,
+    )  # fmt: skip
 
 
 def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
@@ -213,7 +216,7 @@ def evaluate(run: str | Path, data: str | Path | None = None, *, view: View | No
         return _evaluate_more(tuned, paths, Path(data), view)
     prepared = _prepare(tuned.task, tuned.base.tokenizer, tuned.model.config)
     _require_same_rows(prepared, tuned.receipt, paths)
-    result = _evaluate(tuned.task, tuned.flat, _held_out(prepared), paths.evaluation, view)
+    result = _evaluate(tuned.task, tuned.flat, _held_out(tuned.task, prepared), paths.evaluation, view)
     _write_pages(paths)
     return result
 
@@ -225,7 +228,10 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
         view.note(note)
     _note_overlap(tuned.task, more.test, view)
     rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long)
-    held_out = HeldOut(data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long)
+    held_out = HeldOut(
+        data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long,
+        beta=tuned.task.train.effective_beta,
+    )  # fmt: skip
     target = paths.root / f"evaluation-{safe_name(data.stem)}.json"
     return _evaluate(tuned.task, tuned.flat, held_out, target, view)
 

@@ -38,7 +38,7 @@ def cli() -> None:
     """Fine-tune a GPT-class language model with LoRA on this machine, with proof of what was trained.
 
     \b
-    tunery init classify my-task        a folder to start from (also: chat, write)
+    tunery init classify my-task        a folder to start from (also: chat, write, preference)
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery chat runs/my-task            talk to the result
@@ -97,7 +97,7 @@ def _print_json(value: Any) -> None:
 
 
 @cli.command()
-@click.argument("template", metavar="classify|chat|write")
+@click.argument("template", metavar="classify|chat|write|preference")
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(template: str, folder: Path) -> None:
     """Make a FOLDER with a commented task.yaml and a few rows to replace."""

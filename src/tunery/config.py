@@ -9,11 +9,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-Kind = Literal["chat", "completion", "text", "classification"]
+Kind = Literal["chat", "completion", "text", "classification", "preference"]
 Auto = Literal["auto"]
+
+TEMPLATED_KINDS: tuple[Kind, ...] = ("chat", "classification", "preference")
+"""Kinds whose rows are conversations, put through the model's chat template."""
 
 BUILT_IN_MODELS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Short name → hub id. A short name is served from its Python package when that is installed (no network needed)."""
+
+DEFAULT_BETA = 0.1
 
 
 class _Settings(BaseModel):
@@ -25,10 +30,14 @@ class Columns(_Settings):
 
     text: str | None = Field(default=None, description="the text of a row (kinds text and classification)")
     label: str | None = Field(default=None, description="the class of a row (kind classification)")
-    prompt: str | None = Field(default=None, description="what the model is given (kind completion)")
+    prompt: str | None = Field(default=None, description="what the model is given (kinds completion and preference)")
     completion: str | None = Field(default=None, description="what the model should answer (kind completion)")
+    chosen: str | None = Field(default=None, description="the better of two answers (kind preference)")
+    rejected: str | None = Field(default=None, description="the worse of two answers (kind preference)")
     messages: str | None = Field(default=None, description="the conversation, a list of {role, content} (kind chat)")
-    tools: str | None = Field(default=None, description="the tools offered in the conversation (kind chat)")
+    tools: str | None = Field(
+        default=None, description="the tools offered in the conversation (kinds chat and preference)"
+    )
 
 
 class DataConfig(_Settings):
@@ -48,7 +57,7 @@ class DataConfig(_Settings):
         default=None, description="file for the final evaluation; the validation rows serve if left out"
     )
     kind: Kind | Auto = Field(
-        default="auto", description="chat, completion, text or classification; auto looks at the rows"
+        default="auto", description="chat, completion, text, classification or preference; auto looks at the rows"
     )
     columns: Columns = Field(default_factory=Columns)
     labels: dict[str, str] | tuple[str, ...] | None = Field(
@@ -62,7 +71,7 @@ class DataConfig(_Settings):
     )
     system: str | None = Field(
         default=None,
-        description="system message put before every conversation that has none (chat, classification)",
+        description="system message put before every conversation that has none (chat, classification, preference)",
     )
     max_length: PositiveInt | None = Field(
         default=None, description="longest row in tokens; left out, 2048 or the model's context, whichever is smaller"
@@ -70,8 +79,9 @@ class DataConfig(_Settings):
     too_long: Literal["cut", "drop"] = Field(
         default="cut",
         description="a longer row is cut (chat, completion: the front of the prompt, so that the last answer is kept "
-        "whole; classification: the end of the text; text: continued in a further row), or dropped. A row whose answer "
-        "alone is too long is dropped. All are counted",
+        "whole; preference: the front of the prompt, for both answers alike; classification: the end of the text; "
+        "text: continued in a further row), or dropped. A row whose answer alone is too long is dropped. All are "
+        "counted",
     )
     on_bad_row: Literal["stop", "skip"] = Field(
         default="stop", description="stop: list every bad row and end with exit code 3; skip: drop and count them"
@@ -154,11 +164,18 @@ class TrainConfig(_Settings):
     )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps instead")
     batch_size: PositiveInt = Field(
-        default=16, description="rows per optimizer step, however they are split to fit in memory"
+        default=16,
+        description="rows (kind preference: pairs) per optimizer step, however they are split to fit in memory",
+    )
+    beta: Annotated[float, Field(gt=0, le=2)] | None = Field(
+        default=None,
+        description="kind preference: how closely the tuned model is held to the base, the β of DPO (Rafailov et al. "
+        f"2023, arXiv:2305.18290); left out, {DEFAULT_BETA}. Higher holds it closer",
     )
     micro_batch_size: PositiveInt | Auto = Field(
         default="auto",
-        description="rows computed at a time; does not change the result. auto: as many as memory allows",
+        description="rows (kind preference: pairs) computed at a time; does not change the result. auto: as many as "
+        "memory allows",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
@@ -233,6 +250,11 @@ class TrainConfig(_Settings):
     def _null_is_none(cls, value: Any) -> Any:
         return "none" if value in (None, False) else value
 
+    @property
+    def effective_beta(self) -> float:
+        """`beta`, or the default when it was left out."""
+        return DEFAULT_BETA if self.beta is None else self.beta
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_name(cls, value: Any) -> Any:
@@ -246,7 +268,7 @@ class EvaluateConfig(_Settings):
     max_rows: PositiveInt | None = Field(default=None, description="held-out rows used; left out, all")
     generate_rows: Annotated[int, Field(ge=0)] = Field(
         default=24,
-        description="held-out rows answered by generating (kinds chat, completion and text), for the overlap scores",
+        description="held-out rows answered by generating (all kinds but classification), for the overlap scores",
     )
     samples: Annotated[int, Field(ge=0)] = Field(default=8, description="rows shown side by side in the report")
     max_new_tokens: PositiveInt = Field(default=96, description="longest generated answer")
@@ -284,6 +306,21 @@ class Task(_Settings):
         if self.train.quantize != "none" and self.train.precision == "float64":
             raise ValueError("train.quantize computes in float32 or bfloat16; train.precision is float64")
         return self
+
+    @model_validator(mode="after")
+    def _settings_of_one_kind(self) -> Task:
+        if self.data.kind != "auto":
+            self.require_meaning(self.data.kind)
+        return self
+
+    def require_meaning(self, kind: Kind) -> None:
+        """Refuse a setting that rows of this kind have no use for.
+
+        Raises:
+            ValueError: `train.beta` is set, and the kind is not preference.
+        """
+        if kind != "preference" and self.train.beta is not None:
+            raise ValueError(f"train.beta has no meaning for kind {kind}: it belongs to kind preference")
 
     @property
     def run_dir(self) -> Path:

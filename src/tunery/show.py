@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from tunery.api import Run
 
 SCORES = {
+    "rewards_accuracy": ("reward accuracy", "{:.1%}"),
+    "rewards_margin": ("reward margin", "{:.3f}"),
+    "preference_accuracy": ("preferred is likelier", "{:.1%}"),
+    "preference_loss": ("preference loss", "{:.4f}"),
     "accuracy": ("accuracy", "{:.1%}"),
     "macro_f1": ("macro F1", "{:.3f}"),
     "loss": ("loss", "{:.4f}"),
+    "rejected_loss": ("loss of rejected answers", "{:.4f}"),
     "perplexity": ("perplexity", "{:.3f}"),
     "token_accuracy": ("token accuracy", "{:.1%}"),
     "chrf": ("chrF", "{:.1f}"),
@@ -61,8 +66,8 @@ def check(result: Mapping[str, Any]) -> None:
         console.print(Text(f"note: {remark}", style="yellow"))
     if result["samples"]:
         console.print(Text("\nRows as the model sees them; what is trained is ⟦marked⟧:", style="bold"))
-    for pieces in result["samples"]:
-        console.print(Text("─" * 40, style="dim"))
+    for pieces, name in zip(result["samples"], result["sample_names"], strict=True):
+        console.print(Text(f"── {name} {'─' * max(4, 36 - len(name))}", style="dim"))
         line = Text()
         for text, trained in pieces:
             line.append(f"⟦{text}⟧" if trained else text, style="bold green" if trained else "dim")
@@ -72,7 +77,7 @@ def check(result: Mapping[str, Any]) -> None:
 def _check_rows(console: Console, result: Mapping[str, Any]) -> None:
     data, labels = result["data"], result["labels"]
     table = Table(title=f"\n{result['name']}: {data['kind']}", title_justify="left", title_style="bold")
-    table.add_column("rows")
+    table.add_column("pairs" if data["kind"] == "preference" else "rows")
     for split in ("train", "validation", "test"):
         table.add_column(split, justify="right")
     table.add_row("all", *(f"{data[f'{split}_rows']:,}" for split in ("train", "validation", "test")))
@@ -118,7 +123,7 @@ def _check_training(console: Console, training: Mapping[str, Any]) -> None:
         f"({training['precision']}{_stored(training['quantization'])} on {training['device']})."
     )
     console.print(
-        f"{_plural(training['steps'], 'step')} of {_plural(training['batch_size'], 'row')}, "
+        f"{_plural(training['steps'], 'step')} of {_plural(training['batch_size'], training['unit'])}, "
         f"learning rate {training['learning_rate']:g}; shared beginnings leave {share:.0%} of the tokens to compute."
     )
     fits = training["memory_bytes"] <= training["available_bytes"]
@@ -136,13 +141,14 @@ def evaluation(result: Mapping[str, Any]) -> None:
     """Print base against tuned."""
     console = _console()
     base, tuned = result["base"], result["tuned"]
-    table = Table(title=f"\n{result['rows']:,} held-out rows", title_justify="left", title_style="bold")
+    unit = "pairs" if result["kind"] == "preference" else "rows"
+    table = Table(title=f"\n{result['rows']:,} held-out {unit}", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("base", justify="right")
     table.add_column("tuned", justify="right")
     for key, (name, form) in SCORES.items():
-        if base.get(key) is not None and tuned.get(key) is not None:
-            table.add_row(name, form.format(base[key]), form.format(tuned[key]))
+        if tuned.get(key) is not None:
+            table.add_row(name, form.format(base[key]) if key in base else "–", form.format(tuned[key]))
     console.print(table)
 
 
@@ -167,7 +173,8 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         else "no end-of-turn token is trained"
     )
     lines = [
-        f"rows      {receipt['data']['train_rows']:,} trained, {receipt['data']['validation_rows']:,} for validation",
+        f"{'pairs' if 'preference' in receipt else 'rows':<10}{receipt['data']['train_rows']:,} trained, "
+        f"{receipt['data']['validation_rows']:,} for validation",
         f"tokens    {tokens['data']:,} in the data, {tokens['computed']:,} computed "
         f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained; {end}",
         f"adapter   {moved} of {_plural(len(lora['tensors']), 'tensor')} moved, "

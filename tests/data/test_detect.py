@@ -87,7 +87,8 @@ def test_settings_win(settings, kind, columns):
         (["text", "label"], {"kind": "text", "labels": ("a", "b")}, "labels has no meaning"),
         (["text"], {"kind": "text", "system": "Be kind."}, "system has no meaning"),
         (["messages"], {"kind": "chat", "instruction": "Sort."}, "instruction has no meaning"),
-        (["input", "preferred_output", "non_preferred_output"], {}, "preference data"),
+        (["messages", "chosen", "rejected"], {}, "several kinds: chat, preference"),
+        (["prompt", "chosen"], {"columns": Columns(chosen="chosen")}, "needs a column for the rejected"),
     ],
 )
 def test_doubt_is_an_error_that_names_the_setting(names, settings, words):

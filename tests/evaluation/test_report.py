@@ -313,3 +313,49 @@ def test_smoothing_does_not_lag_behind_a_straight_fall_and_tames_noise():
     assert [y for _, y in charts.smooth(line)] == pytest.approx([y for _, y in line])
     zigzag = [(float(i), float(i % 2)) for i in range(200)]
     assert max(abs(y - 0.5) for _, y in charts.smooth(zigzag)[10:-10]) < 0.1
+
+
+# --------------------------------------------------------------------------- pairs of answers
+
+
+def preference_run(tmp_path: Path, favoured: float, pairs: int = 100) -> Path:
+    root = tmp_path / "taste"
+    root.mkdir()
+    sides = {
+        "base": {"preference_accuracy": 0.4, "rewards_margin": 0.0, "preference_loss": 0.693, "loss": 1.5},
+        "tuned": {"rewards_accuracy": favoured, "preference_accuracy": 0.7, "rewards_margin": 1.25, "loss": 1.4},
+    }
+    sample = {"where": "a:1", "prompt": "q", "reference": "yes", "rejected": "<b>no</b>", "base": "x", "tuned": "y"}
+    evaluation = {"kind": "preference", "split": "test", "rows": pairs, "beta": 0.1, "samples": [sample], **sides}
+    (root / "evaluation.json").write_text(json.dumps(evaluation))
+    lines: list[dict[str, float]] = [
+        {"step": s, "train_loss": 0.69 - s / 100, "rewards_chosen": s / 10, "rewards_rejected": -s / 10}
+        for s in range(1, 9)
+    ]
+    lines.append({"step": 8, "valid_loss": 0.61, "valid_rewards_margin": 1.234, "valid_rewards_accuracy": 0.875})
+    (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("favoured", "pairs", "words"),
+    [
+        (0.9, 100, "favours the preferred answer in 90.0% of 100 held-out pairs (chance: 50%).</p>"),
+        (0.6, 10, "With this few pairs, that could be chance."),
+        (0.2, 100, "It made things worse."),
+    ],
+)
+def test_the_first_sentence_on_pairs_says_how_often_and_whether_it_could_be_chance(
+    tmp_path: Path, favoured: float, pairs: int, words: str
+) -> None:
+    assert words in render_report(preference_run(tmp_path, favoured, pairs))
+
+
+def test_a_page_on_pairs_shows_rewards_validations_and_both_answers(tmp_path: Path) -> None:
+    page = render_report(preference_run(tmp_path, 0.9))
+    assert page.count("Rewards of preferred and rejected answers") >= 1
+    assert '<td class="n">1.234</td><td class="n">87.5%</td>' in page
+    assert "Tokens predicted right" not in page
+    assert "&lt;b&gt;no&lt;/b&gt;" in page
+    assert "with β = 0.1" in page
+    assert "log 2 = 0.693" in page

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
+from tunery.data.batching import Row
 from tunery.errors import DataError
+from tunery.evaluation.compare import preference_scores
 from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
 
 
@@ -77,3 +82,20 @@ def test_empty_answers_score_zero():
         "distinct_2": 0.0,
         "mean_words": 0.0,
     }
+
+
+def test_pairs_are_judged_by_whole_answers_and_by_rewards_against_the_base() -> None:
+    def row(trained: int) -> Row:
+        return Row(np.arange(6, dtype=np.int32), np.r_[np.zeros(6 - trained), np.ones(trained)].astype(np.float32))
+
+    rows = [row(2), row(4), row(2), row(4)]  # chosen, rejected, chosen, rejected
+    base = np.array([-4.0, -3.0, -2.0, -9.0])
+    tuned = np.array([-3.0, -5.0, -4.0, -10.0])
+    before, after = (preference_scores(scores, base, rows, 0.5) for scores in (base, tuned))
+    assert before["preference_accuracy"] == 0.5
+    assert after["preference_accuracy"] == 1.0
+    assert after["rewards_accuracy"] == 0.5  # the second pair's preferred answer lost 2, its rejected one only 1
+    assert after["rewards_margin"] == pytest.approx(0.5 * ((1 + 2) + (-2 + 1)) / 2)
+    assert before["preference_loss"] == pytest.approx(math.log(2))
+    assert after["loss"] == pytest.approx(7 / 4)  # a token, over both preferred answers
+    assert after["rejected_loss"] == pytest.approx(15 / 8)

@@ -12,10 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.lora.test_attach import logits, randomise
-from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
+from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
 from tunery.errors import AdapterError
 from tunery.lora.attach import apply_lora, disabled, lora_layers, remove, set_active
 from tunery.lora.merge import merge
+from tunery.models.flat import inspect_model
 
 F64 = torch.float64
 
@@ -117,3 +118,18 @@ def test_a_quantised_weight_is_refused() -> None:
     base.weight = nn.Parameter(torch.zeros(16, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(AdapterError, match=r"model\.layers\.0\.self_attn\.q_proj is quantised"):
         merge(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_a_model_that_has_run_here_merges_into_one_with_transformers_own_modules(name: str) -> None:
+    model = tiny_model(name).eval()
+    classes = [type(module) for module in model.modules()]
+    apply_lora(model, rank=2)
+    inspect_model(model)
+    assert model(input_ids=token_ids()).logits.shape == (2, 12, 96)
+    merged = merge(model)
+    assert [type(module) for module in merged.modules()] == classes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in merged.modules())
+    assert any(module._forward_hooks for module in model.modules()), "the model itself is not touched"
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=token_ids()).logits, model(input_ids=token_ids()).logits, atol=1e-5)

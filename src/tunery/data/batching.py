@@ -64,6 +64,12 @@ def rows_of_step(seed: int, step: int, rows: int, batch_size: int) -> np.ndarray
     return epoch_order(seed, epoch, rows)[place * batch_size : (place + 1) * batch_size]
 
 
+def step_rows(rows: Sequence[Row], unit: int, seed: int, step: int, batch_size: int) -> list[Row]:
+    """The rows of step `step` (from 0), `batch_size` units of `unit` neighbouring rows each."""
+    numbers = rows_of_step(seed, step, len(rows) // unit, batch_size)
+    return [row for number in numbers for row in rows[number * unit : (number + 1) * unit]]
+
+
 def _sort_key(row: Row) -> bytes:
     return row.inputs.astype(">i4").tobytes()  # big-endian bytes compare as the token sequences do
 
@@ -74,20 +80,41 @@ def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     return int(different[0]) if len(different) else shorter
 
 
-def micro_batches(rows: Sequence[Row], max_rows: int, max_tokens: int | None = None) -> Iterator[list[Row]]:
-    """Split a batch into parts of at most `max_rows` rows and `max_tokens` computed tokens (but at least one row).
+def _new_tokens(rows: Sequence[Row], before: Row | None) -> int:
+    """Tokens that the rows add to a prefix tree that holds `before` (at most: each is compared with the last one)."""
+    new = 0
+    for row in rows:
+        new += len(row.inputs) - (_common_prefix(before.inputs, row.inputs) if before else 0)
+        before = row
+    return new
+
+
+def largest_unit(rows: Sequence[Row], unit: int) -> int:
+    """Computed tokens of the largest unit of neighbouring rows, prefixes shared: the least that must fit in memory."""
+    return max(_new_tokens(rows[at : at + unit], None) for at in range(0, len(rows), unit))
+
+
+def micro_batches(
+    rows: Sequence[Row], max_units: int, max_tokens: int | None = None, unit: int = 1
+) -> Iterator[list[Row]]:
+    """Split a batch into parts of at most `max_units` units and `max_tokens` computed tokens (but at least one unit).
 
     Rows are sorted first, so that those with a common prefix fall together. How a batch is split does not change its
     gradient.
+
+    Args:
+        unit: so many neighbouring rows stay together, in their order.
     """
     part: list[Row] = []
     tokens = 0
-    for row in sorted(rows, key=_sort_key):
-        new = len(row.inputs) - (_common_prefix(part[-1].inputs, row.inputs) if part else 0)
-        if part and (len(part) >= max_rows or (max_tokens is not None and tokens + new > max_tokens)):
+    units = [rows[at : at + unit] for at in range(0, len(rows), unit)]
+    for together in sorted(units, key=lambda unit_: _sort_key(unit_[0])):
+        new = _new_tokens(together, part[-1] if part else None)
+        full = len(part) >= max_units * unit
+        if part and (full or (max_tokens is not None and tokens + new > max_tokens)):
             yield part
-            part, tokens, new = [], 0, len(row.inputs)
-        part.append(row)
+            part, tokens, new = [], 0, _new_tokens(together, None)
+        part += together
         tokens += new
     if part:
         yield part

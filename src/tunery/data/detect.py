@@ -13,18 +13,27 @@ from tunery.errors import ConfigError
 
 REQUIRED: dict[Kind, tuple[str, ...]] = {
     "chat": ("messages",),
+    "preference": ("chosen", "rejected"),
     "completion": ("prompt", "completion"),
     "classification": ("text", "label"),
     "text": ("text",),
 }
 """The roles that a row of each kind must fill."""
 
-_OPTIONAL: dict[Kind, tuple[str, ...]] = {"chat": ("tools",), "completion": (), "classification": (), "text": ()}
+_OPTIONAL: dict[Kind, tuple[str, ...]] = {
+    "chat": ("tools",),
+    "preference": ("prompt", "tools"),
+    "completion": (),
+    "classification": (),
+    "text": (),
+}
 
 _USUAL_NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "tools": ("tools",),
     "prompt": ("prompt", "instruction", "question", "query", "input"),
+    "chosen": ("chosen", "preferred", "preferred_output", "preferred_completion"),
+    "rejected": ("rejected", "non_preferred", "non_preferred_output", "non_preferred_completion"),
     "completion": ("completion", "response", "output", "answer"),
     "text": ("text", "review", "sentence", "content"),
     "label": ("label", "sentiment", "category", "class", "target"),
@@ -55,11 +64,6 @@ def detect(values: Sequence[dict[str, Any] | str], config: DataConfig) -> Shape:
     """
     names = column_names(values)
     plain = any(isinstance(value, str) for value in values)
-    if "preferred_output" in names:
-        raise ConfigError(
-            "the rows hold preference data (preferred_output), which is not supported yet",
-            "for supervised training give rows with messages, or with prompt and completion",
-        )
     if names:
         for role, column in _set_columns(config).items():
             if column not in names:
@@ -123,13 +127,13 @@ def _candidates(role: str, names: Sequence[str], config: DataConfig) -> list[str
 
 
 def _find_kind(names: list[str], plain: bool, config: DataConfig) -> Kind:
-    if implied := _implied_kinds(config):
+    if implied := _implied_kinds(names, config):
         if len(implied) > 1:
             raise ConfigError(f"the data settings belong to several kinds: {', '.join(implied)}", "set data.kind")
         return implied[0]
     if plain:
         return "text"
-    kinds: tuple[Kind, ...] = ("chat", "completion", "classification")
+    kinds: tuple[Kind, ...] = ("chat", "preference", "completion", "classification")
     fitting: list[Kind] = [kind for kind in kinds if all(_candidates(role, names, config) for role in REQUIRED[kind])]
     if len(fitting) > 1:
         raise ConfigError(
@@ -144,17 +148,20 @@ def _find_kind(names: list[str], plain: bool, config: DataConfig) -> Kind:
     raise ConfigError(
         f"cannot tell what the columns hold: {listed}",
         "set data.kind and data.columns (for example data.columns.text: NAME), or name the columns "
-        "messages; prompt and completion; text and label; or text. The first line of a CSV must name its columns",
+        "messages; prompt, chosen and rejected; prompt and completion; text and label; or text. "
+        "The first line of a CSV must name its columns",
     )
 
 
-def _implied_kinds(config: DataConfig) -> list[Kind]:
+def _implied_kinds(names: Sequence[str], config: DataConfig) -> list[Kind]:
     """The kinds that alone have a use for something that was set."""
+    pairs = all(_candidates(role, names, config) for role in REQUIRED["preference"])
     roles = set(_set_columns(config))
     labelled = "label" in roles or config.labels is not None or config.instruction is not None
     tests: dict[Kind, bool] = {
-        "chat": bool(roles & {"messages", "tools"}),
-        "completion": bool(roles & {"prompt", "completion"}),
+        "chat": "messages" in roles or ("tools" in roles and not pairs),
+        "preference": bool(roles & {"chosen", "rejected"}) or (pairs and bool(roles & {"prompt", "tools"})),
+        "completion": "completion" in roles or ("prompt" in roles and not pairs),
         "classification": labelled,
     }
     return [kind for kind, is_meant in tests.items() if is_meant]

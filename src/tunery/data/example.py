@@ -16,7 +16,9 @@ class Example:
     """One row. `kind` says which of the other fields hold content.
 
     chat: `messages` (OpenAI's form: role, content, and on assistant messages `weight` 0 or 1 and `tool_calls`) and
-    `tools`; completion: `prompt`, `completion`; text: `text`; classification: `text` and `label`.
+    `tools`; completion: `prompt`, `completion`; text: `text`; classification: `text` and `label`; preference:
+    `messages` and `tools` before two answers, `chosen` (the better one) and `rejected`, each a list of messages that
+    begins and ends with one of the assistant.
     `where` is "file:line", for messages to the user.
     """
 
@@ -28,6 +30,8 @@ class Example:
     completion: str = ""
     text: str = ""
     label: str = ""
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,24 @@ class Rows:
 
     Attributes:
         rows: in the order of the examples; `Row.example` points back.
+        unit: rows that belong together: 2 for pairs of answers (the chosen one, then the rejected one), else 1.
         truncated: rows cut to the length limit, with their places.
         dropped: examples left out (too long, or nothing to train), with the reason: ("file:line", reason).
     """
 
     rows: list[Row] = field(default_factory=list)
+    unit: int = 1
     truncated: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def units(self) -> int:
+        """Rows, or pairs of rows."""
+        return len(self.rows) // self.unit
+
+    def first(self, units: int | None) -> list[Row]:
+        """The rows of the first so many units; all for None."""
+        return self.rows if units is None else self.rows[: units * self.unit]
 
     @property
     def tokens(self) -> int:
@@ -127,6 +138,8 @@ def tokenize_once(renderer: Renderer, examples: Sequence[Example], limit: int, t
 
 def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
     """Tokenise the examples of one split; rows of more than `limit` tokens are cut or dropped (`data.too_long`)."""
+    if examples and examples[0].kind == "preference":
+        return tokenize_pairs(renderer, examples, limit, too_long)
     result = Rows()
     rendered = [(number, row) for number, example in enumerate(examples) for row in renderer.render(example)]
     encoded = renderer.encode([row for _, row in rendered])
@@ -149,6 +162,45 @@ def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_lo
             result.dropped.append((example.where, reason))
         result.rows += kept
     return result
+
+
+def tokenize_pairs(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
+    """As `tokenize`, for pairs of answers: what is cut off the front of a prompt is cut off in both rows alike."""
+    result = Rows(unit=2)
+    encoded = renderer.encode([row for example in examples for row in renderer.render(example)])
+    for number, (example, chosen, rejected) in enumerate(zip(examples, encoded[::2], encoded[1::2], strict=True)):
+        pair = [make_row(*part, example.where, number) for part in (chosen, rejected)]
+        longest = max(len(row.ids) for row in pair)
+        if reason := _unusable(pair, limit, too_long):
+            result.dropped.append((example.where, reason))
+            continue
+        if longest > limit:
+            begin = 1 if pair[0].ids[0] == renderer.tokenizer.bos_token_id else 0
+            pair = [_without(row, begin, begin + longest - limit) for row in pair]
+            result.truncated.append(example.where)
+        result.rows += pair
+    return result
+
+
+def _unusable(pair: Sequence[Row], limit: int, too_long: str) -> str:
+    """Why a pair is left out; "" if it is not."""
+    chosen, rejected = pair
+    over = max(len(row.ids) for row in pair) - limit
+    if np.array_equal(chosen.ids, rejected.ids):
+        return "both answers are the same tokens"
+    if not chosen.trained or not rejected.trained:
+        return "it has no trained token"
+    if over > 0 and too_long == "drop":
+        return f"longer than {limit} tokens ({limit + over})"
+    prompt = min(int(np.flatnonzero(row.weights)[0]) for row in pair)
+    # the first token may be the tokenizer's own, and a token of the prompt must be left
+    return f"its answers alone are longer than {limit} tokens" if over > 0 and over + 1 >= prompt else ""
+
+
+def _without(row: Row, start: int, stop: int) -> Row:
+    """A row without its tokens [start, stop)."""
+    ids, weights = (np.delete(values, np.s_[start:stop]) for values in (row.ids, row.weights))
+    return Row(ids, weights, row.where, row.example)
 
 
 def make_row(ids: list[int], trained: list[bool], where: str = "", number: int = 0) -> Row:

@@ -13,7 +13,7 @@ from tunery.data.detect import Shape, check_columns, detect
 from tunery.data.example import DataSet, Example, Problem
 from tunery.data.formats import open_source
 from tunery.data.source import Item, Row, Source, printable
-from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
+from tunery.data.split import contradictions, draw, hold_out, shuffled, without_duplicates, without_texts
 from tunery.data.validate import check_row, label_map
 from tunery.errors import ConfigError, DataError
 
@@ -237,6 +237,8 @@ def _split(
     unseen = sorted(set(labels) - {row.label for row in train}, key=labels.index)
     if unseen:
         log.notes.append(f"No training row has the label {', '.join(unseen)}.")
+    if shape.kind == "preference" and (against := contradictions(train)):
+        log.notes.append(f"Training pairs that another one contradicts, the answers the other way round: {against:,}.")
     return DataSet(
         kind=shape.kind,
         columns=shape.columns,

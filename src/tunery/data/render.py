@@ -151,7 +151,8 @@ class Renderer:
     # ----------------------------------------------------------------- rows
 
     def render(self, example: Example, text: str | None = None) -> list[Rendered]:
-        """The rows of an example: one, or one a trained turn where the template rewrites earlier turns.
+        """The rows of an example: one, or one a trained turn where the template rewrites earlier turns; of a preference
+        example two, with the chosen and with the rejected answer.
 
         Raises:
             DataError: the chat template refuses the conversation, or leaves out something that should be trained.
@@ -163,7 +164,20 @@ class Renderer:
             return [Rendered(whole, ((start, len(whole)),), begin=True, end=True)]
         self._remark_control_tokens(example)
         with _template_errors(example.where):
+            if example.kind == "preference":
+                return [self._answered(example, answer) for answer in (example.chosen, example.rejected)]
             return self._conversation_rows(self.conversation(example, text), example.tools)
+
+    def _answered(self, example: Example, answer: Sequence[Message]) -> Rendered:
+        """A preference example with one of its answers; only that is trained."""
+        shown = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in self.with_system(example.messages)]
+        rows = self._conversation_rows([*shown, *answer], example.tools)
+        if len(rows) > 1:
+            raise DataError(
+                "the model's chat template rewrites the earlier messages of an answer when a later one follows",
+                "give an answer with a single assistant message",
+            )
+        return rows[0]
 
     def _conversation_rows(self, messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Rendered]:
         trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
@@ -210,7 +224,8 @@ class Renderer:
             self.remarks.add("the chat template does not show the tools to the model")
 
     def _remark_control_tokens(self, example: Example) -> None:
-        texts = [example.text, *(m.get("content") or "" for m in example.messages)]
+        messages = (*example.messages, *example.chosen, *example.rejected)
+        texts = [example.text, *(m.get("content") or "" for m in messages)]
         if self._special and any(self._special.search(text) for text in texts):
             self.remarks.add("the text holds control tokens of the model (such as its end-of-turn token)")
 

@@ -1,38 +1,21 @@
 """One raw row to one Example, or to every problem it has.
 
-Conversations follow OpenAI's chat format for fine-tuning files (messages with role, content, weight, tool_calls;
-tools). ShareGPT's {from, value} messages are translated first.
+Conversations are read by tunery.data.conversation, pairs of answers by tunery.data.preference.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from tunery.data.conversation import QUOTES, Report, kind_of, read_conversation, report_missing
 from tunery.data.detect import Shape, did_you_mean
 from tunery.data.example import Example, Problem
+from tunery.data.preference import read_pair
 from tunery.data.source import Row, printable
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-_MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal", "reasoning_content")
-_QUOTES = "put it in quotes"
-
-
-class _Report:
-    """Collects the problems of one row."""
-
-    def __init__(self, file: str, line: int):
-        self.file, self.line = file, line
-        self.problems: list[Problem] = []
-
-    def add(self, field: str, message: str, fix: str) -> None:
-        self.problems.append(Problem(self.file, self.line, field, message, fix))
 
 
 def check_row(file: str, row: Row, shape: Shape, labels: Mapping[str, str] | None = None) -> Example | list[Problem]:
@@ -47,7 +30,7 @@ def check_row(file: str, row: Row, shape: Shape, labels: Mapping[str, str] | Non
     Returns:
         The example, or all problems of the row, each with the path of its field (`messages[2].content`).
     """
-    report = _Report(file, row.line)
+    report = Report(file, row.line)
     where = f"{file}:{row.line}"
     if isinstance(row.value, str):
         if shape.kind != "text":
@@ -58,10 +41,15 @@ def check_row(file: str, row: Row, shape: Shape, labels: Mapping[str, str] | Non
     return report.problems or Example(shape.kind, where, **fields)
 
 
-def _build(report: _Report, row: dict[str, Any], shape: Shape, labels: Mapping[str, str] | None) -> dict[str, Any]:
+def _build(report: Report, row: dict[str, Any], shape: Shape, labels: Mapping[str, str] | None) -> dict[str, Any]:
     columns = shape.columns
     if shape.kind == "chat":
-        return _conversation(report, row, columns)
+        return read_conversation(report, row, columns)
+    if shape.kind == "preference":
+        key = columns.get("prompt")
+        if key and isinstance(row.get(key), str):
+            row = {**row, key: _with_input(report, row, columns, row[key])}
+        return read_pair(report, row, columns)
     if shape.kind == "completion":
         prompt = _text(report, row, columns["prompt"], may_be_blank=True)
         return {
@@ -77,45 +65,26 @@ def _build(report: _Report, row: dict[str, Any], shape: Shape, labels: Mapping[s
 # --------------------------------------------------------------------------- texts and labels
 
 
-def _kind_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names: tuple[tuple[Any, str], ...] = (
-        (int | float, "a number"),
-        (str, "a text"),
-        (list, "a list"),
-        (dict, "an object"),
-    )
-    return next((name for type_, name in names if isinstance(value, type_)), f"a {type(value).__name__}")
-
-
-def _missing(report: _Report, row: Mapping[str, Any], key: str) -> None:
-    close = difflib.get_close_matches(key, list(row), 1, 0.6)
-    report.add(key, "missing", f"did you mean {close[0]}?" if close else f"add {key} to the row")
-
-
-def _text(report: _Report, row: dict[str, Any], key: str, may_be_blank: bool = False) -> str:
+def _text(report: Report, row: dict[str, Any], key: str, may_be_blank: bool = False) -> str:
     value = row.get(key)
     if isinstance(value, str):
         if not may_be_blank and not value.strip():
             report.add(key, "empty", "write the text, or remove the row")
         return value
     if key not in row:
-        _missing(report, row, key)
+        report_missing(report, row, key)
     elif isinstance(value, list):
         report.add(key, "a text is needed, not a list", "put a conversation in one messages list (kind chat)")
     else:
-        fix = _QUOTES if isinstance(value, int | float) else "write the text, or remove the row"
-        report.add(key, f"a text is needed, not {_kind_of(value)}", fix)
+        fix = QUOTES if isinstance(value, int | float) else "write the text, or remove the row"
+        report.add(key, f"a text is needed, not {kind_of(value)}", fix)
     return ""
 
 
-def _with_input(report: _Report, row: dict[str, Any], columns: Mapping[str, str], prompt: str) -> str:
+def _with_input(report: Report, row: dict[str, Any], columns: Mapping[str, str], prompt: str) -> str:
     """Alpaca's input goes under the instruction. A row may have one even if those that detection saw do not."""
     is_instruction = columns["prompt"].casefold() == "instruction"
-    key = columns.get("input", "input" if is_instruction and columns["completion"] != "input" else None)
+    key = columns.get("input", "input" if is_instruction and "input" not in columns.values() else None)
     if key is None or row.get(key) is None:
         return prompt
     extra = _text(report, row, key, may_be_blank=True)
@@ -147,15 +116,13 @@ def label_map(labels: Mapping[str, str] | tuple[str, ...]) -> dict[str, str]:
     return {_same_label(value): name for value, name in exact.items()} | exact
 
 
-def _label(report: _Report, row: dict[str, Any], key: str, labels: Mapping[str, str] | None) -> str:
+def _label(report: Report, row: dict[str, Any], key: str, labels: Mapping[str, str] | None) -> str:
     if key not in row:
-        _missing(report, row, key)
+        report_missing(report, row, key)
         return ""
     label = label_text(row[key])
     if label is None:
-        report.add(
-            key, f"a label is a text or a number, not {_kind_of(row[key])}", "give the row a label, or remove it"
-        )
+        report.add(key, f"a label is a text or a number, not {kind_of(row[key])}", "give the row a label, or remove it")
         return ""
     if not label:
         report.add(key, "empty", "give the row a label, or remove it")
@@ -167,227 +134,3 @@ def _label(report: _Report, row: dict[str, Any], key: str, labels: Mapping[str, 
         report.add(key, f"{printable(label)!r} is not one of the labels", did_you_mean(label, labels))
         return ""
     return name
-
-
-# --------------------------------------------------------------------------- conversations
-
-
-def _list(report: _Report, field: str, value: Any, fix: str) -> list[Any] | None:
-    """A list, which a table may hold as JSON text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-            json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
-        except (ValueError, RecursionError):
-            report.add(field, "the text is not valid JSON", fix)
-            return None
-    if isinstance(value, list):
-        return value
-    report.add(field, f"a list is needed, not {_kind_of(value)}", fix)
-    return None
-
-
-def _conversation(report: _Report, row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    key = columns["messages"]
-    if key not in row:
-        _missing(report, row, key)
-        return {}
-    value = _list(report, key, row[key], 'write [{"role": …, "content": …}, …]')
-    tools = _tools(report, row, columns.get("tools", "tools"))
-    if value is None:
-        return {}
-    calls: set[str] = set()
-    messages = [_message(report, f"{key}[{index}]", message, calls) for index, message in enumerate(value)]
-    trained = [index for index, m in enumerate(messages) if m.get("role") == "assistant" and m.get("weight") != 0]
-    if not trained:
-        report.add(
-            key,
-            "nothing to train on: no assistant message, or all have weight 0" if messages else "empty",
-            "add the assistant's answer, or remove the row",
-        )
-        return {}
-    return {"messages": tuple(messages[: trained[-1] + 1]), "tools": tools}
-
-
-def _message(report: _Report, at: str, message: Any, calls: set[str]) -> dict[str, Any]:
-    """A message in OpenAI's form, without keys that are null (tables fill absent ones so). `calls`: ids seen so far."""
-    if not isinstance(message, dict):
-        report.add(at, f"a message is an object, not {_kind_of(message)}", 'write {"role": …, "content": …}')
-        return {}
-    message, names = _from_sharegpt({key: value for key, value in message.items() if value is not None})
-    role = _role(report, f"{at}.{names['role']}", message)
-    for key in sorted(set(message) - set(_MESSAGE_KEYS)):
-        _unknown_key(report, at, key)
-    result: dict[str, Any] = {"role": role}
-    if "tool_calls" in message:
-        result["tool_calls"] = _tool_calls(report, f"{at}.tool_calls", message["tool_calls"], role, calls)
-    _weight(report, f"{at}.weight", message, role, result)
-    result["content"] = _content(report, f"{at}.{names['content']}", message, result)
-    _tool_call_id(report, f"{at}.tool_call_id", message, role, calls)
-    for key in ("name", "reasoning_content", "tool_call_id"):
-        if key in message:
-            if not isinstance(message[key], str):
-                report.add(f"{at}.{key}", f"a text is needed, not {_kind_of(message[key])}", _QUOTES)
-            result[key] = message[key]
-    return result
-
-
-def _from_sharegpt(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The message with our keys, and our key → the key in the file."""
-    if "role" in message or "from" not in message:
-        return message, {"role": "role", "content": "content"}
-    message = {{"from": "role", "value": "content"}.get(key, key): value for key, value in message.items()}
-    if isinstance(message["role"], str):
-        message["role"] = _SHAREGPT_ROLES.get(message["role"], message["role"])
-    return message, {"role": "from", "content": "value"}
-
-
-def _role(report: _Report, field: str, message: dict[str, Any]) -> str:
-    role = message.get("role")
-    if role is None:
-        report.add(field, "missing", f"one of {', '.join(_ROLES)}")
-    elif role == "function":
-        report.add(
-            field, "the role function is no longer used", "write role tool, with the tool_call_id that it answers"
-        )
-    elif role not in _ROLES:
-        report.add(field, f"unknown role {str(role)[:40]!r}", did_you_mean(str(role), _ROLES))
-    return role if isinstance(role, str) else ""
-
-
-def _unknown_key(report: _Report, at: str, key: str) -> None:
-    if key == "function_call":
-        report.add(f"{at}.{key}", "function_call is no longer used", "write it as an entry of tool_calls")
-    elif key == "audio":
-        report.add(f"{at}.{key}", "audio is not supported", "remove it; text is what is trained")
-    else:
-        report.add(f"{at}.{key}", "unknown key", did_you_mean(key, _MESSAGE_KEYS))
-
-
-def _weight(report: _Report, field: str, message: dict[str, Any], role: str, result: dict[str, Any]) -> None:
-    weight = message.get("weight")
-    if weight is None:
-        return
-    if role != "assistant":
-        report.add(field, "only assistant messages have a weight", "remove it")
-    elif isinstance(weight, bool) or weight not in (0, 1):
-        report.add(
-            field, f"a weight is 0 or 1, not {str(weight)[:40]}", "write 1 to train the message, 0 to leave it out"
-        )
-    else:
-        result["weight"] = int(weight)
-
-
-def _content(report: _Report, field: str, message: dict[str, Any], result: dict[str, Any]) -> str:
-    """The message's text. A refusal is what the assistant says; it stands in for absent content."""
-    content, role = message.get("content"), result["role"]
-    if isinstance(content, list):
-        content = _joined_parts(report, field, content)
-    refusal = message.get("refusal")
-    if role == "assistant" and isinstance(refusal, str) and refusal.strip():
-        if content:
-            report.add(field, "the message has both content and a refusal", "keep one of them")
-        return refusal
-    if content is None:
-        if not result.get("tool_calls"):
-            report.add(field, "missing", "write the text of the message")
-        return ""
-    if not isinstance(content, str):
-        report.add(field, f"a text is needed, not {_kind_of(content)}", _QUOTES)
-        return ""
-    trained = role == "assistant" and result.get("weight") != 0
-    if trained and not content.strip() and not result.get("tool_calls"):
-        report.add(field, "the answer is empty", "write the answer, or give the message weight 0")
-    return content
-
-
-def _joined_parts(report: _Report, field: str, parts: list[Any]) -> str:
-    texts = []
-    for index, part in enumerate(parts):
-        at = f"{field}[{index}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            what = "not a text part" if kind in (None, "text") else f"parts of type {str(kind)[:40]} are not supported"
-            report.add(at, what, 'write {"type": "text", "text": …}')
-        else:
-            texts.append(part["text"])
-    return "".join(texts)
-
-
-# --------------------------------------------------------------------------- tools
-
-
-def _tool_call_id(report: _Report, field: str, message: dict[str, Any], role: str, calls: set[str]) -> None:
-    call = message.get("tool_call_id")
-    if role != "tool":
-        if call is not None:
-            report.add(field, "only tool messages answer a tool call", "remove it, or write role tool")
-    elif call is None:
-        report.add(field, "missing", "name the id of the tool call that this message answers")
-    elif not isinstance(call, str) or call not in calls:
-        known = did_you_mean(str(call), sorted(calls)) if calls else "put the assistant's tool_calls before it"
-        report.add(field, f"no earlier message makes the tool call {str(call)[:40]!r}", known)
-
-
-def _tool_calls(report: _Report, field: str, entries: Any, role: str, calls: set[str]) -> list[dict[str, Any]]:
-    if role != "assistant":
-        report.add(field, "only the assistant calls tools", "remove it, or write role assistant")
-    result = []
-    for index, entry in enumerate(_list(report, field, entries, "write a list of calls, or leave it out") or ()):
-        at = f"{field}[{index}]"
-        if not isinstance(entry, dict):
-            report.add(at, f"a tool call is an object, not {_kind_of(entry)}", "write id, type and function")
-            continue
-        call = entry.get("id")
-        if not isinstance(call, str) or not call:
-            report.add(f"{at}.id", "missing" if call is None else "a text is needed", "give each call its own id")
-        else:
-            calls.add(call)
-        function = _function(report, at, entry)
-        _arguments(report, f"{at}.function.arguments", function)
-        result.append({"id": call, "type": "function", "function": function})
-    return result
-
-
-def _function(report: _Report, at: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """The function of a tool or of a tool call, which share the form {type: function, function: {name, …}}."""
-    if entry.get("type") != "function":
-        report.add(f"{at}.type", "missing" if entry.get("type") is None else "unknown type", 'write "type": "function"')
-    function = entry.get("function")
-    if not isinstance(function, dict):
-        report.add(f"{at}.function", f"an object is needed, not {_kind_of(function)}", 'write {"name": …, …}')
-        return {}
-    if not isinstance(function.get("name"), str) or not function["name"].strip():
-        report.add(f"{at}.function.name", "missing", "name the function")
-    return function
-
-
-def _arguments(report: _Report, field: str, function: dict[str, Any]) -> None:
-    arguments = function.get("arguments")
-    example = r'write the arguments as JSON in a text: "{\"city\": \"Oslo\"}"'
-    if not isinstance(arguments, str):
-        report.add(field, f"a text of JSON is needed, not {_kind_of(arguments)}", example)
-        return
-    try:
-        json.loads(arguments)
-    except (ValueError, RecursionError):
-        report.add(field, "not valid JSON", example)
-
-
-def _tools(report: _Report, row: dict[str, Any], key: str) -> tuple[dict[str, Any], ...]:
-    value = row.get(key)
-    if value is None or value == "":
-        return ()
-    value = _list(report, key, value, 'write [{"type": "function", "function": {"name": …}}], or leave it out')
-    if value is None:
-        return ()
-    for index, tool in enumerate(value):
-        if isinstance(tool, dict):
-            _function(report, f"{key}[{index}]", tool)
-        else:
-            report.add(f"{key}[{index}]", f"a tool is an object, not {_kind_of(tool)}", "write type and function")
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):  # a table can hold dates and bytes, or nest without end
-        report.add(key, "a tool can only hold what JSON can", "write dates and the like as text")
-    return tuple(value)

@@ -34,7 +34,7 @@ class Conversation:
     @property
     def remembers(self) -> bool:
         """A conversation goes on over several turns; the other kinds of task answer each line by itself."""
-        return self.tuned.receipt["data"]["kind"] == "chat"
+        return self.tuned.receipt["data"]["kind"] in ("chat", "preference")
 
     def run(self) -> None:
         """Until /quit or the end of input.
@@ -44,7 +44,7 @@ class Conversation:
         """
         if self.system and not self.remembers:
             raise ConfigError(
-                "--system is for chat runs; this one puts each line as its training rows were", "leave it out"
+                "--system is for conversations; this run puts each line as its training rows were", "leave it out"
             )
         self._write(f"{self.tuned.task.name}: {self._what()} /help lists the commands.\n")
         while True:

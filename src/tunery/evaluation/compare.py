@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunery.config import EvaluateConfig, Kind
+from tunery.config import DEFAULT_BETA, EvaluateConfig, Kind
 from tunery.data.batching import Row
 from tunery.data.example import Example
 from tunery.data.prepare import Rows
@@ -19,10 +19,11 @@ from tunery.data.render import Renderer
 from tunery.errors import DataError
 from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.labels import label_rows, score_labels
-from tunery.evaluation.scores import classification_scores, text_scores
+from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
 from tunery.lora.attach import disabled
 from tunery.models.flat import FlatModel
-from tunery.training.loss import mean_loss
+from tunery.training.loss import mean_loss, score_rows
+from tunery.training.preference import judge_scores
 
 SIDES = ("base", "tuned")
 
@@ -38,6 +39,7 @@ class HeldOut:
         split: "validation", "test", or the name of a file.
         limit: the longest row, in tokens.
         too_long: what happens to a longer one (`data.too_long`).
+        beta: kind preference: that of the training.
     """
 
     split: str
@@ -47,6 +49,7 @@ class HeldOut:
     renderer: Renderer
     limit: int
     too_long: str = "cut"
+    beta: float = DEFAULT_BETA
 
 
 def compare(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
@@ -65,8 +68,8 @@ def compare(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: C
     if not held_out.rows.rows:
         raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
     started = time.perf_counter()
-    measure = _classification if held_out.kind == "classification" else _text
-    result = measure(model, held_out, config, note)
+    measures = {"classification": _classification, "preference": _preference}
+    result = measures.get(held_out.kind, _text)(model, held_out, config, note)
     return {
         "kind": held_out.kind,
         "split": held_out.split,
@@ -129,37 +132,114 @@ def _telling_rows(said: dict[str, list[str]], truth: list[str], wanted: int) -> 
     return sorted(chosen[:wanted])
 
 
-def _text(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
-    rows: list[Row] = held_out.rows.rows[: config.max_rows]
+@dataclass(frozen=True)
+class _Question:
+    """A held-out row put to the model: the tokens it is given, where the row stands, and what should follow."""
+
+    ids: list[int]
+    where: str
+    reference: str
+    example: int
+
+
+def _questions(model: FlatModel, held_out: HeldOut, rows: Sequence[Row], config: EvaluateConfig) -> list[_Question]:
     room = context_length(model.model) - config.max_new_tokens
-    asked = [
-        pair
-        for row in _one_per_example(rows)[: config.generate_rows]
-        if (pair := _ask(held_out, row, room, config.max_new_tokens))
-    ]
-    prompts, references = [ids for ids, _, _ in asked], [reference for _, _, reference in asked]
-    tokenizer = held_out.renderer.tokenizer
-    stop_ids = held_out.renderer.stop_ids
-    result: dict[str, Any] = {"rows": len(rows), "generated_rows": len(asked)}
-    answers: dict[str, list[str]] = {}
-    for side in SIDES:
-        note(f"measuring {len(rows):,} rows and writing {len(asked)} answers with the {side} model")
-        with _side(model, side):
-            loss, accuracy = mean_loss(model, rows)
-            sampling = Sampling(max_new_tokens=config.max_new_tokens)
-            answers[side] = generate(model.model, tokenizer, prompts, sampling, stop_ids) if asked else []
-        overlap = text_scores(answers[side], references) if asked else {}
-        result[side] = {**_loss_scores(loss), "token_accuracy": accuracy, **overlap}
-    result["samples"] = [
+    asked = (_ask(held_out, row, room, config.max_new_tokens) for row in _one_per_example(rows)[: config.generate_rows])
+    return [question for question in asked if question]
+
+
+def _answers(
+    model: FlatModel, held_out: HeldOut, questions: Sequence[_Question], config: EvaluateConfig
+) -> tuple[list[str], dict[str, float]]:
+    """(generated answers, their scores against the references)."""
+    if not questions:
+        return [], {}
+    renderer, sampling = held_out.renderer, Sampling(max_new_tokens=config.max_new_tokens)
+    prompts = [question.ids for question in questions]
+    answers = generate(model.model, renderer.tokenizer, prompts, sampling, renderer.stop_ids)
+    return answers, text_scores(answers, [question.reference for question in questions])
+
+
+def _samples(
+    held_out: HeldOut, questions: Sequence[_Question], answers: dict[str, list[str]], config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    decode = held_out.renderer.tokenizer.decode
+    return [
         {
-            "where": asked[i][1],
-            "prompt": tokenizer.decode(prompts[i], skip_special_tokens=True),
-            "reference": references[i],
+            "where": question.where,
+            "prompt": decode(question.ids, skip_special_tokens=True),
+            "reference": question.reference,
             **{side: answers[side][i] for side in SIDES},
         }
-        for i in range(min(config.samples, len(asked)))
+        for i, question in enumerate(questions[: config.samples])
     ]
+
+
+def _text(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
+    rows = held_out.rows.first(config.max_rows)
+    questions = _questions(model, held_out, rows, config)
+    result: dict[str, Any] = {"rows": len(rows), "generated_rows": len(questions)}
+    answers: dict[str, list[str]] = {}
+    for side in SIDES:
+        note(f"measuring {len(rows):,} rows and writing {len(questions)} answers with the {side} model")
+        with _side(model, side):
+            loss, accuracy = mean_loss(model, rows)
+            answers[side], overlap = _answers(model, held_out, questions, config)
+        result[side] = {**_loss_scores(loss), "token_accuracy": accuracy, **overlap}
+    return {**result, "samples": _samples(held_out, questions, answers, config)}
+
+
+def _preference(
+    model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
+) -> dict[str, Any]:
+    rows = held_out.rows.first(config.max_rows)
+    pairs = len(rows) // 2
+    questions = _questions(model, held_out, rows[0::2], config)
+    result: dict[str, Any] = {"rows": pairs, "generated_rows": len(questions), "beta": held_out.beta}
+    answers: dict[str, list[str]] = {}
+    scores: dict[str, np.ndarray] = {}
+    for side in SIDES:
+        note(f"measuring {pairs:,} pairs and writing {len(questions)} answers with the {side} model")
+        with _side(model, side):
+            scores[side] = score_rows(model, rows)
+            answers[side], overlap = _answers(model, held_out, questions, config)
+        result[side] = {**preference_scores(scores[side], scores["base"], rows, held_out.beta), **overlap}
+    result["base"].pop("rewards_accuracy")  # its rewards are all zero
+    result["samples"] = _samples(held_out, questions, answers, config)
+    rejected = {row.example: row for row in rows[1::2]}
+    for sample, question in zip(result["samples"], questions, strict=False):
+        sample["rejected"] = _answer_text(held_out, rejected[question.example], config.max_new_tokens)[1]
     return result
+
+
+def preference_scores(
+    scores: np.ndarray, base: np.ndarray, rows: Sequence[Row], beta: float
+) -> dict[str, float | list[float]]:
+    """How one side judges pairs.
+
+    Args:
+        scores: log-probabilities of the rows [2 · pairs], the chosen answer of a pair before its rejected one.
+        base: those of the base model.
+        beta: of the training.
+
+    Returns:
+        preference_accuracy: the share of pairs whose chosen answer is the likelier one (both answers whole, so a longer
+        one has it harder), with its 95 % interval; rewards_accuracy, rewards_margin and preference_loss, from the
+        rewards β · (score − base's score); loss and perplexity a token of the chosen answers, rejected_loss of the
+        rejected.
+    """
+    likelier = int((scores[0::2] > scores[1::2]).sum())
+    loss, rewards = judge_scores(scores, base, beta)
+    chosen, rejected = (float(-scores[side::2].sum() / sum(row.trained for row in rows[side::2])) for side in (0, 1))
+    return {
+        "rewards_accuracy": rewards["rewards_accuracy"],
+        "rewards_margin": rewards["rewards_margin"],
+        "preference_accuracy": 2 * likelier / len(scores),
+        "preference_accuracy_interval": list(accuracy_interval(likelier, len(scores) // 2)),
+        "preference_loss": loss,
+        **_loss_scores(chosen),
+        "rejected_loss": rejected,
+    }
 
 
 def _one_per_example(rows: Sequence[Row]) -> list[Row]:
@@ -167,19 +247,26 @@ def _one_per_example(rows: Sequence[Row]) -> list[Row]:
     return list({row.example: row for row in rows}.values())
 
 
-def _ask(held_out: HeldOut, row: Row, room: int, longest: int) -> tuple[list[int], str, str] | None:
-    """(prompt ids, where, reference) of a row: what stands before its last answer, and that answer's first tokens.
+def _ask(held_out: HeldOut, row: Row, room: int, longest: int) -> _Question | None:
+    """What stands before a row's last answer, and that answer's first tokens.
 
     None where the row has no prompt or no answer, or where the prompt has more than `room` tokens.
     """
-    tokenizer = held_out.renderer.tokenizer
+    start, reference = _answer_text(held_out, row, longest)
+    if not 0 < start <= room or not reference.strip():
+        return None
+    return _Question(row.ids[:start].tolist(), row.where, reference, row.example)
+
+
+def _answer_text(held_out: HeldOut, row: Row, longest: int) -> tuple[int, str]:
+    """(where a row's last answer starts, the text of its first `longest` tokens)."""
     trained = np.flatnonzero(row.weights)
     if held_out.kind == "text":
         start = min(CONTINUE_AFTER, len(row.ids) // 2)
     else:
         breaks = np.flatnonzero(np.diff(trained) > 1)
         start = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
-    reference = tokenizer.decode(row.ids[start : trained[-1] + 1][:longest].tolist(), skip_special_tokens=True)
-    if not 0 < start <= room or not str(reference).strip():
-        return None
-    return row.ids[:start].tolist(), row.where, str(reference)
+    text = held_out.renderer.tokenizer.decode(
+        row.ids[start : trained[-1] + 1][:longest].tolist(), skip_special_tokens=True
+    )
+    return start, str(text)

@@ -132,6 +132,8 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("In the data seen", "tokens.data", "count"),
             ("Trained", "tokens.trained", "count"),
+            ("In preferred answers", "preference.train.chosen_tokens", "count"),
+            ("In rejected answers", "preference.train.rejected_tokens", "count"),
             ("Computed", "tokens.computed", "count"),
             ("End of turn", "tokens.end_of_turn_token", "words"),
             ("Template from", "template.source", "words"),
@@ -160,6 +162,7 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Epochs", "training.epochs", "rate"),
             ("Batch size", "training.batch_size", "count"),
             ("Learning rate", "training.learning_rate", "rate"),
+            ("Beta", "preference.beta", "rate"),
             ("Seed", "training.seed", "words"),
             ("First loss", "training.first_loss", "loss"),
             ("Final loss", "training.final_loss", "loss"),

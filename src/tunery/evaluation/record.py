@@ -32,10 +32,41 @@ class Metric:
 
 
 METRICS = (
+    Metric(
+        "rewards_accuracy",
+        "Reward accuracy",
+        "higher",
+        "percent",
+        "share of pairs in which the training favours the preferred answer over the rejected one",
+    ),
+    Metric(
+        "rewards_margin",
+        "Reward margin",
+        "higher",
+        "loss",
+        "how much likelier, times β, the preferred answer became than the rejected one; the base has 0 by definition",
+    ),
+    Metric(
+        "preference_accuracy",
+        "Preferred is likelier",
+        "higher",
+        "percent",
+        "share of pairs whose preferred answer, taken as a whole, is the likelier of the two",
+    ),
+    Metric(
+        "preference_loss",
+        "Preference loss",
+        "lower",
+        "loss",
+        "what the training lowers, on held-out pairs; log 2 = 0.693 for the base by definition",
+    ),
     Metric("accuracy", "Accuracy", "higher", "percent", "share of rows answered with the right label"),
     Metric("macro_f1", "Macro F1", "higher", "score", "F1 averaged over the labels, each counting the same"),
     Metric("weighted_f1", "Weighted F1", "higher", "score", "F1 averaged over the labels by their number of rows"),
     Metric("loss", "Loss", "lower", "loss", "mean surprise at each token of the answer, in nats"),
+    Metric(
+        "rejected_loss", "Loss of rejected answers", "", "loss", "mean surprise at each token of the rejected answer"
+    ),
     Metric("perplexity", "Perplexity", "lower", "loss", "among how many tokens the model hesitates, on average"),
     Metric(
         "token_accuracy", "Token accuracy", "higher", "percent", "share of answer tokens that the model ranks first"
@@ -201,9 +232,16 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[MetricRow]:
     return rows
 
 
+def unit_of(evaluation: Mapping[str, Any]) -> str:
+    """What the held-out rows are: "rows" or "pairs"."""
+    return "pairs" if pick(evaluation, "kind") == "preference" else "rows"
+
+
 def interval_of(evaluation: Mapping[str, Any], side: str) -> tuple[float, float, float] | None:
-    """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known."""
-    accuracy, rows = as_number(pick(evaluation, side, "accuracy")), as_number(pick(evaluation, "rows"))
+    """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known. Of pairs,
+    accuracy is the share in which the preferred answer is the likelier."""
+    key = "preference_accuracy" if unit_of(evaluation) == "pairs" else "accuracy"
+    accuracy, rows = as_number(pick(evaluation, side, key)), as_number(pick(evaluation, "rows"))
     if accuracy is None or not 0 <= accuracy <= 1:
         return None
     if rows is None or rows < 1:
@@ -216,6 +254,8 @@ def headline(record: RunRecord) -> str:
     """One plain sentence on what came of the run."""
     evaluation = record.evaluation
     rows = show(pick(evaluation, "rows"), "count")
+    if unit_of(evaluation) == "pairs":
+        return _preference_headline(evaluation, rows)
     base, tuned = interval_of(evaluation, "base"), interval_of(evaluation, "tuned")
     if base and tuned:
         said = f"The tuned model labels {tuned[0]:.1%} of {rows} held-out rows correctly; the base model {base[0]:.1%}."
@@ -233,3 +273,14 @@ def headline(record: RunRecord) -> str:
     if evaluation:
         return "The evaluation holds no comparison of base and tuned model."
     return "This run has not been evaluated yet, so nothing can be said about its quality."
+
+
+def _preference_headline(evaluation: Mapping[str, Any], pairs: str) -> str:
+    favoured, count = as_number(pick(evaluation, "tuned", "rewards_accuracy")), as_number(pick(evaluation, "rows"))
+    if favoured is None or not count:
+        return "The evaluation holds no comparison of base and tuned model."
+    said = f"The training favours the preferred answer in {favoured:.1%} of {pairs} held-out pairs (chance: 50%)."
+    low, high = accuracy_interval(round(favoured * int(count)), int(count))
+    if low <= 0.5 <= high:
+        return f"{said} With this few pairs, that could be chance."
+    return said if favoured > 0.5 else f"{said} It made things worse."

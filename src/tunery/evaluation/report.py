@@ -25,15 +25,24 @@ from tunery.evaluation.record import (
     pick,
     read_run,
     show,
+    unit_of,
 )
 from tunery.paths import RunPaths, write_atomic
 from tunery.training.advice import advise
-from tunery.training.metrics import training_lines, validation_lines
+from tunery.training.metrics import metric_lines, training_lines, validation_lines
 
 LARGEST_MATRIX = 20
 """With more labels than this, the most frequent confusions are listed instead of the matrix."""
 LONG_PROMPT = 320
 """Characters beyond which a prompt is folded."""
+
+
+_TOKEN_COLUMNS = (("valid_token_accuracy", "Tokens predicted right", "percent"),)
+_PAIR_COLUMNS = (
+    ("valid_rewards_margin", "Reward margin", "score"),
+    ("valid_rewards_accuracy", "Reward accuracy", "percent"),
+)
+"""What a table of validations says besides the loss: (key in metrics.jsonl, heading, form)."""
 
 
 def _curves(record: RunRecord) -> dict[str, Any]:
@@ -44,6 +53,8 @@ def _curves(record: RunRecord) -> dict[str, Any]:
         for line in record.metrics
         if as_number(line.get("step")) is not None and as_number(line.get("learning_rate")) is not None
     ]
+    rewards = [metric_lines(record.metrics, f"rewards_{answer}") for answer in ("chosen", "rejected")]
+    more = _PAIR_COLUMNS if rewards[0] else _TOKEN_COLUMNS
     averaged = smooth(train)
     series = [
         Series("training, each step", train, 1, "faint"),
@@ -65,18 +76,26 @@ def _curves(record: RunRecord) -> dict[str, Any]:
         shown = [Series("learning rate", rates, 1)]
         return line_chart(shown, title="Learning rate", x_label="step", width=width, height=height, kind=kind)
 
+    def reward(width: int, height: int, kind: str) -> str:
+        shown = [Series("preferred", smooth(rewards[0]), 1), Series("rejected", smooth(rewards[1]), 2)]
+        title = "Rewards of preferred and rejected answers, averaged"
+        return line_chart(shown, title=title, x_label="step", width=width, height=height, kind=kind)
+
     return {
         "any": bool(train or valid),
         "loss": [loss(960, 340, "chart wide"), loss(380, 300, "chart narrow")],
         "rate": [rate(960, 150, "chart wide"), rate(380, 160, "chart narrow")] if rates else [],
         "log": log_y,
+        "pairs": bool(rewards[0]),
+        "rewards": [reward(960, 240, "chart wide"), reward(380, 220, "chart narrow")] if rewards[0] else [],
+        "columns": ["Step", "Epoch", "Validation loss", *(name for _, name, _ in more)],
         "validations": [
-            {
-                "step": show(pick(line, "step"), "count"),
-                "epoch": show(pick(line, "epoch"), "loss"),
-                "loss": show(pick(line, "valid_loss"), "score"),
-                "accuracy": show(pick(line, "valid_token_accuracy"), "percent"),
-            }
+            [
+                show(pick(line, "step"), "count"),
+                show(pick(line, "epoch"), "loss"),
+                show(pick(line, "valid_loss"), "score"),
+                *(show(pick(line, key), form) for key, _, form in more),
+            ]
             for line in record.metrics
             if as_number(line.get("valid_loss")) is not None
         ],
@@ -93,7 +112,8 @@ def _interval_charts(evaluation: Mapping[str, Any]) -> list[str]:
         return []
     low = max(0.0, math.floor(min(row.low for row in rows) * 10) / 10)
     high = min(1.0, math.ceil(max(row.high for row in rows) * 10) / 10)
-    title = "Accuracy of base and tuned model with 95% intervals"
+    what = "Share of pairs whose preferred answer is likelier," if unit_of(evaluation) == "pairs" else "Accuracy of"
+    title = f"{what} base and tuned model with 95% intervals"
     return [
         interval_chart(rows, title=title, low=low, high=high, width=width, kind=kind)
         for width, kind in ((960, "chart wide"), (380, "chart narrow"))
@@ -152,7 +172,7 @@ def _samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The answers side by side, each with whether it is the reference's (None unless it is a classifier's)."""
     shown = []
     for sample in listed(pick(evaluation, "samples")):
-        text = {key: pick(sample, key) for key in ("where", "prompt", "reference", "base", "tuned")}
+        text = {key: pick(sample, key) for key in ("where", "prompt", "reference", "rejected", "base", "tuned")}
         text = {key: "" if value is None else str(value) for key, value in text.items()}
         exact = pick(evaluation, "kind") == "classification"
         shown.append(
@@ -175,17 +195,17 @@ def _label_of(answer: str) -> str:
 
 def _big_numbers(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The two or three metrics that tell most, with the uncertainty where it is known."""
-    wanted = (
-        ("accuracy", "macro_f1", "loss")
-        if pick(evaluation, "tuned", "accuracy") is not None
-        else ("loss", "perplexity", "chrf")
-    )
+    wanted = ("loss", "perplexity", "chrf")
+    if pick(evaluation, "tuned", "accuracy") is not None:
+        wanted = ("accuracy", "macro_f1", "loss")
+    elif unit_of(evaluation) == "pairs":
+        wanted = ("rewards_accuracy", "preference_accuracy", "loss")
     rows = {row.metric.key: row for row in metric_rows(evaluation)}
     numbers = []
     for key in wanted:
         if key not in rows:
             continue
-        range_ = interval_of(evaluation, "tuned") if key == "accuracy" else None
+        range_ = interval_of(evaluation, "tuned") if key in ("accuracy", "preference_accuracy") else None
         between = f"95% interval {range_[1]:.1%} to {range_[2]:.1%}" if range_ else rows[key].metric.meaning
         numbers.append({"row": rows[key], "note": between})
     return numbers
@@ -208,6 +228,8 @@ def _page(record: RunRecord) -> dict[str, Any]:
         "split": show(pick(evaluation, "split"), "words"),
         "rows": show(pick(evaluation, "rows"), "count"),
         "generated": show(pick(evaluation, "generated_rows"), "count") if pick(evaluation, "generated_rows") else "",
+        "unit": unit_of(evaluation),
+        "beta": show(pick(evaluation, "beta"), "rate"),
         "metrics": metric_rows(evaluation),
         "per_label": _per_label(evaluation),
         "matrices": _matrices(evaluation),

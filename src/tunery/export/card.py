@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from tunery.config import BUILT_IN_MODELS
+from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
 from tunery.evaluation.proof import facts, reproduction, warnings_of
-from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show
+from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -116,7 +116,8 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "rows": show(pick(record.evaluation, "rows"), "count"),
         "metrics": metric_rows(record.evaluation),
         "interval": f"{interval[1]:.1%} to {interval[2]:.1%}" if interval else "",
-        "chat": pick(receipt, "data", "kind") in ("chat", "classification"),
+        "unit": unit_of(record.evaluation),
+        "chat": pick(receipt, "data", "kind") in TEMPLATED_KINDS,
         "run": f"runs/{safe_name(record.name)}",
         "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
         "facts": [
@@ -141,8 +142,9 @@ def _last_part(what: str, value: str) -> str:
 def _limits(record: RunRecord) -> list[str]:
     kind = _plain(show(pick(record.receipt, "data", "kind"), "words"))
     rows = show(pick(record.receipt, "data", "train_rows"), "count")
+    unit = "pairs" if kind == "preference" else "rows"
     limits = [
-        f"It was trained for one task ({kind}, {rows} rows) and measured on held-out rows of the same data only; "
+        f"It was trained for one task ({kind}, {rows} {unit}) and measured on held-out rows of the same data only; "
         "expect less on other data.",
         "It keeps the base model's knowledge, biases and licence terms.",
     ]

@@ -27,6 +27,14 @@ class LeanMLP(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj, self.act_fn = gate, up, down, act_fn
         self.activation = activation
+        self._origin: tuple[Any, ...] = ()  # in a tuple, so that it is no submodule
+
+    def origin(self) -> nn.Module:
+        """The model's own block, around the layers that are here now."""
+        (block,) = self._origin
+        for name in _LAYERS:
+            setattr(block, name, getattr(self, name))
+        return block
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] → [..., width]."""
@@ -55,6 +63,7 @@ def replace_mlps(model: nn.Module) -> int:
             if (activation := forms[kind]) is not None:
                 gate, up, down = (getattr(block, layer) for layer in _LAYERS)
                 lean = LeanMLP(gate, up, down, block.act_fn, activation)  # type: ignore[arg-type]
+                lean._origin = (block,)
                 setattr(parent, name, lean.train(block.training))
                 replaced += 1
     return replaced

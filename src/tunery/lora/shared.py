@@ -8,6 +8,7 @@ around its forward and backward passes: in anybody else's loop each layer comput
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,9 @@ class SharedInput:
     def __init__(self, layers: list[LoRALinear]) -> None:
         self.layers = layers
         self._ready = _Ready()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedInput:
+        return SharedInput(copy.deepcopy(self.layers, memo))
 
     def outputs(self, layer: LoRALinear, x: Tensor) -> Tensor | None:
         """The output of `layer` for x [..., in]; None if it should compute for itself."""

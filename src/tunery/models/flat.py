@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tunery.data.batching import FlatBatch, Row, flatten
-from tunery.lora.mlp import replace_mlps
+from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat
 from tunery.models.device import on_device
 from tunery.models.last_layer import LastLayer
-from tunery.models.lean import replace_norms
+from tunery.models.lean import LeanRMSNorm, replace_norms
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -200,6 +200,17 @@ def inspect_model(model: Any) -> FlatModel:
             if works(candidate, batches, expected):
                 return _with_last_layer(candidate, works, merged, wanted) if flattened and candidate_head else candidate
     return FlatModel(model, False, None)
+
+
+def as_before_inspection(model: nn.Module) -> None:
+    """Give a model back its own modules in place of those that `inspect_model` put there."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LeanRMSNorm | LeanMLP):
+                setattr(parent, name, child.origin())
+    if (last_layer := getattr(model, LAST_LAYER, None)) is not None:
+        last_layer.remove()
+        delattr(model, LAST_LAYER)
 
 
 def _with_last_layer(

@@ -53,6 +53,7 @@ class LeanRMSNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, eps: float, offset: float, wide_product: bool) -> None:
         super().__init__()
         self.weight, self.variance_epsilon, self.offset, self.wide_product = weight, eps, offset, wide_product
+        self._origin: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., width] → [..., width]."""
@@ -64,6 +65,12 @@ class LeanRMSNorm(nn.Module):
         if torch.compiler.is_compiling():  # it fuses by itself what it is shown
             return self._written_out(hidden_states, weight)
         return _RMSNorm.apply(hidden_states, weight, self.variance_epsilon, self.wide_product)  # type: ignore[return-value]
+
+    def origin(self) -> nn.Module:
+        """The model's own norm, with the same weight."""
+        (norm,) = self._origin
+        norm.weight = self.weight
+        return norm
 
     def _written_out(self, x: Tensor, weight: Tensor) -> Tensor:
         unit = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -90,6 +97,7 @@ def replace_norms(model: nn.Module) -> int:
                 forms[kind] = _form(norm)
             if (form := forms[kind]) is not None:
                 lean = LeanRMSNorm(norm.weight, _eps(norm), *form)  # type: ignore[arg-type]
+                lean._origin = (norm,)
                 setattr(parent, name, lean.train(norm.training))
                 replaced += 1
     return replaced

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from tunery.models.load import empty_model, quantization_of
 from tunery.models.memory import estimate, logit_chunk
 from tunery.models.quantized import expected_bytes
 from tunery.training.fit import attach_adapter
-from tunery.training.plan import peak_rate, total_steps
+from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn, step_flops
 from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
 
@@ -31,7 +30,8 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
     """What would be trained, in numbers and in a few rows, with an estimate of memory and time.
 
     Returns:
-        JSON values; "samples" holds rows as [[text, is_trained], …] pieces.
+        JSON values; "samples" holds rows as [[text, is_trained], …] pieces, and "sample_names" the place of each in
+        the data; of a pair of answers both rows are there, the chosen one first.
 
     Raises:
         ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
@@ -57,8 +57,16 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
         "labels": _label_counts(prepared),
         "training": _estimates(task, prepared),
         "remarks": prepared.renderer.remarks.sentences(),
-        "samples": [_pieces(prepared, row) for row in rows[:samples]],
+        "samples": [_pieces(prepared, row) for row in prepared.train.first(samples)],
+        "sample_names": sample_names(prepared, samples),
     }
+
+
+def sample_names(prepared: Prepared, samples: int) -> list[str]:
+    """Where each sample comes from, and which answer of a pair it is."""
+    sides = (", chosen", ", rejected") if prepared.train.unit == 2 else ("",)
+    rows = prepared.train.first(samples)
+    return [f"{row.where}{sides[number % len(sides)]}" for number, row in enumerate(rows)]
 
 
 def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:
@@ -80,7 +88,8 @@ def _label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
 
 
 def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
-    rows: Sequence[Row] = prepared.train.rows
+    train, rows = prepared.train, prepared.train.rows
+    objective = make_objective(task, prepared.data.kind)
     device = pick_device(task.train.device)
     dtype, _ = resolve_dtype(task.train.precision, device)
     model = empty_model(task.model)
@@ -89,8 +98,8 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     matched, _ = attach_adapter(task, model)
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    tokens, positions = largest_batch(task, rows)
-    steps = total_steps(task.train, len(rows))
+    tokens, positions = largest_batch(task, train)
+    steps = total_steps(task.train, train.units)
     memory = estimate(
         model.config.get_text_config(),
         parameters=parameters,
@@ -103,9 +112,9 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         logit_chunk=logit_chunk(device.type),
         base_bytes=base_bytes,
     )
-    flops = steps * step_flops(model, tokens, positions, trainable)
+    flops = steps * step_flops(model, tokens, positions, trainable, objective.passes)
     seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))
-    alone, _ = largest_batch(task, rows, share=False)
+    alone, _ = largest_batch(task, train, share=False)
     return {
         "model": task.model,
         "parameters": parameters,
@@ -113,7 +122,8 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "steps": steps,
         "batch_size": task.train.batch_size,
-        "learning_rate": peak_rate(task.train, model.config),
+        "unit": objective.noun,
+        "learning_rate": peak_rate(task.train, model.config, objective),
         "precision": str(dtype).removeprefix("torch."),
         "quantization": stored,
         "device": device.type,

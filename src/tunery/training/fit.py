@@ -123,12 +123,13 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
-    plan = make_plan(task, len(prepared.train.rows), len(prepared.validation.rows), base.model.config)
+    plan = make_plan(task, prepared, base.model.config)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
     _say_plan(view, plan, matched, model, sizing)
     checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), _inputs(prepared, base))
     optimizer = make_optimizer(adapter, task.train)
-    progress, limit = Progress(dtype=base.info.dtype), MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
+    progress = Progress(dtype=base.info.dtype)
+    limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=plan.objective.noun)
     if resume is not None:
         progress, limit = _take_up(
             checkpoints, resume, adapter, optimizer, limit, view, fixed=task.train.micro_batch_size != "auto"
@@ -150,7 +151,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             optimizer=optimizer,
             clock=clock,
             train=prepared.train.rows,
-            validation=prepared.validation.rows[: task.train.eval_rows],
+            validation=prepared.validation.first(task.train.eval_rows),
             limit=limit,
             checkpoints=checkpoints,
             progress=progress,
@@ -199,7 +200,7 @@ def _take_up(
     progress = checkpoints.load(path, adapter, optimizer)
     progress.resumed_from = (*progress.resumed_from, progress.step)
     if progress.micro_rows is not None and not fixed:
-        limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings)
+        limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings, noun=limit.noun)
     view.note(f"going on from step {progress.step} ({path})")
     return progress, limit
 
@@ -231,7 +232,8 @@ def _set_up_layers(
 
 def _say_plan(view: View, plan: Plan, matched: Sequence[str], model: FlatModel, sizing: Sizing) -> None:
     view.note(
-        f"training {len(matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} rows, "
+        f"training {len(matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
+        f"{plan.objective.noun}s, "
         f"learning rate {plan.peak:g}, about {sizing.expected_bytes / 1e9:.1f} GB of memory"
     )
     if not model.flattened:

@@ -51,10 +51,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)
 
 
-def out_of_memory_with_one_row(recomputing: bool = False) -> ModelError:
+def out_of_memory_with_one_row(recomputing: bool = False, noun: str = "row") -> ModelError:
     """The error when there is nothing left to halve."""
     return ModelError(
-        "memory ran out with a single row" + (", recomputing activations" if recomputing else ""),
+        f"memory ran out with a single {noun}" + (", recomputing activations" if recomputing else ""),
         "shorten the rows (--set data.max_length=512), "
         + ("" if recomputing else "turn on --set train.gradient_checkpointing=true, ")
         + "or choose a smaller model",
@@ -67,11 +67,12 @@ class MicroBatchLimit:
     the update stays the same.
 
     Attributes:
-        rows: most rows at a time.
+        rows: most rows (pairs, in preference training) at a time.
         tokens: most computed tokens at a time; None for no limit.
         halvings: how often memory ran out.
         recomputing: activations are recomputed.
         recompute: starts doing so; None where it is not allowed, not possible, or done already.
+        noun: what a row is called.
     """
 
     rows: int
@@ -79,6 +80,12 @@ class MicroBatchLimit:
     halvings: int = 0
     recomputing: bool = False
     recompute: Callable[[], None] | None = None
+    noun: str = "row"
+
+    @property
+    def words(self) -> str:
+        """The limit for a person: "8 rows"."""
+        return f"{self.rows} {self.noun}{'s' if self.rows > 1 else ''}"
 
     def halve(self, error: BaseException) -> None:
         """Make room after `error`.
@@ -94,14 +101,13 @@ class MicroBatchLimit:
 
     def _last_resort(self, error: BaseException) -> None:
         if self.recompute is None:
-            raise out_of_memory_with_one_row(self.recomputing) from error
+            raise out_of_memory_with_one_row(self.recomputing, self.noun) from error
         self.recompute()
         self.recomputing, self.recompute = True, None
 
     def describe(self) -> str:
         """How much is computed at a time, in words."""
-        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
-        return f"{rows} at a time" + (", recomputing activations (slower)" if self.recomputing else "")
+        return f"{self.words} at a time" + (", recomputing activations (slower)" if self.recomputing else "")
 
 
 def free_cached_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunery.config import TrainConfig
-from tunery.data.batching import Row, rows_of_step
+from tunery.data.batching import Row, micro_batches, step_rows
 from tunery.errors import StoppedError
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
@@ -25,7 +25,7 @@ from tunery.training.guard import (
     require_finite,
     require_finite_validation,
 )
-from tunery.training.loss import batch_loss, batches_of, mean_loss
+from tunery.training.objective import NextToken, Objective, Sums
 from tunery.training.schedule import learning_rate
 
 
@@ -46,6 +46,7 @@ class Plan:
     Attributes:
         config: the settings of `train:`.
         seed: of the run.
+        objective: what is minimised; it says what a unit of a batch is, a row or a pair.
         total_steps, warmup_steps: optimizer steps.
         peak: the highest learning rate.
         eval_every, save_every: in steps; None for never.
@@ -54,6 +55,7 @@ class Plan:
 
     config: TrainConfig
     seed: int
+    objective: Objective
     total_steps: int
     warmup_steps: int
     steps_per_epoch: int
@@ -63,12 +65,15 @@ class Plan:
     restore_best: bool
 
 
+NEXT_TOKEN = NextToken()
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """Of one optimizer step: mean loss and accuracy over its trained tokens, gradient norm, tokens."""
+    """Of one optimizer step: the loss and the objective's metrics (means), the gradient's norm, tokens."""
 
     loss: float
-    accuracy: float
+    metrics: dict[str, float]
     gradient_norm: float
     data_tokens: int
     computed_tokens: int
@@ -83,28 +88,24 @@ def train_step(
     clock: DropoutClock,
     key: tuple[int, int],
     max_norm: float | None,
+    objective: Objective = NEXT_TOKEN,
 ) -> StepResult:
-    """The gradient of one batch: its summed loss divided once by its trained weight, whatever the micro-batches.
+    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches.
 
     When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
     """
-    weight = sum(float(row.weights.sum()) for row in rows)
+    weight = objective.weight(rows)
     while True:
         for parameter in parameters:
             parameter.grad = None
-        total = correct = 0.0
-        data = computed = trained = 0
+        sums = Sums()
         clock.enabled = True
         try:
             with model.running():
-                for index, batch in enumerate(batches_of(model, rows, limit.rows, limit.tokens)):
+                at_once = limit.rows if model.flattened else 1
+                for index, part in enumerate(micro_batches(rows, at_once, limit.tokens, objective.unit)):
                     clock.set(*key, index)
-                    loss = batch_loss(model, batch)
-                    (loss.total / weight).backward()
-                    total, correct = total + loss.total.detach(), correct + loss.correct
-                    data += batch.data_tokens
-                    computed += len(batch.ids)
-                    trained += len(batch.targets)
+                    sums += objective.backward(model, part, weight)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -112,10 +113,12 @@ def train_step(
             limit.halve(error)
         finally:
             clock.enabled = False
-        loss = None  # the failed micro-batch, with all that its backward pass would have needed
         free_cached_memory()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
-    return StepResult(float(total) / weight, float(correct) / weight, float(norm), data, computed, trained)
+    metrics = {name: float(value) / weight for name, value in sums.metrics.items()}
+    return StepResult(
+        float(sums.loss) / weight, metrics, float(norm), sums.data_tokens, sums.computed_tokens, sums.trained_tokens
+    )
 
 
 def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
@@ -184,14 +187,14 @@ class Loop:
 
     def _step(self) -> None:
         plan, progress, started = self.plan, self.progress, time.perf_counter()
-        numbers = rows_of_step(plan.seed, progress.step, len(self.train), plan.config.batch_size)
-        rows = [self.train[number] for number in numbers]
+        rows = step_rows(self.train, plan.objective.unit, plan.seed, progress.step, plan.config.batch_size)
         halvings = self.limit.halvings
         result = train_step(
             self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, progress.step),
-            plan.config.max_grad_norm,
+            plan.config.max_grad_norm, plan.objective,
         )  # fmt: skip
-        require_finite(result.loss, result.gradient_norm, progress.step + 1, [row.where for row in rows])
+        places = list(dict.fromkeys(row.where for row in rows))
+        require_finite(result.loss, result.gradient_norm, progress.step + 1, places)
         rate = learning_rate(
             progress.step + 1,
             peak=plan.peak,
@@ -223,7 +226,7 @@ class Loop:
     def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
         self._log(
             train_loss=result.loss,
-            train_token_accuracy=result.accuracy,
+            **result.metrics,
             learning_rate=rate,
             grad_norm=result.gradient_norm,
             data_tokens_per_second=result.data_tokens / seconds,
@@ -249,7 +252,7 @@ class Loop:
         if not self.validation:
             return False
         started = time.perf_counter()
-        loss, accuracy = mean_loss(self.model, self.validation)
+        loss, metrics = self.plan.objective.measure(self.model, self.validation)
         progress = self.progress
         require_finite_validation(loss, progress.step)
         better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold
@@ -257,7 +260,8 @@ class Loop:
         progress.valid_loss = loss
         if better:
             progress.best_loss, progress.best_step = loss, progress.step
-        self._log(valid_loss=loss, valid_token_accuracy=accuracy, seconds=time.perf_counter() - started)
+        named = {f"valid_{name}": value for name, value in metrics.items()}
+        self._log(valid_loss=loss, **named, seconds=time.perf_counter() - started)
         return better and self.plan.restore_best
 
     def _save(self) -> None:

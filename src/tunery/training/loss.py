@@ -60,6 +60,47 @@ def _piece(
     return each, first[local] == targets, delta
 
 
+def _head_pass(
+    hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A frozen head over hidden states [S, d], one chunk of logits at a time.
+
+    Args:
+        entry: int64 [N], ascending: at which hidden state an entry predicts; bounds[s] is the first entry of state s.
+        weights: float [N], of the entries in the gradient.
+        keep: whether the gradient is wanted.
+
+    Returns:
+        Each entry's −log softmax(head(x))[target] [N]; whether its target is the most likely token [N]; and
+        ∂/∂x Σ w · −log softmax(head(x))[target] [S, d], or None.
+    """
+    layer = head.frozen
+    assert layer is not None
+    weight, rows = layer.weight, chunk_rows(layer.weight)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    grad = torch.empty_like(hidden) if keep else None
+    each = torch.empty(len(entry), dtype=wide, device=hidden.device)
+    right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
+    room = hidden.new_empty(min(rows, len(hidden)), len(weight))
+    step = rows // LOGIT_PARTS or 1
+    for start in range(0, len(hidden), rows):
+        stop = min(start + rows, len(hidden))
+        logits = torch.mm(hidden[start:stop], weight.t(), out=room[: stop - start])
+        if layer.bias is not None:
+            logits += layer.bias
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            part, on = logits[first - start : last - start], slice(int(bounds[first]), int(bounds[last]))
+            each[on], right[on], delta = _piece(part, head, entry[on] - first, targets[on], weights[on].to(wide))
+            if grad is not None:
+                part.copy_(delta)  # the logits are no longer needed
+        if grad is not None:
+            torch.mm(logits, weight, out=grad[start:stop])
+    if grad is not None and head.scale != 1.0:
+        grad *= head.scale
+    return each, right, grad
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
 
@@ -67,32 +108,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor]:
-        layer = head.frozen
-        assert layer is not None
-        weight, rows = layer.weight, chunk_rows(layer.weight)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        each = torch.empty(len(entry), dtype=wide, device=hidden.device)
-        right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
-        room = hidden.new_empty(min(rows, len(hidden)), len(weight))
-        for start in range(0, len(hidden), rows):
-            stop = min(start + rows, len(hidden))
-            logits = torch.mm(hidden[start:stop], weight.t(), out=room[: stop - start])
-            if layer.bias is not None:
-                logits += layer.bias
-            for first in range(start, stop, rows // LOGIT_PARTS or 1):
-                last = min(first + (rows // LOGIT_PARTS or 1), stop)
-                part, on = logits[first - start : last - start], slice(int(bounds[first]), int(bounds[last]))
-                each[on], right[on], delta = _piece(part, head, entry[on] - first, targets[on], weights[on].to(wide))
-                if grad is not None:
-                    part.copy_(delta)  # the logits are no longer needed
-            if grad is not None:
-                torch.mm(logits, weight, out=grad[start:stop])
-        if grad is not None and head.scale != 1.0:
-            grad *= head.scale
+        each, right, grad = _head_pass(hidden, head, entry, targets, weights, bounds, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
-        total = (each * weights.to(wide)).sum()
+        total = (each * weights.to(each.dtype)).sum()
         correct = (weights * right).sum()  # no index by `right`: the GPU would have to say how many there are
         ctx.mark_non_differentiable(correct, each)
         return total, correct, each
@@ -103,10 +122,32 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return grad * gradients[0].to(grad.dtype), None, None, None, None, None
 
 
+class _FrozenHeadEach(torch.autograd.Function):
+    """−log softmax(head(x))[target], one target for each x, with ∂/∂x computed on the way forward. [N, d] → [N]"""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+        count = len(targets)
+        own, ones = torch.arange(count, device=hidden.device), torch.ones(count, device=hidden.device)
+        each, _, grad = _head_pass(hidden, head, own, targets, ones, np.arange(count + 1), ctx.needs_input_grad[0])
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return each
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (grad,) = ctx.saved_tensors
+        return (grad * gradients[0][:, None]).to(grad.dtype), None, None
+
+
+def _each_of_logits(logits: Tensor, entry: Tensor, targets: Tensor) -> Tensor:
+    """The same by autograd, where the head is adapted or is the model's own affair. [S, V] → [N]"""
+    return torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
+
+
 def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Tensor) -> BatchLoss:
-    """The same by autograd, where the head is adapted or is the model's own affair. logits [S, V]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = torch.logsumexp(logits, dim=-1)[entry] - logits[entry, targets]
+    each = _each_of_logits(logits, entry, targets)
     correct = (weights * (logits.detach().argmax(dim=-1)[entry] == targets)).sum()
     return BatchLoss((each * weights.to(logits.dtype)).sum(), correct, each.detach())
 
@@ -123,13 +164,23 @@ def batch_loss(model: FlatModel, batch: FlatBatch) -> BatchLoss:
     return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, entry, targets, weights, bounds))  # type: ignore[misc]
 
 
-def batches_of(
-    model: FlatModel, rows: Sequence[Row], max_rows: int | None = None, max_tokens: int | None = None
-) -> Iterator[FlatBatch]:
-    """The rows as flattened micro-batches within both limits; one row at a time where the model needs that."""
-    limit = (max_rows or len(rows)) if model.flattened else 1
-    for part in micro_batches(rows, limit, max_tokens):
-        yield flatten(part)
+def row_log_probabilities(model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
+    """Log-probability of each row's trained tokens, summed, with gradient. [rows], float32 or wider.
+
+    Every entry has a hidden state of its own, so that the gradient of its log-probability is known on the way forward,
+    before anything that is computed from the sums: the head is applied once, and no more than one chunk of logits
+    exists where it is frozen.
+    """
+    entry, targets = model.tensor(batch.entry), model.tensor(batch.targets)
+    if model.head is None or model.head.frozen is None:
+        logits = model.logits(batch) if model.head is None else model.head.logits(model.hidden(batch))
+        each = _each_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), entry, targets)
+    else:
+        hidden = model.hidden(batch).index_select(0, entry)
+        each = _FrozenHeadEach.apply(hidden, model.head, targets)
+    by_row = np.argsort(batch.owners, kind="stable")
+    counts = np.bincount(batch.owners, minlength=rows).tolist()
+    return -torch.stack([part.sum() for part in each[model.tensor(by_row)].split(counts)])  # type: ignore[index]
 
 
 def _losses(model: FlatModel, rows: Sequence[Row]) -> Iterator[tuple[list[Row], FlatBatch, BatchLoss]]:

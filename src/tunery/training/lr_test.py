@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunery.config import Task
-from tunery.data.batching import rows_of_step
+from tunery.data.batching import step_rows
 from tunery.data.prepare import Prepared
 from tunery.errors import DivergedError
 from tunery.lora.attach import adapter_state
@@ -19,6 +19,7 @@ from tunery.training.fit import attach_adapter
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.layers import running_layers
 from tunery.training.loop import make_optimizer, train_step
+from tunery.training.plan import make_objective
 from tunery.training.sizing import size_up
 
 LOWEST, HIGHEST = 1e-5, 3e-2
@@ -73,8 +74,9 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
     _, clock = attach_adapter(task, base.model)
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
+    objective = make_objective(task, prepared.data.kind)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
-    limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens)
+    limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=objective.noun)
     optimizer = make_optimizer(adapter, task.train)
     rows = prepared.train.rows
     rates: list[float] = []
@@ -83,9 +85,16 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
     with running_layers(base.model, sizing.gradient_checkpointing):
         for step in range(steps):
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
-            batch = [rows[i] for i in rows_of_step(task.seed, step, len(rows), task.train.batch_size)]
+            batch = step_rows(rows, objective.unit, task.seed, step, task.train.batch_size)
             result = train_step(
-                model, list(adapter.values()), batch, limit, clock, (task.seed, step), task.train.max_grad_norm
+                model,
+                list(adapter.values()),
+                batch,
+                limit,
+                clock,
+                (task.seed, step),
+                task.train.max_grad_norm,
+                objective,
             )
             tick(step + 1, steps)
             if not math.isfinite(result.loss) or not math.isfinite(result.gradient_norm):

@@ -235,15 +235,16 @@ def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first
 
 def training_lines(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """(step, training loss) of the lines that have both, in order."""
-    return _pairs(history, "train_loss")
+    return metric_lines(history, "train_loss")
 
 
 def validation_lines(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """(step, validation loss) of the lines that have both, in order."""
-    return _pairs(history, "valid_loss")
+    return metric_lines(history, "valid_loss")
 
 
-def _pairs(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+def metric_lines(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """(step, value) of the lines that have this number, in order."""
     pairs = [(line.get("step"), line.get(key)) for line in history]
     return [
         (int(step), float(value))

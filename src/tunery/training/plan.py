@@ -5,37 +5,59 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tunery.config import Task, TrainConfig
+from tunery.config import Kind, Task, TrainConfig
 from tunery.data.batching import steps_per_epoch
-from tunery.training.loop import Plan
+from tunery.data.prepare import Prepared
+from tunery.errors import ConfigError
+from tunery.training.loop import NEXT_TOKEN, Plan
+from tunery.training.objective import Objective
+from tunery.training.preference import Preference
 from tunery.training.schedule import auto_learning_rate, warmup_steps
 
 VALIDATIONS = 10
 """How often a run is validated under `eval_steps: auto`."""
 
 
+def make_objective(task: Task, kind: Kind) -> Objective:
+    """What a task minimises.
+
+    Args:
+        kind: of its rows, as found.
+
+    Raises:
+        ConfigError: a setting that this kind has no use for.
+    """
+    try:
+        task.require_meaning(kind)
+    except ValueError as error:
+        raise ConfigError(str(error), "remove it, or set data.kind") from None
+    return Preference(task.train.effective_beta) if kind == "preference" else NEXT_TOKEN
+
+
 def total_steps(config: TrainConfig, rows: int) -> int:
-    """Optimizer steps of a run over `rows` training rows."""
+    """Optimizer steps of a run over `rows` training rows (or pairs)."""
     if config.max_steps is not None:
         return config.max_steps
     return max(1, math.ceil(config.epochs * steps_per_epoch(rows, config.batch_size) - 1e-9))
 
 
-def peak_rate(config: TrainConfig, model_config: Any) -> float:
-    """The highest learning rate: as set, or by the rule of `auto_learning_rate`."""
+def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> float:
+    """The highest learning rate: as set, or by the rule of `auto_learning_rate`, times the objective's share."""
     if config.learning_rate != "auto":
         return float(config.learning_rate)
-    return auto_learning_rate(model_config.get_text_config().hidden_size)
+    rate = auto_learning_rate(model_config.get_text_config().hidden_size)
+    return float(f"{rate * objective.rate_share:.2g}")
 
 
-def make_plan(task: Task, rows: int, validation_rows: int, model_config: Any) -> Plan:
+def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
     """The plan of a run.
 
     Args:
-        rows, validation_rows: tokenised rows of each split.
+        prepared: the tokenised rows (or pairs) of each split.
         model_config: transformers' config of the base.
     """
-    config = task.train
+    config, objective = task.train, make_objective(task, prepared.data.kind)
+    rows, validation_rows = prepared.train.units, prepared.validation.units
     total = total_steps(config, rows)
     every = max(1, round(total / VALIDATIONS))
     eval_every = every if config.eval_steps == "auto" else config.eval_steps
@@ -45,10 +67,11 @@ def make_plan(task: Task, rows: int, validation_rows: int, model_config: Any) ->
     return Plan(
         config=config,
         seed=task.seed,
+        objective=objective,
         total_steps=total,
         warmup_steps=warmup_steps(config.warmup, total),
         steps_per_epoch=steps_per_epoch(rows, config.batch_size),
-        peak=peak_rate(config, model_config),
+        peak=peak_rate(config, model_config, objective),
         eval_every=eval_every,
         save_every=save_every,
         restore_best=restore and eval_every is not None,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tunery.config import Task
+from tunery.config import TEMPLATED_KINDS, Task
 from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
 from tunery.lora.adapter import load_adapter
@@ -23,9 +23,8 @@ from tunery.models.flat import FlatModel
 from tunery.models.load import Base
 from tunery.models.quantized import numel
 from tunery.paths import file_sha256, text_sha256
-from tunery.training.checkpoint import Progress
 from tunery.training.loop import Loop
-from tunery.training.loss import mean_loss
+from tunery.training.objective import Objective
 
 LISTED = 100
 """Places listed by name in the receipt; beyond that only the count."""
@@ -56,19 +55,19 @@ def still_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor["moved"] == 0.0]
 
 
-def check_reload(model: FlatModel, prepared: Prepared, folder: Path) -> dict[str, Any]:
+def check_reload(model: FlatModel, objective: Objective, prepared: Prepared, folder: Path) -> dict[str, Any]:
     """Load the adapter just saved beside the trained one and compare their losses on the same rows.
 
     Raises:
         AdapterError: they differ, so what lies on disk is not what was trained.
     """
     _, _, held_out = prepared.held_out
-    rows = (held_out.rows or prepared.train.rows)[:RELOAD_ROWS]
-    in_memory, _ = mean_loss(model, rows)
+    rows = (held_out if held_out.rows else prepared.train).first(RELOAD_ROWS)
+    in_memory, _ = objective.measure(model, rows)
     load_adapter(model.model, folder, name="reloaded")
     set_active(model.model, "reloaded")
     try:
-        from_disk, _ = mean_loss(model, rows)
+        from_disk, _ = objective.measure(model, rows)
     finally:
         set_active(model.model, "default")
         remove(model.model, "reloaded")
@@ -79,7 +78,7 @@ def check_reload(model: FlatModel, prepared: Prepared, folder: Path) -> dict[str
             f"{folder} is not what was trained; the last checkpoint is sound: run the same command again",
         )
     return {
-        "rows": len(rows),
+        "rows": len(rows) // objective.unit,
         "loss_in_memory": in_memory,
         "loss_from_disk": from_disk,
         "difference": difference,
@@ -101,7 +100,7 @@ def data_section(prepared: Prepared) -> dict[str, Any]:
         "rows_read": data.rows_read,
         "rows_skipped": len(data.skipped),
         "skipped": [str(problem) for problem in data.skipped[:LISTED]],
-        **{f"{name}_rows": len(rows.rows) for name, rows in splits.items()},
+        **{f"{name}_rows": rows.units for name, rows in splits.items()},
         "duplicates": data.duplicates,
         "overlap_removed": data.overlap_removed,
         "dropped": len(dropped),
@@ -116,7 +115,7 @@ def data_section(prepared: Prepared) -> dict[str, Any]:
 def end_of_turn(prepared: Prepared) -> dict[str, Any]:
     """Which token ends an answer, and whether it was among the trained ones."""
     renderer = prepared.renderer
-    chat = prepared.data.kind in ("chat", "classification")
+    chat = prepared.data.kind in TEMPLATED_KINDS
     token = renderer.end_of_turn if chat else renderer.tokenizer.eos_token_id
     trained = token is not None and any(
         bool((row.weights[row.ids == token] > 0).any()) for row in prepared.train.rows[:1000]
@@ -185,11 +184,12 @@ def build_receipt(
         },
         "lora": _lora_section(task, base, loop, initial, matched),
         "training": _training_section(task, loop),
-        "reload": check_reload(loop.model, prepared, folder),
+        **_preference_section(task, prepared),
+        "reload": check_reload(loop.model, loop.plan.objective, prepared, folder),
         "adapter": _adapter_section(folder),
         "device": describe_device(device),
         "precision": _precision_section(base),
-        "speed": _speed_section(base, progress, initial),
+        "speed": _speed_section(base, loop, initial),
         "memory": {"peak_bytes": peak_memory(device), "estimated_bytes": expected_bytes},
         "versions": versions(),
     }
@@ -215,17 +215,21 @@ def _adapter_section(folder: Path) -> dict[str, Any]:
     return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
 
 
-def step_flops(model: Any, computed_tokens: int, trained_tokens: int, adapter_parameters: int) -> float:
+def step_flops(
+    model: Any, computed_tokens: int, trained_tokens: int, adapter_parameters: int, passes: int = 0
+) -> float:
     """Floating-point operations of the matrix products that LoRA needs, attention's own left out.
 
     A computed token costs 2P forward and 2P for the gradient of the inputs (P: the base's matrix parameters inside the
-    layers), and 6 per adapter parameter; a predicting position costs 4 per parameter of the head.
+    layers), and 6 per adapter parameter; a predicting position costs 4 per parameter of the head. Each of `passes` runs
+    of the base without gradient costs 2 and 2.
     """
     head = model.get_output_embeddings()
     outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
     inside = sum(numel(p) for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
     head_size = 0 if head is None else sum(numel(p) for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
-    return computed_tokens * (4.0 * inside + 6.0 * adapter_parameters) + trained_tokens * 4.0 * head_size
+    trained = computed_tokens * (4.0 * inside + 6.0 * adapter_parameters) + trained_tokens * 4.0 * head_size
+    return trained + passes * 2.0 * (computed_tokens * inside + trained_tokens * head_size)
 
 
 def _lora_section(
@@ -273,6 +277,21 @@ def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
     }
 
 
+def _preference_section(task: Task, prepared: Prepared) -> dict[str, Any]:
+    """Of preference training: β, and for each split its pairs and the trained tokens of both answers."""
+    if prepared.data.kind != "preference":
+        return {}
+    splits = {
+        name: {
+            "pairs": rows.units,
+            "chosen_tokens": sum(row.trained for row in rows.rows[0::2]),
+            "rejected_tokens": sum(row.trained for row in rows.rows[1::2]),
+        }
+        for name, rows in prepared.splits.items()
+    }
+    return {"preference": {"beta": task.train.effective_beta, **splits}}
+
+
 def _precision_section(base: Base) -> dict[str, Any]:
     if base.probe is None:
         return {"dtype": base.info.dtype, "reason": "as set"}
@@ -284,12 +303,13 @@ def _precision_section(base: Base) -> dict[str, Any]:
     }
 
 
-def _speed_section(base: Base, progress: Progress, initial: Mapping[str, Tensor]) -> dict[str, Any]:
+def _speed_section(base: Base, loop: Loop, initial: Mapping[str, Tensor]) -> dict[str, Any]:
     """Start-up, validation and checkpoints are not counted."""
+    progress, passes = loop.progress, loop.plan.objective.passes
     seconds = max(progress.seconds, 1e-9)
     rate = matmul_rate(base.model.device, base.model.dtype)
     trainable = sum(tensor.numel() for tensor in initial.values())
-    flops = step_flops(base.model, progress.computed_tokens, progress.trained_tokens, trainable)
+    flops = step_flops(base.model, progress.computed_tokens, progress.trained_tokens, trainable, passes)
     return {
         "data_tokens_per_second": progress.data_tokens / seconds,
         "computed_tokens_per_second": progress.computed_tokens / seconds,

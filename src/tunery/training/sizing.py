@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import Row, flatten, rows_of_step
-from tunery.data.prepare import Prepared
+from tunery.data.batching import Row, flatten, largest_unit, step_rows
+from tunery.data.prepare import Prepared, Rows
 from tunery.models.device import resident_memory
 from tunery.models.flat import FlatModel
 from tunery.models.memory import MemoryEstimate, estimate, logit_chunk, tokens_that_fit
@@ -43,15 +43,15 @@ class Sizing:
         return self.estimate.total + self.resident
 
 
-def sample_batches(task: Task, rows: Sequence[Row]) -> Iterator[list[Row]]:
+def sample_batches(task: Task, train: Rows) -> Iterator[list[Row]]:
     """The batches of the first steps."""
     for step in range(SAMPLED_STEPS):
-        yield [rows[i] for i in rows_of_step(task.seed, step, len(rows), task.train.batch_size)]
+        yield step_rows(train.rows, train.unit, task.seed, step, task.train.batch_size)
 
 
-def largest_batch(task: Task, rows: Sequence[Row], *, share: bool = True) -> tuple[int, int]:
+def largest_batch(task: Task, train: Rows, *, share: bool = True) -> tuple[int, int]:
     """(computed tokens, predicting positions) of the largest among the first steps' batches, unsplit."""
-    flat = [flatten(batch, share=share) for batch in sample_batches(task, rows)]
+    flat = [flatten(batch, share=share) for batch in sample_batches(task, train)]
     return max(len(b.ids) for b in flat), max(len(b.sources) for b in flat)
 
 
@@ -77,8 +77,8 @@ def size_up(
     """
     rows = prepared.train.rows
     config = base.config.get_text_config()
-    longest = max(len(row.inputs) for row in rows)
-    tokens, positions = largest_batch(task, rows) if model.flattened else (longest, longest)
+    longest = largest_unit(rows, prepared.train.unit if model.flattened else 1)
+    tokens, positions = largest_batch(task, prepared.train) if model.flattened else (longest, longest)
     micro_rows = wanted_rows(task)
     tokens = max(longest, -(-tokens * micro_rows // task.train.batch_size))
     common: dict[str, Any] = {

@@ -1,0 +1,165 @@
+"""A row with two answers to one prompt, of which the first is preferred.
+
+Read in OpenAI's form ({input: {messages, tools}, preferred_output, non_preferred_output}) and in the field's usual one
+(prompt, chosen, rejected: texts, or lists of messages; without a prompt, two conversations that begin alike).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunery.data.conversation import (
+    Report,
+    kind_of,
+    read_list,
+    read_messages,
+    read_tools,
+    report_missing,
+)
+from tunery.data.detect import did_you_mean
+
+_INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
+_LIST = 'write [{"role": …, "content": …}, …]'
+
+Messages = list[dict[str, Any]]
+
+
+def read_pair(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a preference example; {} where there is a problem.
+
+    Args:
+        row: its values. A text stands for one message: of the user as a prompt, of the assistant as an answer.
+        columns: role (chosen, rejected, and where there are such columns prompt and tools) → key.
+    """
+    keys = {role: columns[role] for role in ("chosen", "rejected")}
+    for key in keys.values():
+        if row.get(key) is None:
+            report_missing(report, row, key)
+    calls: set[str] = set()
+    prompt, tools = _prompt(report, row, columns, calls)
+    answers = {role: _answer(report, key, row.get(key), set(calls)) for role, key in keys.items()}
+    if report.problems:
+        return {}
+    if prompt is None or any(_is_whole(messages) for messages in answers.values()):
+        prompt, answers = _shared_beginning(report, columns, prompt, answers)
+    for role, key in keys.items():
+        _check_answer(report, key, answers[role])
+    if any("weight" in message and message["weight"] for message in prompt):
+        report.add(columns.get("prompt", keys["chosen"]), "what both answers follow is not trained", "remove weight: 1")
+    chosen, rejected = (tuple(map(_unweighted, answers[role])) for role in keys)
+    if chosen == rejected and not report.problems:
+        report.add(keys["rejected"], "both answers are the same", "make them differ, or remove the row")
+    return {"messages": tuple(map(_unweighted, prompt)), "chosen": chosen, "rejected": rejected, "tools": tools}
+
+
+def _unweighted(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "weight"}
+
+
+def _prompt(
+    report: Report, row: Mapping[str, Any], columns: Mapping[str, str], calls: set[str]
+) -> tuple[Messages | None, tuple[dict[str, Any], ...]]:
+    """(messages before the answers, or None where the row gives none; tools)."""
+    key = columns.get("prompt")
+    value = None if key is None else row.get(key)
+    tools_key = columns.get("tools", "tools")
+    tools = read_tools(report, tools_key, row.get(tools_key))
+    if key is None or value is None:
+        return None, tools
+    if isinstance(value, Mapping):
+        return _openai_input(report, key, value, calls)
+    if isinstance(value, str):
+        if not value.strip():
+            report.add(key, "empty", "write the prompt, or remove the row")
+        return [{"role": "user", "content": value}], tools
+    if not isinstance(value, list):
+        report.add(key, f"a text or a list of messages is needed, not {kind_of(value)}", _LIST)
+        return [], tools
+    if not value:
+        report.add(key, "empty", _LIST)
+    return read_messages(report, key, value, calls), tools
+
+
+def _openai_input(
+    report: Report, key: str, value: Mapping[str, Any], calls: set[str]
+) -> tuple[Messages, tuple[dict[str, Any], ...]]:
+    for unknown in sorted(set(value) - set(_INPUT_KEYS)):
+        report.add(f"{key}.{unknown}", "unknown key", did_you_mean(unknown, _INPUT_KEYS))
+    parallel = value.get("parallel_tool_calls")
+    if parallel is not None and not isinstance(parallel, bool):
+        report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {kind_of(parallel)}", "write true")
+    tools = read_tools(report, f"{key}.tools", value.get("tools"))
+    if value.get("messages") is None:
+        report_missing(report, value, "messages", f"{key}.")
+        return [], tools
+    messages = read_list(report, f"{key}.messages", value["messages"], _LIST)
+    if messages == []:
+        report.add(f"{key}.messages", "empty", _LIST)
+    return read_messages(report, f"{key}.messages", messages or [], calls), tools
+
+
+def _answer(report: Report, key: str, value: Any, calls: set[str]) -> Messages:
+    """The messages of an answer, or of a whole conversation that ends with it."""
+    if value is None:  # already reported
+        return []
+    if isinstance(value, str):
+        if not value.strip():
+            report.add(key, "the answer is empty", "write the answer, or remove the row")
+        return [{"role": "assistant", "content": value}]
+    if not isinstance(value, list):
+        report.add(key, f"a text or a list of messages is needed, not {kind_of(value)}", _LIST)
+        return []
+    if not value:
+        report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')
+    return read_messages(report, key, value, calls)
+
+
+def _is_whole(messages: Messages) -> bool:
+    return messages[0]["role"] != "assistant"
+
+
+def _shared_beginning(
+    report: Report, columns: Mapping[str, str], given: Messages | None, answers: dict[str, Messages]
+) -> tuple[Messages, dict[str, Messages]]:
+    """(what two whole conversations begin with, what each goes on with). `given`: the row's own prompt, if any."""
+    chosen, rejected = answers["chosen"], answers["rejected"]
+    same = [_unweighted(a) == _unweighted(b) for a, b in zip(chosen, rejected, strict=False)]
+    shared = same.index(False) if False in same else len(same)
+    if shared == len(chosen) == len(rejected):  # said in read_pair
+        shared -= 1
+    if shared == 0:
+        key = columns["chosen"]
+        report.add(
+            key, "there is no prompt, and chosen and rejected begin differently",
+            "give a prompt, or two conversations that are the same up to their answers",
+        )  # fmt: skip
+        return [], answers
+    prompt = chosen[:shared]
+    if given is not None and not _begins_with(prompt, given):
+        report.add(
+            columns["prompt"], "the conversations in chosen and rejected do not begin with this prompt",
+            "make them begin with it, or remove the prompt",
+        )  # fmt: skip
+    return prompt, {"chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _begins_with(conversation: Messages, given: Messages) -> bool:
+    """Whether a conversation holds the messages given, one after another, after an optional system message."""
+    plain, wanted = [[_unweighted(m) for m in part] for part in (conversation, given)]
+    return any(plain[at : at + len(wanted)] == wanted for at in range(len(plain)))
+
+
+def _check_answer(report: Report, key: str, messages: Messages) -> None:
+    if not messages:
+        report.add(key, "the other conversation goes on where this one ends", "give both an answer of their own")
+        return
+    if messages[0]["role"] != "assistant":
+        report.add(
+            key, f"an answer begins with an assistant message, not with role {messages[0]['role']}",
+            "put what both answers follow into the prompt",
+        )  # fmt: skip
+    elif messages[-1]["role"] != "assistant":
+        report.add(key, "an answer ends with an assistant message", f"remove what follows it ({messages[-1]['role']})")
+    if any(message.get("weight") == 0 for message in messages):
+        report.add(key, "every assistant message of an answer is compared", "remove weight: 0")

@@ -1,0 +1,103 @@
+"""What a run minimises. The loop asks it for a step's weight, a micro-batch's gradient and the validation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from tunery.data.batching import Row, flatten
+from tunery.models.flat import FlatModel
+from tunery.training.loss import batch_loss, mean_loss
+
+
+@dataclass
+class Sums:
+    """What micro-batches add up to.
+
+    Attributes:
+        loss: summed, not yet divided by the step's weight.
+        metrics: by the name in metrics.jsonl, summed in the same way.
+        data_tokens, computed_tokens, trained_tokens: of their rows.
+    """
+
+    loss: Tensor | float = 0.0
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    data_tokens: int = 0
+    computed_tokens: int = 0
+    trained_tokens: int = 0
+
+    def __iadd__(self, other: Sums) -> Sums:
+        self.loss = self.loss + other.loss
+        for name, value in other.metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+        self.data_tokens += other.data_tokens
+        self.computed_tokens += other.computed_tokens
+        self.trained_tokens += other.trained_tokens
+        return self
+
+
+class Objective(Protocol):
+    """A loss over units of rows.
+
+    Attributes:
+        unit: neighbouring rows that belong together and are never split.
+        noun: what a unit is called.
+        rate_share: `learning_rate: auto` as a share of the rate for supervised training.
+        passes: how often the base is run forward besides the trained pass.
+    """
+
+    @property
+    def unit(self) -> int: ...
+    @property
+    def noun(self) -> str: ...
+    @property
+    def rate_share(self) -> float: ...
+    @property
+    def passes(self) -> int: ...
+
+    def weight(self, rows: Sequence[Row]) -> float:
+        """What the summed loss of a whole optimizer step is divided by, once."""
+        ...
+
+    def backward(self, model: FlatModel, rows: Sequence[Row], weight: float) -> Sums:
+        """Add the gradient of (summed loss / weight) of one micro-batch to the parameters."""
+        ...
+
+    def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
+        """(loss, metrics) of held-out rows, without gradients. The metrics are logged under "valid_" and their name."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of the trained tokens, divided by their weight."""
+
+    unit: int = 1
+    noun: str = "row"
+    rate_share: float = 1.0
+    passes: int = 0
+
+    def weight(self, rows: Sequence[Row]) -> float:
+        """The trained weight of the rows."""
+        return sum(float(row.weights.sum()) for row in rows)
+
+    def backward(self, model: FlatModel, rows: Sequence[Row], weight: float) -> Sums:
+        """See Objective."""
+        batch = flatten(rows)
+        loss = batch_loss(model, batch)
+        (loss.total / weight).backward()
+        return Sums(
+            loss.total.detach(),
+            {"train_token_accuracy": loss.correct},
+            batch.data_tokens,
+            len(batch.ids),
+            len(batch.targets),
+        )
+
+    def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
+        """See Objective."""
+        loss, accuracy = mean_loss(model, rows)
+        return loss, {"token_accuracy": accuracy}
