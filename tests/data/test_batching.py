@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,3 +104,15 @@ def test_micro_batches_hold_every_row_once_within_the_limits(seed: int, count: i
         assert len(part) <= limit
         if len(part) > 1:  # a single row may be longer than the limit; sharing under 8 tokens is not used
             assert len(flatten(part).ids) <= tokens + 8 * len(part)
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 100])
+def test_visible_pairs_are_those_of_the_whole_mask(window: int | None) -> None:
+    from tunery.models.tree_mask import tree_of
+
+    rng = np.random.default_rng(3)
+    stem = rng.integers(3, 60, 20)
+    rows = [Row(np.r_[stem, rng.integers(3, 60, n)].astype(np.int32), np.ones(20 + n, np.float32)) for n in (3, 9, 30)]
+    batch = flatten(rows)
+    assert len(batch.groups) > 1
+    assert batch.visible_pairs(window) == int(tree_of(batch.groups).sees(window).sum())

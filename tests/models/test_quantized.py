@@ -24,8 +24,8 @@ from tunery.lora.attach import adapter_state, apply_lora, disabled
 from tunery.lora.merge import merge
 from tunery.models import quantized
 from tunery.models.flat import inspect_model
+from tunery.models.flops import step_flops
 from tunery.models.load import load_base
-from tunery.training.receipt import step_flops
 
 needs_library = pytest.mark.skipif(not quantized.installed(), reason="needs bitsandbytes")
 MODES = ("nf4", "int8")

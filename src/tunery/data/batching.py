@@ -164,6 +164,15 @@ class FlatBatch:
     owners: np.ndarray
     data_tokens: int
 
+    def visible_pairs(self, window: int | None = None) -> int:
+        """Queries and keys that see each other, within a sliding window if there is one."""
+        pairs = 0
+        for group in self.groups:
+            for length in group.lengths:
+                seen = np.arange(len(group.path) + 1, len(group.path) + length + 1)
+                pairs += int(seen.sum() if window is None else np.minimum(seen, window).sum())
+        return pairs
+
 
 @dataclass(slots=True)
 class _Node:

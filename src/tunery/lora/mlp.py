@@ -46,6 +46,11 @@ class LeanMLP(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
+def is_gated_mlp(block: nn.Module) -> bool:
+    """Whether a module has the layers of a gated feed-forward block, and no others."""
+    return set(dict(block.named_children())) == {*_LAYERS, "act_fn"}
+
+
 def replace_mlps(model: nn.Module) -> int:
     """Put LeanMLP in the place of every gated feed-forward block that it reproduces to the bit; returns how many.
 
@@ -55,7 +60,7 @@ def replace_mlps(model: nn.Module) -> int:
     replaced = 0
     for parent in list(model.modules()):
         for name, block in list(parent.named_children()):
-            if isinstance(block, LeanMLP) or set(dict(block.named_children())) != {*_LAYERS, "act_fn"}:
+            if isinstance(block, LeanMLP) or not is_gated_mlp(block):
                 continue
             kind = (type(block), type(block.act_fn))
             if kind not in forms:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +19,7 @@ from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat
 from tunery.models.device import on_device
+from tunery.models.flops import layer_windows
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import LeanRMSNorm, replace_norms
 
@@ -78,6 +81,19 @@ class FlatModel:
     def device(self) -> torch.device:
         """Where the model lies."""
         return self.model.device
+
+    @functools.cached_property
+    def _windows(self) -> Counter[int | None]:
+        return Counter(layer_windows(self.model.config))
+
+    def visible_pairs(self, batch: FlatBatch) -> int:
+        """Queries and keys that see each other, summed over the layers."""
+        return sum(layers * batch.visible_pairs(window) for window, layers in self._windows.items())
+
+    @property
+    def last_layer_parameters(self) -> int:
+        """Numbers of the base that are used at the predicting positions only."""
+        return 0 if self.last_layer is None else self.last_layer.parameters
 
     def hidden(self, batch: FlatBatch) -> Tensor:
         """Final hidden states at the predicting positions, [S, d]; needs `head`."""

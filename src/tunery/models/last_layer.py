@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tunery.models.quantized import numel
+
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _OUTPUT = ("o_proj", "out_proj", "c_proj", "dense")
@@ -24,6 +26,7 @@ class LastLayer:
 
     Attributes:
         positions: int64 [S], the rows of [1, T, d] that are wanted; None computes all.
+        parameters: frozen numbers of the matrices that are used at these positions only.
         row: any tensor of T numbers. (Not T itself: torch.compile would compile the layer for each T.)
     """
 
@@ -32,7 +35,10 @@ class LastLayer:
         self.row: Tensor | None = None
         self._entered = 0
         self._hooks: list[Any] = []
-        for module in _row_wise(model):
+        modules = _row_wise(model)
+        frozen = {id(p): p for module in modules for p in module.parameters() if p.dim() >= 2 and not p.requires_grad}
+        self.parameters = sum(numel(p) for p in frozen.values())
+        for module in modules:
             self._hooks.append(module.register_forward_pre_hook(self._take))
             self._hooks.append(module.register_forward_hook(self._put_back))
 

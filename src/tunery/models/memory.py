@@ -6,6 +6,13 @@ import bisect
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from tunery.lora.layer import LoRALinear
+from tunery.lora.mlp import LeanMLP, is_gated_mlp
+from tunery.models.attention import KEPT_KEYS
+from tunery.models.quantized import quantized_layers
+
 LOGIT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits in the model's number format; the loss never holds more."""
 
@@ -18,12 +25,6 @@ LOGIT_PARTS = 8
 
 LOGIT_COPIES = 3
 """Of such a part: the logits in float32, their softmax, and a temporary."""
-
-KEPT_KEYS = 640
-"""Up to this many keys the attention on a CPU keeps its weights for the backward pass (tunery.models.attention)."""
-
-OVERHEAD = 1.1
-"""Measured resident memory over the sum of what autograd saves: temporary tensors and the allocator's gaps."""
 
 MOST_TOKENS = 1 << 24
 
@@ -46,6 +47,34 @@ class MemoryEstimate:
     def total(self) -> int:
         """The sum."""
         return self.base + self.adapter_and_optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Lean:
+    """Which parts of a model keep only what the gradient needs.
+
+    Attributes:
+        norms: tunery.models.lean.LeanRMSNorm, or a norm that PyTorch computes in one step.
+        mlp: tunery.lora.mlp.LeanMLP, with an adapter on each of its layers.
+    """
+
+    norms: bool = True
+    mlp: bool = True
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Lean:
+        """Of a model with adapters, whether or not its parts have been replaced yet."""
+        blocks = [module for module in model.modules() if isinstance(module, LeanMLP) or is_gated_mlp(module)]
+        layers = [child for block in blocks for name, child in block.named_children() if name.endswith("_proj")]
+        norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+        quantized = any(True for _ in quantized_layers(model))
+        return cls(
+            norms=all(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in norms),
+            mlp=bool(layers) and all(isinstance(layer, LoRALinear) for layer in layers) and not quantized,
+        )
+
+
+LEAN = Lean()
 
 
 @dataclass(frozen=True)
@@ -88,26 +117,29 @@ def _first(config: Any, *names: str) -> Any:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
-def _layer_bytes(w: _Widths, dtype_bytes: int, keys: int) -> float:
+def _layer_bytes(w: _Widths, dtype_bytes: int, keys: int, lean: Lean) -> float:
     """Bytes that one decoder layer keeps per token for the backward pass, all its linear layers adapted.
 
     With b bytes a number, width d, query width q, key-value width k, feed-forward width f, H heads and K keys:
 
-    - 8 d: the input of both norms in float32 (Llama's RMSNorm computes there; other norms keep less);
-    - b (2 d + q): the inputs of the adapters: both norms' outputs and the attention's;
-    - b (2 q + 2 k): rotated queries, keys, values and, in the fused kernel, the output in its own layout;
-    - 4 b f: gate, activation of the gate, up, and their product, the input of the last adapter (5 for gelu_new);
-    - (b + 4) H K: attention weights in float32 for the softmax and once more in the model's format (float32: once),
-      where no fused kernel runs.
+    - 4 b d: input and output of both norms; 8 d more where an RMSNorm is written out in float32;
+    - b (2 q + 2 k): rotated queries, keys, values, and the attention's output, which the adapter after it reads;
+    - 2 b f: gate and up (tunery.lora.fused.gated_mlp); 4 b f where each layer runs for itself (5 for gelu_new);
+    - b H K: attention weights, where they are kept.
 
     A base layer keeps nothing of its own, because its weight is frozen. The adapters' thin products (b · rank each) are
-    under 2 %. Measured with saved-tensor hooks on SmolLM2-135M, rank 16, bfloat16, one flattened row: 27.1 kB per token
-    and layer for 16 rows of 80 tokens, 38.0 for 8 of 284, 23.9 for 2 of 800 (fused); this formula gives 27.7, 38.7
-    and 23.4.
+    under 2 %.
     """
-    inside = 2 * w.hidden + 3 * w.query + 2 * w.key_value + w.activation_steps * w.feed_forward
-    scores = (dtype_bytes + 4 if dtype_bytes < 4 else dtype_bytes) * w.heads * keys
-    return 8 * w.hidden + dtype_bytes * inside + scores
+    norms = 4 * dtype_bytes * w.hidden + (0 if lean.norms else 8 * w.hidden)
+    feed_forward = 2 if lean.mlp else w.activation_steps
+    inside = 2 * w.query + 2 * w.key_value + feed_forward * w.feed_forward + w.heads * keys
+    return norms + dtype_bytes * inside
+
+
+def _working_bytes(w: _Widths, dtype_bytes: int) -> int:
+    """Bytes a token takes in the one layer that is being computed, above what is kept: gradients and products of its
+    feed-forward part, queries, keys and values in blocks, float32 in a norm."""
+    return dtype_bytes * (4 * w.feed_forward + 4 * w.query + 4 * w.key_value + 2 * w.hidden) + 8 * w.hidden
 
 
 def estimate(
@@ -122,6 +154,7 @@ def estimate(
     keys: int | None = None,
     logit_chunk: int = LOGIT_CHUNK_BYTES,
     base_bytes: int | None = None,
+    lean: Lean = LEAN,
 ) -> MemoryEstimate:
     """Peak memory of a LoRA step on one flattened row.
 
@@ -138,13 +171,13 @@ def estimate(
             runs; left out, the most for which they are kept.
         logit_chunk: bytes of one chunk of logits; larger on a GPU.
         base_bytes: of the frozen base, where that is not parameters times dtype_bytes (tunery.models.quantized).
+        lean: which parts of the model keep less.
 
-    Measured on SmolLM2-135M in bfloat16 as growth of resident memory over a step: 1.29 GB for 16 rows of 80 tokens,
-    3.07 for 8 of 284, 1.59 for 2 of 800; this gives 1.49, 3.23 and 1.57 above base and optimizer.
+    What is kept is held by tests to what autograd really saves; the whole, to measured peaks in docs/lab.md.
     """
     w = _Widths.of(config)
-    keys = min(KEPT_KEYS, tokens_in_flight) if keys is None else min(keys, KEPT_KEYS)
-    layer = tokens_in_flight * _layer_bytes(w, dtype_bytes, keys)
+    keys = min(KEPT_KEYS, tokens_in_flight) if keys is None else keys if keys <= KEPT_KEYS else 0
+    layer = tokens_in_flight * _layer_bytes(w, dtype_bytes, keys, lean)
     kept = layer * w.layers
     if gradient_checkpointing:
         kept = min(kept, layer + tokens_in_flight * dtype_bytes * w.hidden * w.layers)
@@ -152,7 +185,7 @@ def estimate(
     return MemoryEstimate(
         base=parameters * dtype_bytes if base_bytes is None else base_bytes,
         adapter_and_optimizer=trainable * (16 + dtype_bytes),
-        activations=int(OVERHEAD * kept),
+        activations=int(kept + tokens_in_flight * _working_bytes(w, dtype_bytes)),
         logits=int(chunk * (1 + LOGIT_COPIES * max(4, dtype_bytes) / dtype_bytes / LOGIT_PARTS)),
     )
 
@@ -168,6 +201,7 @@ def tokens_that_fit(
     keys: int | None = None,
     logit_chunk: int = LOGIT_CHUNK_BYTES,
     base_bytes: int | None = None,
+    lean: Lean = LEAN,
 ) -> int:
     """The most tokens in flight, all of them predicting, whose estimate keeps to the budget; 0 if not one fits."""
 
@@ -175,7 +209,7 @@ def tokens_that_fit(
         return estimate(
             config, parameters=parameters, trainable=trainable, dtype_bytes=dtype_bytes, tokens_in_flight=tokens,
             trained_tokens=tokens, gradient_checkpointing=gradient_checkpointing, keys=keys, base_bytes=base_bytes,
-            logit_chunk=logit_chunk,
+            logit_chunk=logit_chunk, lean=lean,
         ).total  # fmt: skip
 
     return max(0, bisect.bisect_right(range(MOST_TOKENS), budget_bytes, key=total) - 1)

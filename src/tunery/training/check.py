@@ -12,12 +12,13 @@ from tunery.data.batching import Row
 from tunery.data.prepare import Prepared
 from tunery.lora.attach import trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
+from tunery.models.flops import step_flops
 from tunery.models.load import empty_model, quantization_of
-from tunery.models.memory import estimate, logit_chunk
+from tunery.models.memory import Lean, estimate, logit_chunk
 from tunery.models.quantized import expected_bytes
 from tunery.training.fit import attach_adapter
 from tunery.training.plan import make_objective, peak_rate, total_steps
-from tunery.training.receipt import data_section, end_of_turn, step_flops
+from tunery.training.receipt import data_section, end_of_turn
 from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
 
 REACHED_SHARE = 0.3
@@ -111,6 +112,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         keys=kept_keys(rows, device),
         logit_chunk=logit_chunk(device.type),
         base_bytes=base_bytes,
+        lean=Lean.of(model),
     )
     flops = steps * step_flops(model, tokens, positions, trainable, objective.passes)
     seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))

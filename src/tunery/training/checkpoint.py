@@ -47,7 +47,8 @@ class Progress:
 
     Attributes:
         step: optimizer steps done.
-        data_tokens, computed_tokens, trained_tokens: sums over those steps.
+        data_tokens, computed_tokens, trained_tokens, positions, pairs: sums over those steps
+            (tunery.training.objective.Sums).
         seconds: time spent in those steps.
         best_step, best_loss: of the validation loss; None before the first validation.
         bad_validations: validations in a row without a better loss.
@@ -61,6 +62,8 @@ class Progress:
     data_tokens: int = 0
     computed_tokens: int = 0
     trained_tokens: int = 0
+    positions: int = 0
+    pairs: int = 0
     seconds: float = 0.0
     first_loss: float | None = None
     last_loss: float | None = None

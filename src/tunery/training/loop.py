@@ -70,14 +70,12 @@ NEXT_TOKEN = NextToken()
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one optimizer step: the loss and the objective's metrics (means), the gradient's norm, tokens."""
+    """Of one optimizer step: the loss and the objective's metrics (means), the gradient's norm, and its sums."""
 
     loss: float
     metrics: dict[str, float]
     gradient_norm: float
-    data_tokens: int
-    computed_tokens: int
-    trained_tokens: int
+    sums: Sums
 
 
 def train_step(
@@ -116,9 +114,7 @@ def train_step(
         free_cached_memory()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
     metrics = {name: float(value) / weight for name, value in sums.metrics.items()}
-    return StepResult(
-        float(sums.loss) / weight, metrics, float(norm), sums.data_tokens, sums.computed_tokens, sums.trained_tokens
-    )
+    return StepResult(float(sums.loss) / weight, metrics, float(norm), sums)
 
 
 def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
@@ -215,9 +211,11 @@ class Loop:
         progress = self.progress
         progress.step += 1
         progress.seconds += seconds
-        progress.data_tokens += result.data_tokens
-        progress.computed_tokens += result.computed_tokens
-        progress.trained_tokens += result.trained_tokens
+        progress.data_tokens += result.sums.data_tokens
+        progress.computed_tokens += result.sums.computed_tokens
+        progress.trained_tokens += result.sums.trained_tokens
+        progress.positions += result.sums.positions
+        progress.pairs += result.sums.pairs
         progress.first_loss = result.loss if progress.first_loss is None else progress.first_loss
         progress.last_loss = result.loss
         progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
@@ -229,8 +227,8 @@ class Loop:
             **result.metrics,
             learning_rate=rate,
             grad_norm=result.gradient_norm,
-            data_tokens_per_second=result.data_tokens / seconds,
-            computed_tokens_per_second=result.computed_tokens / seconds,
+            data_tokens_per_second=result.sums.data_tokens / seconds,
+            computed_tokens_per_second=result.sums.computed_tokens / seconds,
             seconds=seconds,
         )
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.models.flat import FlatModel
 from tunery.training.loss import batch_loss, mean_loss
 
@@ -21,6 +21,8 @@ class Sums:
         loss: summed, not yet divided by the step's weight.
         metrics: by the name in metrics.jsonl, summed in the same way.
         data_tokens, computed_tokens, trained_tokens: of their rows.
+        positions: predicting positions; several rows may predict from one.
+        pairs: queries and keys that see each other, summed over the layers.
     """
 
     loss: Tensor | float = 0.0
@@ -28,6 +30,23 @@ class Sums:
     data_tokens: int = 0
     computed_tokens: int = 0
     trained_tokens: int = 0
+    positions: int = 0
+    pairs: int = 0
+
+    @classmethod
+    def of(
+        cls, loss: Tensor, metrics: Mapping[str, Tensor | float], model: FlatModel, batches: Sequence[FlatBatch]
+    ) -> Sums:
+        """Of micro-batches with these sums of loss and metrics."""
+        return cls(
+            loss,
+            dict(metrics),
+            data_tokens=sum(batch.data_tokens for batch in batches),
+            computed_tokens=sum(len(batch.ids) for batch in batches),
+            trained_tokens=sum(len(batch.targets) for batch in batches),
+            positions=sum(len(batch.sources) for batch in batches),
+            pairs=sum(model.visible_pairs(batch) for batch in batches),
+        )
 
     def __iadd__(self, other: Sums) -> Sums:
         self.loss = self.loss + other.loss
@@ -36,6 +55,8 @@ class Sums:
         self.data_tokens += other.data_tokens
         self.computed_tokens += other.computed_tokens
         self.trained_tokens += other.trained_tokens
+        self.positions += other.positions
+        self.pairs += other.pairs
         return self
 
 
@@ -89,13 +110,7 @@ class NextToken:
         batch = flatten(rows)
         loss = batch_loss(model, batch)
         (loss.total / weight).backward()
-        return Sums(
-            loss.total.detach(),
-            {"train_token_accuracy": loss.correct},
-            batch.data_tokens,
-            len(batch.ids),
-            len(batch.targets),
-        )
+        return Sums.of(loss.total.detach(), {"train_token_accuracy": loss.correct}, model, [batch])
 
     def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """See Objective."""

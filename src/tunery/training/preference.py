@@ -83,7 +83,7 @@ class Preference:
         reference = _reference(model, batch, len(rows))
         judged = judge(row_log_probabilities(model, batch, len(rows)), reference, self.beta)
         (judged.loss / weight).backward()
-        return _sums(judged, [batch])
+        return Sums.of(judged.loss.detach(), judged.metrics, model, [batch])
 
     def _one_by_one(self, model: FlatModel, rows: Sequence[Row], weight: float) -> Sums:
         """Where only one row runs at a time, only one row's activations are kept: first the log-probabilities of all,
@@ -96,7 +96,7 @@ class Preference:
         (slopes,) = torch.autograd.grad(judged.loss / weight, policy)
         for slope, batch in zip(slopes, batches, strict=True):
             (slope * row_log_probabilities(model, batch, 1)).sum().backward()
-        return _sums(judged, batches)
+        return Sums.of(judged.loss.detach(), judged.metrics, model, batches)
 
     def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """See Objective: the mean over the pairs."""
@@ -110,16 +110,6 @@ class Preference:
 def _reference(model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
     with disabled(model.model):
         return row_log_probabilities(model, batch, rows)
-
-
-def _sums(judged: Judged, batches: Sequence[FlatBatch]) -> Sums:
-    return Sums(
-        judged.loss.detach(),
-        {**judged.metrics},
-        sum(batch.data_tokens for batch in batches),
-        sum(len(batch.ids) for batch in batches),
-        sum(len(batch.targets) for batch in batches),
-    )
 
 
 def judge_scores(policy: np.ndarray, reference: np.ndarray, beta: float) -> tuple[float, dict[str, float]]:

@@ -20,8 +20,8 @@ from tunery.lora.targets import untouched_linear_weights
 from tunery.models.attention_gpu import refusals
 from tunery.models.device import describe_device, matmul_rate, peak_memory
 from tunery.models.flat import FlatModel
+from tunery.models.flops import step_flops
 from tunery.models.load import Base
-from tunery.models.quantized import numel
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.loop import Loop
 from tunery.training.objective import Objective
@@ -180,6 +180,7 @@ def build_receipt(
             "data": progress.data_tokens,
             "trained": progress.trained_tokens,
             "computed": progress.computed_tokens,
+            "predicting_positions": progress.positions,
             **end_of_turn(prepared),
         },
         "lora": _lora_section(task, base, loop, initial, matched),
@@ -213,23 +214,6 @@ def _adapter_section(folder: Path) -> dict[str, Any]:
     """Hash and size of the adapter file."""
     file = folder / "adapter_model.safetensors"
     return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
-
-
-def step_flops(
-    model: Any, computed_tokens: int, trained_tokens: int, adapter_parameters: int, passes: int = 0
-) -> float:
-    """Floating-point operations of the matrix products that LoRA needs, attention's own left out.
-
-    A computed token costs 2P forward and 2P for the gradient of the inputs (P: the base's matrix parameters inside the
-    layers), and 6 per adapter parameter; a predicting position costs 4 per parameter of the head. Each of `passes` runs
-    of the base without gradient costs 2 and 2.
-    """
-    head = model.get_output_embeddings()
-    outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
-    inside = sum(numel(p) for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
-    head_size = 0 if head is None else sum(numel(p) for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
-    trained = computed_tokens * (4.0 * inside + 6.0 * adapter_parameters) + trained_tokens * 4.0 * head_size
-    return trained + passes * 2.0 * (computed_tokens * inside + trained_tokens * head_size)
 
 
 def _lora_section(
@@ -309,7 +293,10 @@ def _speed_section(base: Base, loop: Loop, initial: Mapping[str, Tensor]) -> dic
     seconds = max(progress.seconds, 1e-9)
     rate = matmul_rate(base.model.device, base.model.dtype)
     trainable = sum(tensor.numel() for tensor in initial.values())
-    flops = step_flops(base.model, progress.computed_tokens, progress.trained_tokens, trainable, passes)
+    flops = step_flops(
+        base.model, progress.computed_tokens, progress.positions, trainable, passes, progress.pairs,
+        loop.model.last_layer_parameters,
+    )  # fmt: skip
     return {
         "data_tokens_per_second": progress.data_tokens / seconds,
         "computed_tokens_per_second": progress.computed_tokens / seconds,

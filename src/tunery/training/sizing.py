@@ -12,9 +12,9 @@ from torch import Tensor
 from tunery.config import Task
 from tunery.data.batching import Row, flatten, largest_unit, step_rows
 from tunery.data.prepare import Prepared, Rows
-from tunery.models.device import resident_memory
+from tunery.models.device import peak_memory, resident_memory
 from tunery.models.flat import FlatModel
-from tunery.models.memory import MemoryEstimate, estimate, logit_chunk, tokens_that_fit
+from tunery.models.memory import Lean, MemoryEstimate, estimate, logit_chunk, tokens_that_fit
 from tunery.models.quantized import held_bytes, numel
 
 SAMPLED_STEPS = 8
@@ -29,6 +29,7 @@ class Sizing:
     Attributes:
         estimate: of the base, the adapter and a step.
         resident: what the process holds besides the base on a CPU: libraries, tokenizer, rows. 0 on a GPU.
+        peak: the most it has held so far, while the base was loaded.
     """
 
     micro_rows: int
@@ -36,11 +37,12 @@ class Sizing:
     gradient_checkpointing: bool
     estimate: MemoryEstimate
     resident: int
+    peak: int
 
     @property
     def expected_bytes(self) -> int:
         """The peak that is expected, to compare with tunery.models.device.peak_memory."""
-        return self.estimate.total + self.resident
+        return max(self.peak, self.estimate.total + self.resident)
 
 
 def sample_batches(task: Task, train: Rows) -> Iterator[list[Row]]:
@@ -88,6 +90,7 @@ def size_up(
         "dtype_bytes": base.dtype.itemsize,
         "keys": kept_keys(rows, base.device),
         "logit_chunk": logit_chunk(base.device.type),
+        "lean": Lean.of(base),
     }
 
     def predict(tokens: int, recompute: bool) -> MemoryEstimate:
@@ -99,12 +102,13 @@ def size_up(
     asked = task.train.gradient_checkpointing
     recompute = asked is True
     resident = max(0, resident_memory(base.device) - predict(0, False).base)
+    peak = peak_memory(base.device)
     budget = int(USED_SHARE * available) + predict(0, False).base  # the base is already there
     if predict(tokens, recompute).total <= budget:
-        return Sizing(micro_rows, None, recompute, predict(tokens, recompute), resident)
+        return Sizing(micro_rows, None, recompute, predict(tokens, recompute), resident, peak)
     room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=recompute, **common)
     if asked == "auto" and room < longest:
         recompute = True
         room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=True, **common)
     room = max(longest, room)
-    return Sizing(micro_rows, room, recompute, predict(min(tokens, room), recompute), resident)
+    return Sizing(micro_rows, room, recompute, predict(min(tokens, room), recompute), resident, peak)

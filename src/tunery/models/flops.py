@@ -1,0 +1,61 @@
+"""Floating-point operations of the matrix products that a LoRA step needs: what the speed is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunery.models.quantized import numel
+
+
+def layer_windows(config: Any) -> list[int | None]:
+    """Sliding window of each layer's attention, None for the whole row, from a model's configuration."""
+    config = config.get_text_config()
+    layers = int(getattr(config, "num_hidden_layers", 0))
+    window = getattr(config, "sliding_window", None)
+    kinds: Sequence[str] | None = getattr(config, "layer_types", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return [None] * layers
+    if kinds is None:
+        return [window] * layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def attention_width(config: Any) -> int:
+    """Numbers in a token's queries, all heads together."""
+    config = config.get_text_config()
+    heads = int(config.num_attention_heads)
+    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def step_flops(
+    model: Any,
+    computed_tokens: int,
+    positions: int,
+    adapter_parameters: int,
+    passes: int = 0,
+    pairs: int = 0,
+    last_layer: int = 0,
+) -> float:
+    """Operations of training on a number of tokens.
+
+    A computed token costs 2P forward and 2P for the gradient of the inputs (P: the base's matrix parameters inside the
+    layers), and 6 per adapter parameter; a predicting position costs 4 per parameter of the head. Attention costs 4 per
+    visible pair and number of the queries forward, 8 backward. (Counted as in PaLM, arXiv:2204.02311, appendix B, less
+    the gradient of frozen weights.)
+
+    Args:
+        computed_tokens: tokens of the flattened rows.
+        positions: predicting positions among them.
+        adapter_parameters: trained numbers.
+        passes: forward passes of the base besides.
+        pairs: queries and keys that see each other, summed over the layers.
+        last_layer: parameters of the base that are used at the predicting positions only (tunery.models.last_layer).
+    """
+    head = model.get_output_embeddings()
+    outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
+    inside = sum(numel(p) for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
+    head_size = 0 if head is None else sum(numel(p) for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
+    forward = 2.0 * (computed_tokens * (inside - last_layer) + positions * (head_size + last_layer))
+    attention = 4.0 * pairs * attention_width(model.config) if pairs else 0.0
+    return (2 + passes) * forward + 6.0 * computed_tokens * adapter_parameters + (3 + passes) * attention
