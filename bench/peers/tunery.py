@@ -1,0 +1,117 @@
+"""tunery: the step of its own training loop, in the settings of a task that says nothing about them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from bench.peers.common import Lines, Pair, Workload, batches, options
+from tunery.config import TrainConfig
+from tunery.data.batching import Row
+from tunery.lora.attach import adapter_state, attach
+from tunery.lora.layer import DropoutClock
+from tunery.models.device import matmul_rate
+from tunery.models.flat import FlatModel, inspect_model
+from tunery.models.load import Base, load_base
+from tunery.training.guard import MicroBatchLimit
+from tunery.training.loop import StepResult, make_optimizer, train_step
+from tunery.training.receipt import step_flops
+
+PACKAGES = ("tunery", "torch", "transformers")
+RATE_SECONDS = 0.3
+"""Time given to matrix products before each step."""
+
+
+class Trainer:
+    """A base with an adapter and an optimizer, trained step by step as tunery's loop does.
+
+    Args:
+        work: the workload's settings.
+        base: already loaded.
+        rank, targets: of a fresh adapter in place of the workload's, for bench.scaling.
+    """
+
+    def __init__(self, work: Workload, base: Base, rank: int | None = None, targets: str | Sequence[str] = "all-linear"):
+        self.work, self.clock = work, DropoutClock()
+        alpha = work.alpha if rank is None else 2.0 * rank
+        attach(base.model, rank=rank or work.rank, alpha=alpha, targets=targets, seed=work.seed, clock=self.clock)
+        self.adapter = adapter_state(base.model)
+        self.model: FlatModel = inspect_model(base.model)
+        self.optimizer = make_optimizer(self.adapter, TrainConfig())
+        for group in self.optimizer.param_groups:
+            group["lr"] = work.learning_rate
+
+    def load(self, folder: Path) -> None:
+        """Start from the adapter in a folder."""
+        given = load_file(folder / "adapter_model.safetensors")
+        if given.keys() != self.adapter.keys():
+            raise SystemExit("the workload's adapter has other layers than tunery's targets")
+        with torch.no_grad():
+            for name, tensor in given.items():
+                self.adapter[name].copy_(tensor)
+
+    @property
+    def trainable(self) -> int:
+        """Numbers in the adapter."""
+        return sum(tensor.numel() for tensor in self.adapter.values())
+
+    def step(self, number: int, rows: Sequence[Row]) -> StepResult:
+        """One optimizer step."""
+        limit = MicroBatchLimit(len(rows))
+        key, norm = (self.work.seed, number), self.work.max_grad_norm
+        result = train_step(self.model, list(self.adapter.values()), rows, limit, self.clock, key, norm)
+        self.optimizer.step()
+        return result
+
+    def flops(self, computed: int, trained: int) -> float:
+        """Floating-point operations of the products that a step needs (tunery.training.receipt.step_flops)."""
+        return step_flops(self.model.model, computed, trained, self.trainable)
+
+
+def row_steps(trainer: Trainer, work: Workload) -> Iterator[tuple[int, int, Callable[[int], StepResult]]]:
+    """(data tokens, trained tokens, the step) of each batch of rows."""
+    rows = [Row(np.asarray(r.ids, np.int32), np.asarray(r.trained, np.float32)) for r in work.rows()]
+    for batch in batches(rows, work.batch_size):
+        data, trained = sum(len(row.ids) for row in batch), sum(row.trained for row in batch)
+        yield data, trained, lambda number, batch=batch: trainer.step(number, batch)
+
+
+def pair_steps(trainer: Trainer, work: Workload) -> Iterator[tuple[int, int, Callable[[int], Any]]]:
+    """The same of each batch of preference pairs."""
+    raise SystemExit("tunery has no preference training yet, so only the peers' side of this workload can run")
+    pairs: list[Pair] = work.pairs()
+    yield len(pairs), 0, lambda number: None
+
+
+def main() -> None:
+    """Train, a step at a time; with each, the rate of matrix products just before it."""
+    chosen = options(__doc__ or "")
+    lines, work = Lines(), Workload.read(chosen.workload, precision=chosen.precision)
+    base = load_base(work.base, precision=work.precision, device="cpu")
+    trainer = Trainer(work, base)
+    trainer.load(Path(work.adapter))
+    steps = list((pair_steps if work.kind == "pairs" else row_steps)(trainer, work))
+    lines.ready(*PACKAGES, trainable=trainer.trainable, threads=torch.get_num_threads())
+    for number, (data, trained, step) in enumerate(steps):
+        lines.wait()
+        rate = matmul_rate(base.model.device, base.model.dtype, RATE_SECONDS)
+        started = time.perf_counter()
+        result = step(number)
+        facts = {
+            "computed_tokens": result.computed_tokens,
+            "matmul_rate": rate,
+            "flops": trainer.flops(result.computed_tokens, result.trained_tokens),
+            "plain_flops": trainer.flops(data, trained),
+        }
+        lines.step(number, started, result.loss, data, result.trained_tokens, **facts)
+    lines.wait()
+
+
+if __name__ == "__main__":
+    main()
