@@ -112,7 +112,7 @@ WORKLOADS = (
 )  # fmt: skip
 CHECKS = (
     Plan("check-rows", "Losses in float32", "mixture", "rows", 4, "Film reviews as chat rows and short texts.", 2e-4),
-    Plan("check-pairs", "DPO losses in float32", "preference", "pairs", 2, "Two pairs a step.", 2e-4),
+    Plan("check-pairs", "DPO losses in float32", "preference", "pairs", 2, "Two pairs a step.", 1e-3),
 )
 
 

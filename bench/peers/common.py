@@ -14,7 +14,6 @@ import os
 import platform
 import resource
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,17 +135,18 @@ class Lines:
             self._out.close()
             os._exit(0)  # trainers save and clean up on their way out, which nobody waits for
 
-    def step(self, number: int, started: float, loss: float, data_tokens: int, trained_tokens: int, **facts: Any) -> None:
-        """A step has been taken, begun at `started` (time.perf_counter).
+    def step(self, number: int, seconds: float, loss: float, data_tokens: int, trained_tokens: int, **facts: Any) -> None:
+        """A step has been taken.
 
         Args:
             number: from 0.
+            seconds: from the batch at hand to the adapter updated.
             loss: mean over the trained tokens of the batch; of pairs, over the pairs.
             data_tokens: of the rows in full, padding left out; of a pair, both rows.
             trained_tokens: predicted tokens.
         """
         self._write(
-            event="step", step=number, seconds=time.perf_counter() - started, loss=loss, data_tokens=data_tokens,
+            event="step", step=number, seconds=seconds, loss=loss, data_tokens=data_tokens,
             trained_tokens=trained_tokens, peak_bytes=peak_resident(), **facts,
         )  # fmt: skip
 

@@ -126,8 +126,9 @@ def main() -> None:
         lines.wait()
         started = time.perf_counter()
         loss = step(fabric, model, optimizer, rows, work)
+        seconds = time.perf_counter() - started
         data, trained = sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows)
-        lines.step(number, started, loss, data, trained)
+        lines.step(number, seconds, loss, data, trained)
     lines.wait()
 
 

@@ -54,8 +54,8 @@ class _PairTrainer(_Counting, DPOTrainer):
 class _Steps(TrainerCallback):
     """Waits before each step and reports it afterwards. Fetching the batch comes before `on_step_begin`: not counted."""
 
-    def __init__(self, lines: Lines, trainer_class: type) -> None:
-        self.lines, self.name = lines, trainer_class.__name__
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
         self.trainer: Any = None
         self.started = 0.0
 
@@ -69,8 +69,9 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self.trainer
-        loss, number = float(trainer.loss), state.global_step - 1
-        self.lines.step(number, self.started, loss, trainer.data_tokens, trainer.trained_tokens)
+        loss = float(trainer.loss)
+        seconds = time.perf_counter() - self.started
+        self.lines.step(state.global_step - 1, seconds, loss, trainer.data_tokens, trainer.trained_tokens)
 
 
 def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def build(work: Workload, variant: str, lines: Lines, out: str) -> Any:
         columns = {"input_ids": [row.ids for row in rows], "completion_mask": [[int(t) for t in row.trained] for row in rows]}
         config = SFTConfig(**settings(work, variant, len(rows) // work.batch_size, out), completion_only_loss=True)
         trainer_class = _RowTrainer
-    callback = _Steps(lines, trainer_class)
+    callback = _Steps(lines)
     trainer = trainer_class(
         model=work.base, args=config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
         peft_config=lora, callbacks=[callback],

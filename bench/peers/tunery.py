@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from bench.peers.common import Lines, Pair, Workload, batches, options
+from bench.peers.common import Lines, Workload, batches, options
 from tunery.config import TrainConfig
 from tunery.data.batching import Row
 from tunery.lora.attach import adapter_state, attach
@@ -46,6 +46,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.adapter, TrainConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
+        self.objective = preference(work.beta) if work.kind == "pairs" else None
 
     def load(self, folder: Path) -> None:
         """Start from the adapter in a folder."""
@@ -62,31 +63,44 @@ class Trainer:
         return sum(tensor.numel() for tensor in self.adapter.values())
 
     def step(self, number: int, rows: Sequence[Row]) -> StepResult:
-        """One optimizer step."""
+        """One optimizer step; of pairs, the rows of each side by side."""
         limit = MicroBatchLimit(len(rows))
         key, norm = (self.work.seed, number), self.work.max_grad_norm
-        result = train_step(self.model, list(self.adapter.values()), rows, limit, self.clock, key, norm)
+        more: dict[str, Any] = {"objective": self.objective} if self.objective else {}
+        result = train_step(self.model, list(self.adapter.values()), rows, limit, self.clock, key, norm, **more)
         self.optimizer.step()
         return result
 
     def flops(self, computed: int, trained: int) -> float:
         """Floating-point operations of the products that a step needs (tunery.training.receipt.step_flops)."""
-        return step_flops(self.model.model, computed, trained, self.trainable)
+        passes = (self.objective.passes,) if self.objective else ()
+        return step_flops(self.model.model, computed, trained, self.trainable, *passes)
 
 
-def row_steps(trainer: Trainer, work: Workload) -> Iterator[tuple[int, int, Callable[[int], StepResult]]]:
-    """(data tokens, trained tokens, the step) of each batch of rows."""
-    rows = [Row(np.asarray(r.ids, np.int32), np.asarray(r.trained, np.float32)) for r in work.rows()]
-    for batch in batches(rows, work.batch_size):
-        data, trained = sum(len(row.ids) for row in batch), sum(row.trained for row in batch)
-        yield data, trained, lambda number, batch=batch: trainer.step(number, batch)
+def preference(beta: float) -> Any:
+    """tunery's loss of preference pairs."""
+    try:
+        from tunery.training.preference import Preference
+    except ImportError:
+        raise SystemExit("this version of tunery trains no preference pairs") from None
+    return Preference(beta)
 
 
-def pair_steps(trainer: Trainer, work: Workload) -> Iterator[tuple[int, int, Callable[[int], Any]]]:
-    """The same of each batch of preference pairs."""
-    raise SystemExit("tunery has no preference training yet, so only the peers' side of this workload can run")
-    pairs: list[Pair] = work.pairs()
-    yield len(pairs), 0, lambda number: None
+def rows_of(work: Workload) -> list[list[Row]]:
+    """The batches; a pair becomes two rows, the better one first."""
+    if work.kind == "rows":
+        rows = [_row(row.ids, row.trained) for row in work.rows()]
+        return list(batches(rows, work.batch_size))
+    rows = [
+        _row(pair.prompt + answer, [False] * len(pair.prompt) + [True] * len(answer))
+        for pair in work.pairs()
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    return list(batches(rows, 2 * work.batch_size))
+
+
+def _row(ids: Sequence[int], trained: Sequence[bool]) -> Row:
+    return Row(np.asarray(ids, np.int32), np.asarray(trained, np.float32))
 
 
 def main() -> None:
@@ -96,20 +110,21 @@ def main() -> None:
     base = load_base(work.base, precision=work.precision, device="cpu")
     trainer = Trainer(work, base)
     trainer.load(Path(work.adapter))
-    steps = list((pair_steps if work.kind == "pairs" else row_steps)(trainer, work))
-    lines.ready(*PACKAGES, trainable=trainer.trainable, threads=torch.get_num_threads())
-    for number, (data, trained, step) in enumerate(steps):
+    steps = rows_of(work)
+    lines.ready(*PACKAGES, trainable=trainer.trainable, dtype=base.info.dtype)
+    for number, rows in enumerate(steps):
         lines.wait()
         rate = matmul_rate(base.model.device, base.model.dtype, RATE_SECONDS)
         started = time.perf_counter()
-        result = step(number)
+        result = trainer.step(number, rows)
+        seconds = time.perf_counter() - started
         facts = {
             "computed_tokens": result.computed_tokens,
             "matmul_rate": rate,
             "flops": trainer.flops(result.computed_tokens, result.trained_tokens),
-            "plain_flops": trainer.flops(data, trained),
+            "plain_flops": trainer.flops(result.data_tokens, result.trained_tokens),
         }
-        lines.step(number, started, result.loss, data, result.trained_tokens, **facts)
+        lines.step(number, seconds, result.loss, result.data_tokens, result.trained_tokens, **facts)
     lines.wait()
 
 
