@@ -52,7 +52,9 @@ def stamp(pins: Path) -> str:
 
 def _run(command: list[str]) -> None:
     # The Makefile holds pip to the project's own versions; peers have theirs.
-    environment = {name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
+    }
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise EnvironmentFailed(f"{' '.join(command[:4])} … failed: {result.stderr.strip()[-600:]}")

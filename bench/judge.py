@@ -129,7 +129,13 @@ def judge_tunery(runs: Sequence[Run], batch: int, kind: str) -> Figures:
 
 
 def _figures(
-    name: str, title: str, runs: Sequence[Run], batch: int, kind: str, ours: Sequence[Mapping[str, Any]], ratio: Spread | None
+    name: str,
+    title: str,
+    runs: Sequence[Run],
+    batch: int,
+    kind: str,
+    ours: Sequence[Mapping[str, Any]],
+    ratio: Spread | None,
 ) -> Figures:
     steps = [step for run in runs for step in timed(run)]
     return Figures(

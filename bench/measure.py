@@ -5,6 +5,7 @@ Working in turn, both meet the same drift of the machine, so the ratio of neighb
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -33,13 +34,20 @@ class PeerFailed(Exception):
 class Process:
     """A peer at work (bench.peers.common.Lines is its side of the conversation)."""
 
-    def __init__(self, peer: plan.Peer, folder: Path, threads: int, *extra: str) -> None:
+    def __init__(self, peer: plan.Peer, folder: Path, threads: int, *extra: str, gpu: bool = False) -> None:
         self.peer, self.log = peer, folder / f"{peer.name}.log"
         self.started = time.perf_counter()
-        command = [python_of(peer.environment), "-m", f"bench.peers.{peer.module}", str(folder), *peer.arguments, *extra]
+        command = [
+            python_of(peer.environment),
+            "-m",
+            f"bench.peers.{peer.module}",
+            str(folder),
+            *peer.arguments,
+            *extra,
+        ]
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                command, cwd=plan.ROOT, env=_environment(threads, own=not peer.environment), stdin=subprocess.PIPE,
+                command, cwd=plan.ROOT, env=_environment(threads, not peer.environment, gpu), stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         self.run: Run = {"steps": []}
@@ -66,10 +74,8 @@ class Process:
     def stop(self) -> None:
         """End the conversation, and the process."""
         if self.process.stdin and not self.process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-            except BrokenPipeError:
-                pass
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -98,13 +104,15 @@ class Process:
         return f"ended with code {code}: {lines[-1] if lines else 'no message'}"
 
 
-def _environment(threads: int, own: bool) -> dict[str, str]:
-    """Variables of a peer's process: its threads, no network, no GPU; tunery's sources only for tunery."""
+def _environment(threads: int, own: bool, gpu: bool) -> dict[str, str]:
+    """Variables of a peer's process: its threads, no network, a GPU if wanted; tunery's sources only for tunery."""
     given = dict(os.environ)
     given.update(
         OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1",
-        CUDA_VISIBLE_DEVICES="", PYTHONUNBUFFERED="1",
+        PYTHONUNBUFFERED="1",
     )  # fmt: skip
+    if not gpu:
+        given["CUDA_VISIBLE_DEVICES"] = ""
     if not own:
         given.pop("PYTHONPATH", None)
     return given
@@ -120,14 +128,16 @@ def compare(peer: plan.Peer | None, folder: Path, threads: int, repeats: int) ->
     return {"tunery": runs[0], "other": runs[1] if peer else None}
 
 
-def together(peers: Sequence[plan.Peer], folder: Path, threads: int, steps: int, *extra: str) -> list[Run]:
+def together(
+    peers: Sequence[plan.Peer], folder: Path, threads: int, steps: int, *extra: str, gpu: bool = False
+) -> list[Run]:
     """Let several peers take `steps` steps each, one after the other at every step."""
     processes: dict[int, Process] = {}
     runs: list[Run] = [{"steps": []} for _ in peers]
     try:
         for number, peer in enumerate(peers):
             try:
-                processes[number] = Process(peer, folder, threads, *extra)
+                processes[number] = Process(peer, folder, threads, *extra, gpu=gpu)
                 runs[number] = processes[number].run
                 processes[number].ready()
             except (PeerFailed, EnvironmentFailed) as error:
@@ -136,7 +146,9 @@ def together(peers: Sequence[plan.Peer], folder: Path, threads: int, steps: int,
             for number, process in list(processes.items()):
                 try:
                     line = process.step()
-                    _say(f"  {process.peer.title}: step {line['step']}, {line['seconds']:.1f} s, loss {line['loss']:.4f}")
+                    _say(
+                        f"  {process.peer.title}: step {line['step']}, {line['seconds']:.1f} s, loss {line['loss']:.4f}"
+                    )
                 except PeerFailed as error:
                     _give_up(processes.pop(number), runs[number], process.peer, str(error))
     finally:

@@ -104,9 +104,9 @@ WORKLOADS = (
     ),
     Plan(
         "preference", "Preference pairs, batch 8", "preference", "pairs", 8,
-        "DPO. The first sentences of an IMDB review with the order to continue it; the better answer is how it goes on, "
-        "the worse one how another review goes on. Only the two answers of a pair share their prompt (beyond the order's "
-        "few words).",
+        "DPO. The first sentences of an IMDB review with the order to continue it; the better answer is how it goes "
+        "on, the worse one how another review goes on. The two answers of a pair share their prompt, different pairs only "
+        "the order's few words.",
         learning_rate=5e-5, goals={"trl-tuned": 3}, micro_batch={"trl-tuned": 4},
     ),
 )  # fmt: skip

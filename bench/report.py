@@ -19,35 +19,45 @@ MEMORY_GOAL = 0.5
 HOW_TO_READ = f"""\
 ## How to read it
 
-Each workload is written once as tokenised rows. Every program starts from the same base and the same adapter and
-trains the same rows in the same order, rank {plan.RANK} and alpha {plan.ALPHA:.0f} on all linear layers, AdamW without weight decay at a
-constant rate, gradients clipped to norm {plan.MAX_GRAD_NORM:.0f}. The number format is the one that tunery's probe chooses for the machine.
+Each workload is written once as tokenised rows. Every program starts from the same base and the same adapter
+and trains the same rows in the same order: rank {plan.RANK} and alpha {plan.ALPHA:.0f} on all linear layers,
+AdamW without weight decay at a constant rate, gradients clipped to norm {plan.MAX_GRAD_NORM:.0f}. The number
+format is the one that tunery's probe chooses for the machine.
 
-- **tunery is … times as fast** is the result: the ratio of two neighbouring steps, tunery's and the peer's, which work in turn on
-  the same batch. The median of {plan.REPEATS} such pairs after one step to warm up, with the range in brackets. Times drift with the machine;
-  ratios hardly do.
-- **Tokens/s** count each row's tokens in full, whatever a program computed; padding never counts. **Trained** tokens are those
-  with a label.
+- **tunery is … times as fast** is the result: the ratio of two neighbouring steps, tunery's and the peer's,
+  which work in turn on the same batch. The median of {plan.REPEATS} such pairs after one step to warm up, with
+  the range in brackets. Times drift with the machine; ratios hardly do.
+- **Tokens/s** count each row's tokens in full, whatever a program computed; padding never counts. **Trained**
+  tokens are those with a label.
 - **Peak memory** is what the process held at most, libraries and the loading of the model included.
-- **Share** is the part of the machine's matrix-multiply rate, measured beside each step, that the necessary operations reached: tunery's
-  for the tokens it computes, a peer's for all tokens of the data once. A peer's padding and recomputation are not counted as work.
-- **Start-up** is from the start of the process to its first step: imports, loading, attaching. Rows come tokenised.
+- **Share** is the part of the machine's matrix-multiply rate, measured beside each step, that the necessary
+  operations reached: tunery's for the tokens it computes, a peer's for all tokens of the data once. A peer's
+  padding and recomputation are not counted as work, nor is attention itself.
+- **Start-up** is from the start of the process to its first step: imports, loading, attaching. Rows come
+  tokenised.
 
-A speed is printed only if the losses agree: {plan.CHECK_STEPS} steps in float32 within {plan.AGREEMENT_FLOAT32:g}, trained tokens counted and equal, and the loss
-curve of the timed run within {plan.AGREEMENT:.0%}. Otherwise the words of what disagreed stand there.
+A speed is printed only if the losses agree: {plan.CHECK_STEPS} steps in float32 within
+{plan.AGREEMENT_FLOAT32:g}, the tokens and trained tokens counted and equal, and the loss curve of the timed run
+within {plan.AGREEMENT:.0%}. Otherwise the words of what disagreed stand there.
 
-The peers: **TRL + PEFT, its defaults** sets nothing but batch size, rank, targets, learning rate and schedule, seed and number of steps
-(so float32 weights under bfloat16 autocast, and gradient checkpointing). **Tuned by hand**: weights in the number format itself, no
-checkpointing, the fastest of the micro-batches tried, with accumulation. TRL's entropy and accuracy metrics cannot be switched off.
-**PEFT in a bare loop**: padded rows, logits at all positions, nothing around it. **LitGPT**: its LoRA model with its fused qkv, its
-chunked head and cross-entropy, adapter in the model's number format.
+The peers:
+
+- **TRL + PEFT, its defaults** sets nothing but batch size, rank, targets, learning rate and schedule, seed and
+  number of steps: float32 weights under bfloat16 autocast, and gradient checkpointing.
+- **TRL + PEFT, tuned by hand**: weights in the number format itself, no checkpointing, a smaller micro-batch
+  with accumulation. TRL's entropy and accuracy cannot be switched off.
+- **PEFT in a bare loop**: padded rows, logits at all positions, nothing around it.
+- **LitGPT**: its LoRA model with its fused qkv, its chunked head and cross-entropy, its adapter in the number
+  format of the base.
 """
 
 
 def main_report() -> str:
     """The whole page, from whatever results are there."""
     found = {name: load(name) for name in ("cpu", "scaling", "gpu")}
-    parts = ["# Benchmarks", "Written by `make bench`; do not edit.\n"]
+    parts = ["# Benchmarks\n", "Written by `make bench`, `make bench-scaling` and `make bench-gpu`; do not edit.\n"]
+    if not any(found.values()):
+        parts.append("Nothing is recorded yet.")
     if found["cpu"]:
         parts += cpu_section(found["cpu"])
     if found["scaling"]:
@@ -144,9 +154,13 @@ def goal_rows(results: Mapping[str, Any]) -> list[list[str]]:
         figures = {f.name: f for f in all_figures(results, workload)}
         for name, goal in chosen.goals.items():
             if (peer := figures.get(name)) and peer.ratio:
-                rows.append(_goal(f"{chosen.title}: {peer.title}", f"≥ {goal:g} ×", peer.ratio.median, goal, "{:.1f} ×"))
+                rows.append(
+                    _goal(f"{chosen.title}: {peer.title}", f"≥ {goal:g} ×", peer.ratio.median, goal, "{:.1f} ×")
+                )
         if (share := figures["tunery"].share) is not None:
-            rows.append(_goal(f"{chosen.title}: share of the matrix-multiply rate", "≥ 60 %", share, SHARE_GOAL, "{:.0%}"))
+            rows.append(
+                _goal(f"{chosen.title}: share of the matrix-multiply rate", "≥ 60 %", share, SHARE_GOAL, "{:.0%}")
+            )
         if chosen.name == "long-text":
             rows += _memory_goal(figures)
     return rows
@@ -190,8 +204,8 @@ def gpu_section(results: Mapping[str, Any]) -> list[str]:
             rows.append([run["title"], run["shape"], f"{run['tokens_per_second']:,.0f}", ratio, memory, share])
     header = ("program", "shape", "tokens/s", "tunery is … times as fast", "peak GPU memory", "share")
     about = (
-        f"{machine['name']}; {results['created']}, commit {results['commit']}, `{results['command']}`. Random weights, rank "
-        f"{plan.RANK} on all linear layers, rows of {results['length']:,} tokens, all trained, nothing shared.\n"
+        f"{machine['name']}; {results['created']}, commit {results['commit']}, `{results['command']}`. Random weights, "
+        f"rank {plan.RANK} on all linear layers, rows of {results['length']:,} tokens, all trained, nothing shared.\n"
     )
     return ["## On a GPU\n", about, table(header, rows), ""]
 
@@ -200,7 +214,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in a terminal too."""
     lines = [list(header), *map(list, rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(text)
 

@@ -76,9 +76,9 @@ def build_environments(workloads: Sequence[plan.Plan], wanted: tuple[str, ...]) 
             say(str(error))
 
 
-def write_workloads(folder: Path, workloads: Sequence[plan.Plan], steps: int) -> None:
-    """In a process of its own, so that this one stays small."""
-    kinds = {workload.kind for workload in workloads}
+def write_workloads(folder: Path, workloads: Sequence[plan.Plan], steps: int, checks: bool = True) -> None:
+    """In a process of its own, so that this one stays small; the rows of the float32 checks too."""
+    kinds = {workload.kind for workload in workloads} if checks else set()
     names = [w.name for w in (*workloads, *(c for c in plan.CHECKS if c.kind in kinds))]
     command = [sys.executable, "-m", "bench.workloads", str(folder), *names, "--steps", str(steps)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
@@ -124,17 +124,17 @@ def merged(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]
     return {**now, "checks": {**before["checks"], **checks}, "workloads": order}
 
 
-def heading(threads: int) -> dict[str, Any]:
+def heading(threads: int, device: str = "cpu") -> dict[str, Any]:
     """Where, when, and from which sources."""
     import torch
 
     from tunery.models.device import describe_device
 
-    machine = {**describe_device(torch.device("cpu")), "threads": threads, "system": platform.platform()}
+    machine = {**describe_device(torch.device(device)), "threads": threads, "system": platform.platform()}
     return {
         "created": datetime.date.today().isoformat(),
         "commit": commit(),
-        "command": shlex.join(["python", "-m", "bench.run", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": machine,
     }
 

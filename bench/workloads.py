@@ -24,6 +24,7 @@ import torch
 
 from bench import plan
 from bench.peers.common import Pair
+from bench.peers.tunery import make_row
 from tunery.config import DataConfig
 from tunery.data.batching import Row, flatten, rows_of_step
 from tunery.data.prepare import prepare
@@ -116,15 +117,9 @@ def _rows(item: Row | Pair) -> list[Row]:
     if isinstance(item, Row):
         return [item]
     return [
-        _row(item.prompt + answer, [False] * len(item.prompt) + [True] * len(answer))
+        make_row(item.prompt + answer, [False] * len(item.prompt) + [True] * len(answer))
         for answer in (item.chosen, item.rejected)
     ]
-
-
-def _row(ids: Sequence[int], trained: Sequence[bool]) -> Row:
-    import numpy as np
-
-    return Row(np.asarray(ids, np.int32), np.asarray(trained, np.float32))
 
 
 def _line(item: Row | Pair) -> dict[str, Any]:
@@ -143,7 +138,9 @@ def _prepared(config: DataConfig, tokenizer: Any) -> list[Row]:
 def _example(folder: Path, name: str) -> DataConfig:
     """The data settings of an example, its files prepared under `folder`."""
     out = folder / "data" / name
-    subprocess.run([sys.executable, EXAMPLES / name / "prepare.py", "--out", out], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, EXAMPLES / name / "prepare.py", "--out", out], check=True, stdout=subprocess.DEVNULL
+    )
     task = load_task(EXAMPLES / name / "task.yaml")
     train = next(out.glob("train.*"))
     return task.data.model_copy(update={"train": str(train), "validation": None})
@@ -203,7 +200,7 @@ def preference(_folder: Path, tokenizer: Any) -> list[Pair]:
     pieces = [piece for text in imdb(1000) if (piece := _cut(text, tokenizer))]
     others = list(range(len(pieces)))
     random.Random(plan.SEED).shuffle(others)
-    following = {a: b for a, b in zip(others, [*others[1:], others[0]], strict=True)}
+    following = dict(zip(others, [*others[1:], others[0]], strict=True))
     return [Pair(prompt, answer, pieces[following[i]][1]) for i, (prompt, answer) in enumerate(pieces)]
 
 

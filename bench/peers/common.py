@@ -131,11 +131,13 @@ class Lines:
     def wait(self) -> None:
         """Until told to go on; the end of the conversation is the end of the process."""
         if not sys.stdin.readline():
-            self._write(event="end", peak_bytes=peak_resident())
+            self._write(event="end", peak_bytes=peak_memory())
             self._out.close()
             os._exit(0)  # trainers save and clean up on their way out, which nobody waits for
 
-    def step(self, number: int, seconds: float, loss: float, data_tokens: int, trained_tokens: int, **facts: Any) -> None:
+    def step(
+        self, number: int, seconds: float, loss: float, data_tokens: int, trained_tokens: int, **facts: Any
+    ) -> None:
         """A step has been taken.
 
         Args:
@@ -147,12 +149,27 @@ class Lines:
         """
         self._write(
             event="step", step=number, seconds=seconds, loss=loss, data_tokens=data_tokens,
-            trained_tokens=trained_tokens, peak_bytes=peak_resident(), **facts,
+            trained_tokens=trained_tokens, peak_bytes=peak_memory(), **facts,
         )  # fmt: skip
 
     def _write(self, **line: Any) -> None:
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
+
+
+def finish() -> None:
+    """Wait until a GPU, if there is one, has done what it was given."""
+    torch: Any = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: of the GPU's by tensors, where there is one, else main memory."""
+    torch: Any = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return peak_resident()
 
 
 def peak_resident(status: Path = Path("/proc/self/status")) -> int:

@@ -25,7 +25,7 @@ PACKAGES = ("peft", "transformers", "torch")
 def build(work: Workload) -> Any:
     """The base with the workload's adapter."""
     base = AutoModelForCausalLM.from_pretrained(work.base, dtype=getattr(torch, work.precision))
-    config = LoraConfig(r=work.rank, lora_alpha=work.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=work.rank, lora_alpha=int(work.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
     set_peft_model_state_dict(model, load_file(Path(work.adapter) / "adapter_model.safetensors"))
     return model
@@ -34,7 +34,11 @@ def build(work: Workload) -> Any:
 def padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(ids, attention mask, labels), each [rows, longest]."""
     shape = len(rows), max(len(row.ids) for row in rows)
-    ids, mask, labels = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
+    ids, mask, labels = (
+        torch.zeros(shape, dtype=torch.long),
+        torch.zeros(shape, dtype=torch.long),
+        torch.full(shape, IGNORED),
+    )
     for i, row in enumerate(rows):
         n = len(row.ids)
         ids[i, :n], mask[i, :n], labels[i, :n] = torch.tensor(row.ids), 1, torch.tensor(row.labels)

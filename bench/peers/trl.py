@@ -1,4 +1,4 @@
-"""TRL + PEFT: SFTTrainer for rows, DPOTrainer for pairs; at TRL's defaults, or tuned by hand.
+"""TRL + PEFT: SFTTrainer for rows, DPOTrainer for pairs; at TRL's defaults, tuned by hand, or that with Liger's kernels.
 
 Set for both: batch size, rank, targets, alpha, learning rate (constant), seed, number of steps, rows in their order,
 no files. Tuned by hand means: base weights in bfloat16, no gradient checkpointing, a smaller micro-batch with
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from bench.peers.common import IGNORED, Lines, Workload, options
+from bench.peers.common import IGNORED, Lines, Workload, finish, options
 
 PACKAGES = ("trl", "peft", "transformers", "accelerate", "datasets", "torch")
 
@@ -33,7 +34,9 @@ class _Counting:
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> torch.Tensor:
         self.data_tokens += int(inputs["attention_mask"].sum())
-        trained = inputs["completion_mask"][:, 1:] if "completion_mask" in inputs else inputs["labels"][:, 1:] != IGNORED
+        trained = (
+            inputs["completion_mask"][:, 1:] if "completion_mask" in inputs else inputs["labels"][:, 1:] != IGNORED
+        )
         self.trained_tokens += int(trained.sum())
         loss = super().training_step(model, inputs, *rest, **more)  # type: ignore[misc]
         self.loss = self.loss + loss.detach()
@@ -54,15 +57,15 @@ class _PairTrainer(_Counting, DPOTrainer):
 class _Steps(TrainerCallback):
     """Waits before each step and reports it afterwards. Fetching the batch comes before `on_step_begin`: not counted."""
 
-    def __init__(self, lines: Lines) -> None:
-        self.lines = lines
+    def __init__(self, lines: Lines, packages: Sequence[str]) -> None:
+        self.lines, self.packages = lines, packages
         self.trainer: Any = None
         self.started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
             trainable = sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
-            self.lines.ready(*PACKAGES, trainable=trainable)
+            self.lines.ready(*self.packages, trainable=trainable)
         self.lines.wait()
         self.trainer.loss, self.trainer.data_tokens, self.trainer.trained_tokens = 0.0, 0, 0
         self.started = time.perf_counter()
@@ -70,13 +73,14 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self.trainer
         loss = float(trainer.loss)
+        finish()
         seconds = time.perf_counter() - self.started
         self.lines.step(state.global_step - 1, seconds, loss, trainer.data_tokens, trainer.trained_tokens)
 
 
 def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, Any]:
     """Arguments of SFTConfig and DPOConfig that both variants set, and those of the tuned one."""
-    tuned = variant == "tuned"
+    tuned = variant != "defaults"
     micro = work.micro("trl-tuned") if tuned else work.batch_size
     given: dict[str, Any] = {
         "output_dir": out,
@@ -97,13 +101,22 @@ def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, An
     if tuned:
         given["gradient_checkpointing"] = False
         given["model_init_kwargs"] = {"dtype": work.precision}
+    if variant == "liger":
+        given["use_liger_kernel"] = True
     return given
 
 
-def build(work: Workload, variant: str, lines: Lines, out: str) -> Any:
-    """The trainer, its adapter the workload's, ready to train."""
+def build(
+    work: Workload, variant: str, lines: Lines, out: str, model: Any = None, packages: Sequence[str] = PACKAGES
+) -> Any:
+    """The trainer, its adapter the workload's, ready to train.
+
+    Args:
+        model: already loaded and with an adapter on it; otherwise the trainer loads the base and puts one on.
+        packages: whose versions are reported.
+    """
     tokenizer = AutoTokenizer.from_pretrained(work.base)
-    lora = LoraConfig(r=work.rank, lora_alpha=work.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=work.rank, lora_alpha=int(work.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
     if work.kind == "pairs":
         pairs = work.pairs()
         columns = {f"{part}_ids": [getattr(pair, part) for pair in pairs] for part in ("prompt", "chosen", "rejected")}
@@ -112,13 +125,18 @@ def build(work: Workload, variant: str, lines: Lines, out: str) -> Any:
         trainer_class: type = _PairTrainer
     else:
         rows = work.rows()
-        columns = {"input_ids": [row.ids for row in rows], "completion_mask": [[int(t) for t in row.trained] for row in rows]}
+        columns = {
+            "input_ids": [row.ids for row in rows],
+            "completion_mask": [[int(t) for t in row.trained] for row in rows],
+        }
         config = SFTConfig(**settings(work, variant, len(rows) // work.batch_size, out), completion_only_loss=True)
+        if (longest := max(len(row.ids) for row in rows)) > (config.max_length or longest):
+            config.max_length = longest
         trainer_class = _RowTrainer
-    callback = _Steps(lines)
+    callback = _Steps(lines, packages)
     trainer = trainer_class(
-        model=work.base, args=config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
-        peft_config=lora, callbacks=[callback],
+        model=model or work.base, args=config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
+        peft_config=None if model else lora, callbacks=[callback],
     )  # fmt: skip
     callback.trainer = trainer
     set_peft_model_state_dict(trainer.model, load_file(Path(work.adapter) / "adapter_model.safetensors"))
@@ -127,7 +145,7 @@ def build(work: Workload, variant: str, lines: Lines, out: str) -> Any:
 
 def main() -> None:
     """Train, a step at a time."""
-    chosen = options(__doc__ or "", "defaults", "tuned")
+    chosen = options(__doc__ or "", "defaults", "tuned", "liger")
     lines, work = Lines(), Workload.read(chosen.workload, precision=chosen.precision)
     with tempfile.TemporaryDirectory() as out:
         build(work, chosen.variant, lines, out).train()

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from bench.peers.common import Lines, Workload, batches, options
+from bench.peers.common import Lines, Workload, batches, finish, options
 from tunery.config import TrainConfig
 from tunery.data.batching import Row
 from tunery.lora.attach import adapter_state, attach
 from tunery.lora.layer import DropoutClock
 from tunery.models.device import matmul_rate
 from tunery.models.flat import FlatModel, inspect_model
-from tunery.models.load import Base, load_base
+from tunery.models.load import load_base
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, make_optimizer, train_step
 from tunery.training.receipt import step_flops
@@ -33,16 +33,15 @@ class Trainer:
 
     Args:
         work: the workload's settings.
-        base: already loaded.
-        rank, targets: of a fresh adapter in place of the workload's, for bench.scaling.
+        model: the base, frozen.
+        targets: of a fresh adapter.
     """
 
-    def __init__(self, work: Workload, base: Base, rank: int | None = None, targets: str | Sequence[str] = "all-linear"):
+    def __init__(self, work: Workload, model: Any, targets: str | Sequence[str] = "all-linear"):
         self.work, self.clock = work, DropoutClock()
-        alpha = work.alpha if rank is None else 2.0 * rank
-        attach(base.model, rank=rank or work.rank, alpha=alpha, targets=targets, seed=work.seed, clock=self.clock)
-        self.adapter = adapter_state(base.model)
-        self.model: FlatModel = inspect_model(base.model)
+        attach(model, rank=work.rank, alpha=work.alpha, targets=targets, seed=work.seed, clock=self.clock)
+        self.adapter = adapter_state(model)
+        self.model: FlatModel = inspect_model(model)
         self.optimizer = make_optimizer(self.adapter, TrainConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
@@ -89,17 +88,18 @@ def preference(beta: float) -> Any:
 def rows_of(work: Workload) -> list[list[Row]]:
     """The batches; a pair becomes two rows, the better one first."""
     if work.kind == "rows":
-        rows = [_row(row.ids, row.trained) for row in work.rows()]
+        rows = [make_row(row.ids, row.trained) for row in work.rows()]
         return list(batches(rows, work.batch_size))
     rows = [
-        _row(pair.prompt + answer, [False] * len(pair.prompt) + [True] * len(answer))
+        make_row(pair.prompt + answer, [False] * len(pair.prompt) + [True] * len(answer))
         for pair in work.pairs()
         for answer in (pair.chosen, pair.rejected)
     ]
     return list(batches(rows, 2 * work.batch_size))
 
 
-def _row(ids: Sequence[int], trained: Sequence[bool]) -> Row:
+def make_row(ids: Sequence[int], trained: Sequence[bool]) -> Row:
+    """A row as tunery's loop takes it."""
     return Row(np.asarray(ids, np.int32), np.asarray(trained, np.float32))
 
 
@@ -107,8 +107,9 @@ def main() -> None:
     """Train, a step at a time; with each, the rate of matrix products just before it."""
     chosen = options(__doc__ or "")
     lines, work = Lines(), Workload.read(chosen.workload, precision=chosen.precision)
-    base = load_base(work.base, precision=work.precision, device="cpu")
-    trainer = Trainer(work, base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_base(work.base, precision=work.precision, device=device)
+    trainer = Trainer(work, base.model)
     trainer.load(Path(work.adapter))
     steps = rows_of(work)
     lines.ready(*PACKAGES, trainable=trainer.trainable, dtype=base.info.dtype)
@@ -117,6 +118,7 @@ def main() -> None:
         rate = matmul_rate(base.model.device, base.model.dtype, RATE_SECONDS)
         started = time.perf_counter()
         result = trainer.step(number, rows)
+        finish()
         seconds = time.perf_counter() - started
         facts = {
             "computed_tokens": result.computed_tokens,
