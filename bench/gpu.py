@@ -36,11 +36,11 @@ SHAPES: dict[str, dict[str, int | float | bool]] = {
 """Of Llama 3.1."""
 
 TUNERY = plan.TUNERY
-TUNERY_NF4 = plan.Peer("tunery", "tunery, NF4", "", "tunery_nf4")
+TUNERY_NF4 = plan.Peer("tunery", "tunery, NF4", "", "with_tunery_nf4")
 PEERS = (
-    plan.Peer("trl-tuned", "TRL + PEFT, tuned by hand", "gpu", "trl", ("--variant", "tuned")),
-    plan.Peer("trl-liger", "TRL + PEFT with Liger's kernels", "gpu", "trl", ("--variant", "liger")),
-    plan.Peer("unsloth", "Unsloth", "unsloth", "unsloth"),
+    plan.Peer("trl-tuned", "TRL + PEFT, tuned by hand", "gpu", "with_trl", ("--variant", "tuned")),
+    plan.Peer("trl-liger", "TRL + PEFT with Liger's kernels", "gpu", "with_trl", ("--variant", "liger")),
+    plan.Peer("unsloth", "Unsloth", "unsloth", "with_unsloth"),
 )
 MICRO = {"trl-tuned": 1}
 """Rows at a time for TRL, which recomputes nothing here."""

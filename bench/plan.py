@@ -47,12 +47,12 @@ class Peer:
     kinds: tuple[str, ...] = ("rows",)
 
 
-TUNERY = Peer("tunery", "tunery", "", "tunery", kinds=("rows", "pairs"))
+TUNERY = Peer("tunery", "tunery", "", "with_tunery", kinds=("rows", "pairs"))
 PEERS = (
-    Peer("trl-defaults", "TRL + PEFT, its defaults", "trl", "trl", ("--variant", "defaults"), ("rows", "pairs")),
-    Peer("trl-tuned", "TRL + PEFT, tuned by hand", "trl", "trl", ("--variant", "tuned"), ("rows", "pairs")),
-    Peer("peft", "PEFT in a bare loop", "peft", "peft"),
-    Peer("litgpt", "LitGPT", "litgpt", "litgpt"),
+    Peer("trl-defaults", "TRL + PEFT, its defaults", "trl", "with_trl", ("--variant", "defaults"), ("rows", "pairs")),
+    Peer("trl-tuned", "TRL + PEFT, tuned by hand", "trl", "with_trl", ("--variant", "tuned"), ("rows", "pairs")),
+    Peer("peft", "PEFT in a bare loop", "peft", "with_peft"),
+    Peer("litgpt", "LitGPT", "litgpt", "with_litgpt"),
 )
 NAMES = tuple(peer.name for peer in PEERS)
 
@@ -105,8 +105,8 @@ WORKLOADS = (
     Plan(
         "preference", "Preference pairs, batch 8", "preference", "pairs", 8,
         "DPO. The first sentences of an IMDB review with the order to continue it; the better answer is how it goes "
-        "on, the worse one how another review goes on. The two answers of a pair share their prompt, different pairs only "
-        "the order's few words.",
+        "on, the worse one how another review goes on. The two answers of a pair share their prompt, different pairs "
+        "only the order's few words.",
         learning_rate=5e-5, goals={"trl-tuned": 3}, micro_batch={"trl-tuned": 4},
     ),
 )  # fmt: skip

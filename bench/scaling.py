@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import plan, report
 from bench.peers.common import Workload
-from bench.peers.tunery import RATE_SECONDS, Trainer, make_row, rows_of
+from bench.peers.with_tunery import RATE_SECONDS, Trainer, make_row, rows_of
 from bench.run import WORK, heading, say, usable_cores, write_workloads
 from tunery.data.batching import Row, flatten
 from tunery.models.device import matmul_rate, resolve_dtype
@@ -66,9 +66,8 @@ def measure(trainer: Trainer, rows: Sequence[Row], label: Any) -> Point:
         "computed_tokens": result.computed_tokens, "matmul_rate": statistics.median(rates),
         "flops": trainer.flops(result.computed_tokens, result.trained_tokens) + attention, "attention_flops": attention,
     }  # fmt: skip
-    say(
-        f"  {label}: {point['seconds']:.2f} s, {point['flops'] / point['seconds'] / point['matmul_rate']:.0%} of the rate"
-    )
+    share = point["flops"] / point["seconds"] / point["matmul_rate"]
+    say(f"  {label}: {point['seconds']:.2f} s, {share:.0%} of the rate")
     return point
 
 

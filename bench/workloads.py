@@ -24,7 +24,7 @@ import torch
 
 from bench import plan
 from bench.peers.common import Pair
-from bench.peers.tunery import make_row
+from bench.peers.with_tunery import make_row
 from tunery.config import DataConfig
 from tunery.data.batching import Row, flatten, rows_of_step
 from tunery.data.prepare import prepare

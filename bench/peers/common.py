@@ -1,8 +1,8 @@
 """What every peer shares: the workload it reads, and the lines it writes. Needs nothing but Python itself.
 
-A peer is started as `python -m bench.peers.NAME WORKLOAD`. It loads the base, puts the given adapter on it and writes
-the line "ready". Then, for each step, it waits for a line on its standard input, trains one batch and writes one line;
-so the process that compares two peers lets them work in turn. When its input ends, so does the peer.
+A peer is started as `python -m bench.peers.with_NAME WORKLOAD`. It loads the base, puts the given adapter on it and
+writes the line "ready". Then, for each step, it waits for a line on its standard input, trains one batch and writes one
+line; so the process that compares two peers lets them work in turn. When its input ends, so does the peer.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def results(**peers: dict[str, Any]) -> dict[str, Any]:
         "checks": {"rows": check},
         "workloads": [{
             "name": "long-text",
-            "facts": {"rows": 32, "tokens_per_row": 258.0, "trained_per_row": 257.0, "longest": 512, "computed_share": 0.99},
+            "facts": {
+                "rows": 32, "tokens_per_row": 258.0, "trained_per_row": 257.0, "longest": 512, "computed_share": 0.99,
+            },
             "comparisons": {
                 name[key]: {"tunery": ours([9, 1, 2, 1], CURVE), "other": other} for key, other in peers.items()
             },

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from bench import environments, plan
 from bench.measure import compare, together
 from bench.peers import common
+
+from bench import environments, plan
 
 PEER = """
 import sys

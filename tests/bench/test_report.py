@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from bench import plan, report
 from bench.judge import Spread, all_figures, curves_differ, float32_differs
 from bench.run import merged
 from bench.scaling_report import scaling_section
+
+from bench import plan, report
 from tests.bench.recorded import CURVE, ours, results, run
 
 
@@ -59,7 +59,9 @@ def test_loss_curves_may_differ_by_rounding_only() -> None:
     assert "apart (2.000 1.900 1.900 1.900 against 2.000 1.800 1.700 1.600)" in words
 
 
-@pytest.mark.parametrize(("key", "words"), [("data_tokens", "other tokens"), ("trained_tokens", "other trained tokens")])
+@pytest.mark.parametrize(
+    ("key", "words"), [("data_tokens", "other tokens"), ("trained_tokens", "other trained tokens")]
+)
 def test_a_peer_that_trains_other_tokens_has_no_speed(key: str, words: str) -> None:
     other = run([9, 4, 6, 5], CURVE)
     other["steps"][2][key] += 1

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.peers.common import Pair, Workload, batches
+from bench.peers.with_tunery import make_row, rows_of
 
 from bench import gpu, plan, report, scaling, workloads
-from bench.peers.common import Pair, Workload, batches
-from bench.peers.tunery import make_row, rows_of
 from tests.bench.recorded import run
 from tunery.data.batching import Row, rows_of_step
 
@@ -56,7 +56,9 @@ def test_the_facts_count_tokens_and_what_is_shared(tmp_path: Path, monkeypatch: 
     facts = json.loads((tmp_path / "classification-16" / "facts.json").read_text())
     assert facts["tokens_per_row"] == 11
     assert facts["trained_per_row"] == 1
-    assert facts["computed_share"] == pytest.approx(10 / (16 * 11)), "the beginning once; the last token predicts nothing"
+    assert facts["computed_share"] == pytest.approx(10 / (16 * 11)), (
+        "the beginning once; the last token predicts nothing"
+    )
 
 
 def test_a_pair_becomes_two_rows_the_better_one_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from unsloth import FastLanguageModel  # isort: skip  # it changes trl and transformers while it is imported
 
-from bench.peers import trl
+from bench.peers import with_trl
 from bench.peers.common import Lines, Workload, options
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -29,7 +29,7 @@ def main() -> None:
     chosen = options(__doc__ or "")
     lines, work = Lines(), Workload.read(chosen.workload, precision=chosen.precision)
     with tempfile.TemporaryDirectory() as out:
-        trl.build(work, "tuned", lines, out, model=adapted(work), packages=("unsloth", *trl.PACKAGES)).train()
+        with_trl.build(work, "tuned", lines, out, model=adapted(work), packages=("unsloth", *with_trl.PACKAGES)).train()
     lines.wait()
 
 

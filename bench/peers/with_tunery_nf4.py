@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bench.peers.common import Lines, Workload, finish, options
-from bench.peers.tunery import PACKAGES, Trainer, rows_of
+from bench.peers.with_tunery import PACKAGES, Trainer, rows_of
 
 SPREAD = 0.02
 """Standard deviation of the weights, as Llama is initialised."""

@@ -1,4 +1,4 @@
-"""TRL + PEFT: SFTTrainer for rows, DPOTrainer for pairs; at TRL's defaults, tuned by hand, or that with Liger's kernels.
+"""TRL + PEFT: SFTTrainer for rows, DPOTrainer for pairs. At TRL's defaults, tuned by hand, or so with Liger's kernels.
 
 Set for both: batch size, rank, targets, alpha, learning rate (constant), seed, number of steps, rows in their order,
 no files. Tuned by hand means: base weights in bfloat16, no gradient checkpointing, a smaller micro-batch with
@@ -55,7 +55,7 @@ class _PairTrainer(_Counting, DPOTrainer):
 
 
 class _Steps(TrainerCallback):
-    """Waits before each step and reports it afterwards. Fetching the batch comes before `on_step_begin`: not counted."""
+    """Waits before each step and reports it afterwards. The batch is fetched before `on_step_begin`: not counted."""
 
     def __init__(self, lines: Lines, packages: Sequence[str]) -> None:
         self.lines, self.packages = lines, packages
