@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import plan
@@ -37,6 +37,7 @@ class Figures:
             tunery's for the tokens it computes, a peer's for every token of the data once (its padding and
             recomputation left out).
         peak_bytes: most resident memory; startup: seconds from the process's start to its first step.
+        at_once: rows (or pairs) computed at a time.
         ratio: tunery's speed over this one's, step by step; None for tunery itself.
     """
 
@@ -49,6 +50,7 @@ class Figures:
     share: float | None = None
     peak_bytes: int | None = None
     startup: float | None = None
+    at_once: int | None = None
     ratio: Spread | None = None
 
 
@@ -148,7 +150,7 @@ def _figures(
         _share(steps, ours),
         max(_peak(run) for run in runs),
         statistics.median(run["startup_seconds"] for run in runs),
-        ratio,
+        ratio=ratio,
     )
 
 
@@ -181,4 +183,5 @@ def all_figures(results: Mapping[str, Any], workload: Mapping[str, Any]) -> list
                 check = None  # without tunery there is nothing to agree with; the peer's speed stands alone
             comparison = comparisons[peer.name]
             figures.append(judge(peer.name, peer.title, comparison, check, chosen.batch_size, chosen.kind))
-    return figures
+    at_once = workload["micro_batch"]
+    return [replace(f, at_once=at_once.get(f.name, chosen.batch_size)) for f in figures]

@@ -95,7 +95,7 @@ WORKLOADS = (
         "long-text", "Long free text, batch 8", "long-text", "rows", 8,
         "IMDB reviews as plain text (kind `text`, what one does to teach a style): every token is trained, nothing is "
         "shared. Cut at 512 tokens; the rest of a longer review is a further row.",
-        goals={"trl-tuned": 5, "peft": 1.6}, micro_batch={"trl-tuned": 4, "peft": 4, "litgpt": 4},
+        goals={"trl-tuned": 5, "peft": 1.6}, micro_batch={"trl-tuned": 2, "peft": 4, "litgpt": 4},
     ),
     Plan(
         "chat", "Chat with a long system prompt, batch 16", "chat", "rows", 16,

@@ -29,6 +29,8 @@ format is the one that tunery's probe chooses for the machine.
   the range in brackets. Times drift with the machine; ratios hardly do.
 - **Tokens/s** count each row's tokens in full, whatever a program computed; padding never counts. **Trained**
   tokens are those with a label.
+- **At a time** is how many rows (or pairs) of the batch a program computes together; for TRL at its defaults and
+  tunery the whole batch, for the others the fastest that was tried.
 - **Peak memory** is what the process held at most, libraries and the loading of the model included.
 - **Share** is the part of the machine's matrix-multiply rate, measured beside each step, that the necessary
   operations reached: tunery's for the tokens it computes, a peer's for all tokens of the data once. A peer's
@@ -124,12 +126,13 @@ def speed_table(figures: Sequence[Figures]) -> str:
     """One line a program."""
     pairs = any(f.pairs is not None for f in figures)
     header = ["program", "tokens/s", "trained/s", *(["pairs/s"] if pairs else []), "tunery is … times as fast",
-              "peak memory", "share", "start-up"]  # fmt: skip
+              "at a time", "peak memory", "share", "start-up"]  # fmt: skip
     return table(header, [_speed_row(f, pairs) for f in figures])
 
 
 def _speed_row(f: Figures, pairs: bool) -> list[str]:
     tail = [
+        "–" if f.at_once is None else str(f.at_once),
         "–" if f.peak_bytes is None else f"{f.peak_bytes / 1e9:.1f} GB",
         "–" if f.share is None else f"{f.share:.0%}",
         "–" if f.startup is None else f"{f.startup:.0f} s",

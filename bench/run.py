@@ -108,7 +108,7 @@ def measure(folder: Path, chosen: plan.Plan, wanted: tuple[str, ...], threads: i
     for peer in plan.peers_of(chosen, wanted) or [None]:
         say(f"{chosen.title}: tunery{f' and {peer.title}' if peer else ''}")
         comparisons[peer.name if peer else "alone"] = compare(peer, place, threads, repeats)
-    return {"name": chosen.name, "facts": facts, "comparisons": comparisons}
+    return {"name": chosen.name, "facts": facts, "micro_batch": chosen.micro_batch, "comparisons": comparisons}
 
 
 def merged(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:

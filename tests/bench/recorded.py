@@ -35,6 +35,7 @@ def results(**peers: dict[str, Any]) -> dict[str, Any]:
         "checks": {"rows": check},
         "workloads": [{
             "name": "long-text",
+            "micro_batch": {"peft": 4},
             "facts": {
                 "rows": 32, "tokens_per_row": 258.0, "trained_per_row": 257.0, "longest": 512, "computed_share": 0.99,
             },

@@ -32,6 +32,7 @@ def test_speeds_are_medians_and_tunerys_own_come_from_all_its_runs() -> None:
     assert found["tunery"].share == pytest.approx(0.6), "its own operations over the rate beside it"
     assert found["peft"].share == pytest.approx(1.5e9 / 5 / 1e9), "a peer's: every token once"
     assert found["tunery"].peak_bytes == 10**9
+    assert [found[name].at_once for name in ("tunery", "trl-tuned", "peft")] == [8, 8, 4]
 
 
 def line(text: str, program: str) -> str:
