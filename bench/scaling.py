@@ -23,8 +23,9 @@ from bench import plan, report
 from bench.peers.common import Workload
 from bench.peers.with_tunery import RATE_SECONDS, Trainer, make_row, rows_of
 from bench.run import WORK, heading, say, usable_cores, write_workloads
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row
 from tunery.models.device import matmul_rate, resolve_dtype
+from tunery.models.flops import attention_width
 from tunery.models.load import load_base
 
 STEPS = 2
@@ -41,15 +42,6 @@ WIDTH_LAYERS, WIDTH_ROWS, WIDTH_LENGTH, WIDTH_VOCABULARY = 4, 8, 128, 8192
 Point = dict[str, Any]
 
 
-def attention_flops(rows: Sequence[Row], config: Any) -> float:
-    """Operations of attention itself, which `step_flops` leaves out: 12 · heads · head width for each pair of a token
-    and one it attends to, in each layer. (Forward, two products of 2 operations a number: scores and their weighted
-    sum. Backward, four.)"""
-    pairs = sum(n * len(group.path) + n * (n + 1) / 2 for group in flatten(rows).groups for n in group.lengths)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 12.0 * config.num_hidden_layers * config.num_attention_heads * head * pairs
-
-
 def measure(trainer: Trainer, rows: Sequence[Row], label: Any) -> Point:
     """The median step over the same rows."""
     model = trainer.model.model
@@ -60,11 +52,12 @@ def measure(trainer: Trainer, rows: Sequence[Row], label: Any) -> Point:
         started = time.perf_counter()
         result = trainer.step(number, rows)
         seconds.append(time.perf_counter() - started)
-    attention = attention_flops(rows, model.config)
+    sums = result.sums
+    attention = 12.0 * attention_width(model.config) * sums.pairs
     point = {
-        "at": label, "seconds": statistics.median(seconds), "data_tokens": result.data_tokens,
-        "computed_tokens": result.computed_tokens, "matmul_rate": statistics.median(rates),
-        "flops": trainer.flops(result.computed_tokens, result.trained_tokens) + attention, "attention_flops": attention,
+        "at": label, "seconds": statistics.median(seconds), "data_tokens": sums.data_tokens,
+        "computed_tokens": sums.computed_tokens, "matmul_rate": statistics.median(rates),
+        "flops": trainer.flops(sums), "attention_flops": attention,
     }  # fmt: skip
     share = point["flops"] / point["seconds"] / point["matmul_rate"]
     say(f"  {label}: {point['seconds']:.2f} s, {share:.0%} of the rate")

@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 
 from bench.peers.common import Lines, Workload, batches, finish, options
 from tunery.config import TrainConfig
-from tunery.data.batching import Row
+from tunery.data.batching import Row, flatten
 from tunery.lora.attach import adapter_state, attach
 from tunery.lora.layer import DropoutClock
 from tunery.models.device import matmul_rate
 from tunery.models.flat import FlatModel, inspect_model
+from tunery.models.flops import step_flops
 from tunery.models.load import load_base
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, make_optimizer, train_step
-from tunery.training.receipt import step_flops
+from tunery.training.objective import Sums
 
 PACKAGES = ("tunery", "torch", "transformers")
 RATE_SECONDS = 0.3
@@ -70,10 +71,19 @@ class Trainer:
         self.optimizer.step()
         return result
 
-    def flops(self, computed: int, trained: int) -> float:
-        """Floating-point operations of the products that a step needs (tunery.training.receipt.step_flops)."""
-        passes = (self.objective.passes,) if self.objective else ()
-        return step_flops(self.model.model, computed, trained, self.trainable, *passes)
+    def flops(self, sums: Sums) -> float:
+        """Floating-point operations of the products that a step needs (tunery.models.flops.step_flops)."""
+        return self._flops(sums.computed_tokens, sums.positions, sums.pairs, self.model.last_layer_parameters)
+
+    def plain_flops(self, rows: Sequence[Row]) -> float:
+        """The same for a program that computes every row in full and the head where something is predicted."""
+        each = [flatten([row]) for row in rows]
+        pairs = sum(self.model.visible_pairs(batch) for batch in each)
+        return self._flops(sum(len(row.ids) for row in rows), sum(row.trained for row in rows), pairs, 0)
+
+    def _flops(self, tokens: int, positions: int, pairs: int, last_layer: int) -> float:
+        passes = self.objective.passes if self.objective else 0
+        return step_flops(self.model.model, tokens, positions, self.trainable, passes, pairs, last_layer)
 
 
 def preference(beta: float) -> Any:
@@ -120,13 +130,14 @@ def main() -> None:
         result = trainer.step(number, rows)
         finish()
         seconds = time.perf_counter() - started
+        sums = result.sums
         facts = {
-            "computed_tokens": result.computed_tokens,
+            "computed_tokens": sums.computed_tokens,
             "matmul_rate": rate,
-            "flops": trainer.flops(result.computed_tokens, result.trained_tokens),
-            "plain_flops": trainer.flops(result.data_tokens, result.trained_tokens),
+            "flops": trainer.flops(sums),
+            "plain_flops": trainer.plain_flops(rows),
         }
-        lines.step(number, seconds, result.loss, result.data_tokens, result.trained_tokens, **facts)
+        lines.step(number, seconds, result.loss, sums.data_tokens, sums.trained_tokens, **facts)
     lines.wait()
 
 

@@ -82,7 +82,9 @@ def main() -> None:
         started = time.perf_counter()
         result = trainer.step(number, rows)
         finish()
-        lines.step(number, time.perf_counter() - started, result.loss, result.data_tokens, result.trained_tokens)
+        lines.step(
+            number, time.perf_counter() - started, result.loss, result.sums.data_tokens, result.sums.trained_tokens
+        )
     lines.wait()
 
 
