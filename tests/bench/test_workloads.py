@@ -12,7 +12,7 @@ import pytest
 from bench.peers.common import Pair, Workload, batches
 from bench.peers.with_tunery import make_row, rows_of
 
-from bench import gpu, plan, report, scaling, workloads
+from bench import gpu, plan, report, workloads
 from tests.bench.recorded import run
 from tunery.data.batching import Row, rows_of_step
 
@@ -114,16 +114,6 @@ def test_preference_pairs_keep_to_their_bounds(tmp_path: Path, tokenizer: Any) -
 
 
 # --------------------------------------------------------------------------- scaling and GPU
-
-
-def test_attentions_operations_count_each_pair_of_tokens() -> None:
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=3, head_dim=4)
-    rows = numbered(2)  # 10 tokens once: the last ones predict nothing
-    assert scaling.attention_flops(rows, config) == 12 * 3 * 2 * 4 * (10 * 11 / 2)
-    apart = [make_row([n] * 6, [False] + [True] * 5) for n in (1, 2)]
-    assert scaling.attention_flops(apart, config) == 12 * 3 * 2 * 4 * 2 * (5 * 6 / 2)
 
 
 def test_bench_gpu_ends_with_one_sentence_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
