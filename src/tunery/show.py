@@ -176,7 +176,8 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         f"{'pairs' if 'preference' in receipt else 'rows':<10}{receipt['data']['train_rows']:,} trained, "
         f"{receipt['data']['validation_rows']:,} for validation",
         f"tokens    {tokens['data']:,} in the data, {tokens['computed']:,} computed "
-        f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained; {end}",
+        f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained "
+        f"at {tokens.get('predicting_positions', tokens['trained']):,} predicting positions; {end}",
         f"adapter   {moved} of {_plural(len(lora['tensors']), 'tensor')} moved, "
         f"{lora['trainable_parameters']:,} parameters, rank {lora['rank']}; sha256 {receipt['adapter']['sha256'][:12]}",
         f"training  {_plural(training['steps'], 'step')} ({training['stopped']}), loss {training['first_loss']:.4f} → "

@@ -135,6 +135,7 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("In preferred answers", "preference.train.chosen_tokens", "count"),
             ("In rejected answers", "preference.train.rejected_tokens", "count"),
             ("Computed", "tokens.computed", "count"),
+            ("Predicting positions", "tokens.predicting_positions", "count"),
             ("End of turn", "tokens.end_of_turn_token", "words"),
             ("Template from", "template.source", "words"),
         ),
