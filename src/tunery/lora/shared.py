@@ -8,7 +8,6 @@ around its forward and backward passes: in anybody else's loop each layer comput
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -58,8 +57,11 @@ class SharedInput:
         self.layers = layers
         self._ready = _Ready()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SharedInput:
-        return SharedInput(copy.deepcopy(self.layers, memo))
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": self.layers}  # what is ready belongs to a thread, and is neither copied nor stored
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.layers, self._ready = state["layers"], _Ready()
 
     def outputs(self, layer: LoRALinear, x: Tensor) -> Tensor | None:
         """The output of `layer` for x [..., in]; None if it should compute for itself."""
