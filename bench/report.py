@@ -30,7 +30,7 @@ format is the one that tunery's probe chooses for the machine.
 - **Tokens/s** count each row's tokens in full, whatever a program computed; padding never counts. **Trained**
   tokens are those with a label.
 - **At a time** is how many rows (or pairs) of the batch a program computes together; for TRL at its defaults and
-  tunery the whole batch, for the others the fastest that was tried.
+  tunery the whole batch, for the others the one of those tried that took the least processor time.
 - **Peak memory** is what the process held at most, libraries and the loading of the model included.
 - **Share** is the part of the machine's matrix-multiply rate, measured beside each step, that the necessary
   operations reached: tunery's for the tokens it computes, a peer's for all tokens of the data once. A peer's

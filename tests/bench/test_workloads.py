@@ -47,7 +47,7 @@ def test_batches_come_in_the_order_of_tunerys_own_loop(tmp_path: Path, monkeypat
     assert written == [int(n) for step in range(2) for n in rows_of_step(plan.SEED, step, 40, 16)]
     assert [len(batch) for batch in rows_of(work)] == [16, 16]
     assert work.rows()[0].labels == [-100] * 10 + [work.rows()[0].ids[-1]]
-    assert (work.precision, work.micro("trl-tuned"), work.micro("peft")) == ("bfloat16", 8, 16)
+    assert (work.precision, work.micro("peft"), work.micro("tunery")) == ("bfloat16", 8, 16)
     assert Workload.read(work.folder, "float32").precision == "float32"
 
 
