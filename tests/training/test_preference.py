@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.double import Double
 from tests.shapes import tiny_model
-from tests.training.test_gradients import lora_model, relative
+from tests.training.test_gradients import PLAIN, lora_model, relative, written_out
 from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
 from tunery.lora.attach import adapter_state, apply_lora, lora_layers
 from tunery.lora.layer import DropoutClock
@@ -74,17 +74,22 @@ def padded_log_probabilities(model: torch.nn.Module, rows: Sequence[Row]) -> Ten
 def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     """(log-probability ratios of policy and reference [rows], gradient of the mean loss) by the formula.
 
-    The reference is a copy of the model that has no adapter.
+    The policy is a copy of the model with transformers' own modules, the reference a copy of that without an adapter.
     """
-    reference_model = copy.deepcopy(model.model)
+    policy, own = PLAIN.get(id(model.model), (model.model, adapter))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(adapter[name])
+    reference_model = copy.deepcopy(policy)
     for layer in lora_layers(reference_model).values():
         for name in list(layer.settings):
             layer.discard(name)
     with torch.no_grad():
         reference = padded_log_probabilities(reference_model, rows)
-    ratio = padded_log_probabilities(model.model, rows) - reference
-    loss = -torch.log(torch.sigmoid(BETA * (ratio[0::2] - ratio[1::2]))).mean()
-    return ratio.detach(), list(torch.autograd.grad(loss, list(adapter.values())))
+    with written_out():
+        ratio = padded_log_probabilities(policy, rows) - reference
+        loss = -torch.log(torch.sigmoid(BETA * (ratio[0::2] - ratio[1::2]))).mean()
+        return ratio.detach(), list(torch.autograd.grad(loss, list(own.values())))
 
 
 def ours(
