@@ -173,7 +173,7 @@ def test_running_out_of_memory_halves_down_to_one_pair_and_leaves_the_update(mon
     assert (limit.rows, limit.words) == (1, "1 pair")
     assert min(seen) == 2  # never less than both answers of a pair
     assert relative(got, wanted) < 1e-9
-    assert result.data_tokens == sum(len(row.ids) for row in rows)  # counted once, not once more per attempt
+    assert result.sums.data_tokens == sum(len(row.ids) for row in rows)  # counted once, not once more per attempt
 
 
 def test_not_even_one_pair_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
