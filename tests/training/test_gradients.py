@@ -90,10 +90,8 @@ def written_out() -> Iterator[None]:
         yield
 
 
-def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
-    """The plain way: transformers' own modules, one padded batch, full logits, cross-entropy divided once by the
-    trained weight."""
-    plain, adapter = PLAIN.get(id(model.model), (model.model, adapter))
+def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows as one padded batch: token ids, attention mask, weights, each [rows, longest]."""
     width = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask, weights = torch.zeros_like(ids), torch.zeros(len(rows), width, dtype=torch.float64)
@@ -101,6 +99,14 @@ def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence
         ids[i, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
         mask[i, : len(row.ids)] = 1
         weights[i, : len(row.ids)] = torch.from_numpy(row.weights)
+    return ids, mask, weights
+
+
+def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
+    """The plain way: transformers' own modules, one padded batch, full logits, cross-entropy divided once by the
+    trained weight."""
+    plain, adapter = PLAIN.get(id(model.model), (model.model, adapter))
+    ids, mask, weights = padded(rows)
     with written_out():
         logits = plain(input_ids=ids, attention_mask=mask, use_cache=False).logits
     each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")

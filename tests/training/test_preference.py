@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.double import Double
 from tests.shapes import tiny_model
-from tests.training.test_gradients import PLAIN, lora_model, relative, written_out
+from tests.training.test_gradients import PLAIN, lora_model, padded, relative, written_out
 from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
 from tunery.lora.attach import adapter_state, apply_lora, lora_layers
 from tunery.lora.layer import DropoutClock
@@ -59,13 +59,7 @@ def make_pairs(seed: int, count: int, vocabulary: int = 60) -> list[Row]:
 
 def padded_log_probabilities(model: torch.nn.Module, rows: Sequence[Row]) -> Tensor:
     """The plain way: one padded batch, full logits, log-softmax, summed over the trained tokens. [rows]"""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask, weights = torch.zeros_like(ids), torch.zeros(len(rows), width, dtype=torch.float64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
-        mask[i, : len(row.ids)] = 1
-        weights[i, : len(row.ids)] = torch.from_numpy(row.weights)
+    ids, mask, weights = padded(rows)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     each = F.log_softmax(logits[:, :-1], dim=-1).gather(2, ids[:, 1:, None])[..., 0]
     return (each * weights[:, 1:]).sum(dim=1)
