@@ -14,7 +14,8 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,22 @@ class Lines:
     def _write(self, **line: Any) -> None:
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
+
+
+def train_rows(lines: Lines, work: Workload, step: Callable[[list[Row]], float]) -> None:
+    """Train the workload's batches, a step at a time, until told no more.
+
+    Args:
+        step: one optimizer step over a batch; returns the mean loss over its trained tokens.
+    """
+    for number, rows in enumerate(batches(work.rows(), work.batch_size)):
+        lines.wait()
+        started = time.perf_counter()
+        loss = step(rows)
+        seconds = time.perf_counter() - started
+        data, trained = sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows)
+        lines.step(number, seconds, loss, data, trained)
+    lines.wait()
 
 
 def finish() -> None:

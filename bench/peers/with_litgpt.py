@@ -8,7 +8,6 @@ The checkpoint is converted once by LitGPT's own tool, beside the base.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
 from litgpt.utils import chunked_cross_entropy, load_checkpoint
 from safetensors.torch import load_file
 
-from bench.peers.common import IGNORED, Lines, Row, Workload, batches, options
+from bench.peers.common import IGNORED, Lines, Row, Workload, batches, options, train_rows
 
 PACKAGES = ("litgpt", "lightning", "torch")
 SHAPE = "SmolLM2-135M-Instruct"
@@ -122,14 +121,7 @@ def main() -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = fabric.setup_optimizers(torch.optim.AdamW(parameters, lr=work.learning_rate, weight_decay=0.0))
     lines.ready(*PACKAGES, trainable=sum(p.numel() for p in parameters))
-    for number, rows in enumerate(batches(work.rows(), work.batch_size)):
-        lines.wait()
-        started = time.perf_counter()
-        loss = step(fabric, model, optimizer, rows, work)
-        seconds = time.perf_counter() - started
-        data, trained = sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows)
-        lines.step(number, seconds, loss, data, trained)
-    lines.wait()
+    train_rows(lines, work, lambda rows: step(fabric, model, optimizer, rows, work))
 
 
 if __name__ == "__main__":

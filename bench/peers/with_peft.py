@@ -6,7 +6,6 @@ micro-batch is smaller than the batch, gradients add up to the mean over all tra
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bench.peers.common import IGNORED, Lines, Row, Workload, batches, options
+from bench.peers.common import IGNORED, Lines, Row, Workload, batches, options, train_rows
 
 PACKAGES = ("peft", "transformers", "torch")
 
@@ -70,14 +69,7 @@ def main() -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=work.learning_rate, weight_decay=0.0)
     lines.ready(*PACKAGES, trainable=sum(p.numel() for p in parameters))
-    for number, rows in enumerate(batches(work.rows(), work.batch_size)):
-        lines.wait()
-        started = time.perf_counter()
-        loss = step(model, parameters, optimizer, rows, work)
-        seconds = time.perf_counter() - started
-        data, trained = sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows)
-        lines.step(number, seconds, loss, data, trained)
-    lines.wait()
+    train_rows(lines, work, lambda rows: step(model, parameters, optimizer, rows, work))
 
 
 if __name__ == "__main__":
