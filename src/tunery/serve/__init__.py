@@ -1,0 +1,1 @@
+"""The OpenAI fine-tuning API, served on this machine."""
