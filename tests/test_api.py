@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import tunery
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
@@ -27,6 +28,8 @@ from tunery.errors import (
     ResumableError,
     StoppedError,
 )
+from tunery.lora.attach import adapter_state
+from tunery.training.checkpoint import export_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -204,11 +207,27 @@ def test_a_checkpoint_that_cannot_be_read_is_said_and_an_earlier_one_can_be_name
         tunery.train("task.yaml", ["train.save_steps=2", "train.save_limit=3"], view=Interrupting(5))
     checkpoints = Path("runs/films/checkpoints")
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2", "step-4", "step-5"]
-    (checkpoints / "step-5" / "adapter.safetensors").write_bytes(b"torn")
+    (checkpoints / "step-5" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="step-5 cannot be read"):
         tunery.train("task.yaml", view=QUIET)
     run = tunery.train("task.yaml", resume=str(checkpoints / "step-4"), view=QUIET)
     assert run.receipt["training"]["resumed_from"] == [4]
+
+
+def test_a_checkpoint_is_an_adapter_folder(project: Path, base_folder: Path) -> None:
+    run = tunery.train("task.yaml", ["train.max_steps=4", "train.save_steps=2", "evaluate.enabled=false"], view=QUIET)
+    exported = export_checkpoint(run.path, 2, project / "exported")
+    final = run.path / "checkpoints" / "step-4"
+    assert same(load_file(final / "adapter_model.safetensors"), adapter(run.path))
+    for folder in (exported, final):
+        assert json.loads((folder / "adapter_config.json").read_text()) == json.loads(
+            (run.path / "adapter" / "adapter_config.json").read_text()
+        )
+        model = AutoModelForCausalLM.from_pretrained(base_folder)
+        tunery.load_adapter(model, folder)
+        stored = load_file(folder / "adapter_model.safetensors")
+        assert same({name: tensor.detach() for name, tensor in adapter_state(model).items()}, stored)
+    assert not same(load_file(exported / "adapter_model.safetensors"), adapter(run.path))
 
 
 def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
@@ -232,7 +251,7 @@ def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
     assert training["steps"] < training["planned_steps"]
     assert training["steps"] - training["best_step"] == 8
     assert training["restored_step"] == training["best_step"]
-    best = load_file(run.path / "checkpoints" / f"step-{training['best_step']}" / "adapter.safetensors")
+    best = load_file(run.path / "checkpoints" / f"step-{training['best_step']}" / "adapter_model.safetensors")
     assert same(best, adapter(run.path))
 
 

@@ -64,9 +64,18 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", ba
     """
     folder = Path(folder)
     require_adapter(model, name)
+    keep_other_content(folder)
+    write_folder(folder, lambda temporary: write_adapter_files(model, temporary, name, base_model))
+
+
+def keep_other_content(folder: Path) -> None:
+    """Refuse to replace what is no adapter folder.
+
+    Raises:
+        AdapterError: the folder is a file, or holds something else than an adapter.
+    """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
         raise AdapterError(f"{folder} exists and holds no adapter; it is not replaced", "choose another folder")
-    write_folder(folder, lambda temporary: write_adapter_files(model, temporary, name, base_model))
 
 
 def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", base_model: str | None = None) -> None:
@@ -77,10 +86,11 @@ def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", b
     """
     tensors = {key: t.detach().to("cpu", torch.float32).contiguous() for key, t in adapter_state(model, name).items()}
     write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG_FILE, _config(model, name, base_model))
+    write_json(folder / CONFIG_FILE, adapter_config(model, name, base_model))
 
 
-def _config(model: nn.Module, name: str, base_model: str | None) -> dict[str, Any]:
+def adapter_config(model: nn.Module, name: str = "default", base_model: str | None = None) -> dict[str, Any]:
+    """The content of adapter_config.json for an adapter that a model carries."""
     layers = {path: layer for path, layer in lora_layers(model).items() if name in layer.settings}
     settings = {path: layer.settings[name] for path, layer in layers.items()}
     # One adapter has one rank and alpha as a rule; one that PEFT made may have exceptions (rank_pattern).

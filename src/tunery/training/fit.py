@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tunery.config import Task
 from tunery.data.prepare import Prepared
 from tunery.errors import StoppedError
-from tunery.lora.adapter import write_adapter_files
+from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state, attach
 from tunery.lora.layer import DropoutClock
 from tunery.models.attention_gpu import refusals
@@ -126,7 +126,12 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     plan = make_plan(task, prepared, base.model.config)
     sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
     _say_plan(view, plan, matched, model, sizing)
-    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), _inputs(prepared, base))
+    checkpoints = Checkpoints(
+        paths.checkpoints,
+        task.model_dump(mode="json"),
+        _inputs(prepared, base),
+        adapter_config(base.model, base_model=base.info.name),
+    )
     optimizer = make_optimizer(adapter, task.train)
     progress = Progress(dtype=base.info.dtype)
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=plan.objective.noun)
