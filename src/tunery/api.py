@@ -26,6 +26,7 @@ from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
+from tunery.training.start import read_start
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,17 @@ def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
         )
 
 
+def _require_same_start(task: Task, receipt: Mapping[str, Any], paths: RunPaths) -> None:
+    """Refuse to take a finished run for one that goes on from another adapter."""
+    then, now = receipt["lora"].get("start"), read_start(task)
+    if now is not None and (then is None or now.hashes != (then["sha256"], then["config_sha256"])):
+        raise ConfigError(
+            f"{paths.root} holds a finished run that went on from another adapter than lies in {now.path} now",
+            "give this run its own name with --set name=NAME, or start over with --resume never "
+            "(the earlier run is kept under another name)",
+        )
+
+
 def _require_same_rows(prepared: Prepared, receipt: Mapping[str, Any], paths: RunPaths) -> None:
     """Refuse to judge a run by rows that are not those it was trained and held out with."""
     changed = [name for name, rows in prepared.splits.items() if rows.sha256() != receipt["data"]["rows_sha256"][name]]
@@ -156,6 +168,7 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     """A run whose training is complete: evaluated if that is missing or was asked for in another way."""
     receipt, then = read_receipt(paths), load_task(paths.task)
     _require_same_task(task, then, paths)
+    _require_same_start(task, receipt, paths)
     _require_same_rows(_prepare(task, load_tokenizer(task.model), load_config(task.model)), receipt, paths)
     held_out = receipt["data"]["validation_rows"] or receipt["data"]["test_rows"]
     if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):

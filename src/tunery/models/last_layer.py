@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
 
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -26,7 +27,7 @@ class LastLayer:
 
     Attributes:
         positions: int64 [S], the rows of [1, T, d] that are wanted; None computes all.
-        parameters: frozen numbers of the matrices that are used at these positions only.
+        parameters: the base's numbers in the matrices that are used at these positions only.
         row: any tensor of T numbers. (Not T itself: torch.compile would compile the layer for each T.)
     """
 
@@ -36,8 +37,8 @@ class LastLayer:
         self._entered = 0
         self._hooks: list[Any] = []
         modules = _row_wise(model)
-        frozen = {id(p): p for module in modules for p in module.parameters() if p.dim() >= 2 and not p.requires_grad}
-        self.parameters = sum(numel(p) for p in frozen.values())
+        matrices = {id(p): p for module in modules for p in base_parameters(module) if p.dim() >= 2}
+        self.parameters = sum(numel(p) for p in matrices.values())
         for module in modules:
             self._hooks.append(module.register_forward_pre_hook(self._take))
             self._hooks.append(module.register_forward_hook(self._put_back))

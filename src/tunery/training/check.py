@@ -16,10 +16,10 @@ from tunery.models.flops import step_flops
 from tunery.models.load import empty_model, quantization_of
 from tunery.models.memory import Lean, estimate, logit_chunk
 from tunery.models.quantized import expected_bytes
-from tunery.training.fit import attach_adapter
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn
 from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
+from tunery.training.start import attach_adapter
 
 REACHED_SHARE = 0.3
 """Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
@@ -96,7 +96,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     model = empty_model(task.model)
     stored = quantization_of(task.model, model.config, task.train.quantize)
     base_bytes = expected_bytes(model, stored, dtype.itemsize)
-    matched, _ = attach_adapter(task, model)
+    matched = attach_adapter(task, prepared.data.kind, model).matched
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     tokens, positions = largest_batch(task, train)

@@ -82,7 +82,8 @@ class Progress:
 
 
 def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's settings, flattened ("lora.rank" → 8), without the neutral ones and without paths of data files."""
+    """The task's settings, flattened ("lora.rank" → 8), without the neutral ones and without paths of data
+    files and of the adapter to start from, whose content counts."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, at: str) -> None:
@@ -95,6 +96,8 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
             flat[at] = value
 
     walk(task, "")
+    if flat.get("lora.start") is not None:
+        flat["lora.start"] = "given"  # the adapter itself is among the inputs, wherever it lies
     return {key: value for key, value in flat.items() if key not in ("data.train", "data.validation", "data.test")}
 
 
