@@ -372,6 +372,31 @@ def test_check_tells_what_will_be_trained_without_training(project: Path) -> Non
     assert not Path("runs").exists()
 
 
+def test_the_multiplier_is_in_every_rate_that_is_shown(project: Path) -> None:
+    twice = ["train.learning_rate_multiplier=2", "train.max_steps=3", "train.warmup=0", "evaluate.enabled=false"]
+    assert tunery.check("task.yaml", twice)["training"]["learning_rate"] == 0.04
+    run = tunery.train("task.yaml", twice, view=QUIET)
+    assert run.receipt["training"]["learning_rate"] == 0.04
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert next(line["learning_rate"] for line in lines if "train_loss" in line) == pytest.approx(0.04)
+    plain = tunery.train(
+        "task.yaml", ["name=b", *twice, "train.learning_rate_multiplier=1", "train.learning_rate=0.04"], view=QUIET
+    )
+    assert same(adapter(run.path), adapter(plain.path))
+
+
+def test_metrics_hold_loss_and_token_accuracy_of_both_sides(project: Path) -> None:
+    run = tunery.train("task.yaml", ["train.eval_steps=6", "evaluate.enabled=false"], view=QUIET)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train_loss" in line]
+    checks = [line for line in lines if "valid_loss" in line]
+    assert [line["step"] for line in checks] == [6, 12, 18, 24]
+    assert all(0 <= line["train_token_accuracy"] <= 1 for line in steps)
+    assert all(0 <= line["valid_token_accuracy"] <= 1 for line in checks)
+    assert steps[-1]["train_token_accuracy"] > steps[0]["train_token_accuracy"]
+    assert checks[-1]["valid_token_accuracy"] > 0.9
+
+
 def test_a_second_process_is_kept_out_of_a_run_in_use(project: Path) -> None:
     from tunery.paths import lock
 

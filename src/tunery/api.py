@@ -277,4 +277,6 @@ def learning_rate_test(
     view = view or Console()
     base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)
+    if (multiplier := task.train.learning_rate_multiplier) != 1:
+        view.note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})")
     return range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))

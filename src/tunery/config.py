@@ -216,6 +216,9 @@ class TrainConfig(_Settings):
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
     )
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="the rate, be it auto or a number, is multiplied by this"
+    )
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the rate falls after warm-up"
     )

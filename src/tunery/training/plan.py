@@ -45,11 +45,12 @@ def total_steps(config: TrainConfig, rows: int) -> int:
 
 
 def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> float:
-    """The highest learning rate: as set, or by the rule of `auto_learning_rate`, times the objective's share."""
+    """The highest learning rate: as set, or by the rule of `auto_learning_rate` times the objective's share; and times
+    the multiplier."""
     if config.learning_rate != "auto":
-        return float(config.learning_rate)
+        return config.learning_rate * config.learning_rate_multiplier
     rate = auto_learning_rate(model_config.get_text_config().hidden_size)
-    return float(f"{rate * objective.rate_share:.2g}")
+    return float(f"{rate * objective.rate_share:.2g}") * config.learning_rate_multiplier
 
 
 def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
