@@ -9,6 +9,7 @@ from typing import Any
 
 from tunery.config import Task
 from tunery.console import Console
+from tunery.data.examine import Examined, examine_files
 from tunery.data.example import Example
 from tunery.data.prepare import Prepared, prepare, tokenize_once
 from tunery.data.read import read_data, read_more
@@ -240,7 +241,7 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
     for note in more.notes:
         view.note(note)
     _note_overlap(tuned.task, more.test, view)
-    rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long)
+    rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
     held_out = HeldOut(
         data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long,
         beta=tuned.task.train.effective_beta,
@@ -267,6 +268,24 @@ def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: in
     data = read_data(task.data, task.seed)
     prepared = prepare(data, task.data, load_tokenizer(task.model), _context(load_config(task.model)))
     return check_prepared(task, prepared, samples)
+
+
+def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:
+    """Every problem of a task's files, as values: what `check` and `train` would stop at.
+
+    Returns:
+        What lies in "train" (several files one after another), and in "validation" and "test" where these are files.
+
+    Raises:
+        ConfigError: the task cannot be read, or the tokenizer of its model not be found. Nothing about the rows.
+    """
+    task = _as_task(task, overrides)
+    data, tokenizer = task.data, load_tokenizer(task.model)
+    found = {"train": examine_files(data.train_files, data, tokenizer)}
+    for split, path in (("validation", data.validation), ("test", data.test)):
+        if isinstance(path, str):
+            found[split] = examine_files([path], data, tokenizer, split=split, like=found["train"])
+    return found
 
 
 def learning_rate_test(

@@ -128,7 +128,7 @@ class Renderer:
         return messages
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The text after which the model answers.
+        """The text after which the model answers, for messages and tools in OpenAI's form, as a row or a request has them.
 
         Raises:
             DataError: the chat template refuses the conversation.
@@ -357,18 +357,27 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
 
 
 def _plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
-    """A message as chat templates expect it: no `weight`, content never null, tool arguments as an object."""
-    plain = {key: value for key, value in message.items() if key != "weight"}
+    """A message as chat templates expect it: no `weight`, no key that is null, content a text (a refusal, where the
+    assistant gave that instead), tool arguments as an object."""
+    plain = {key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None}
     if plain["role"] == "developer" and not knows_developer:
         plain["role"] = "system"
-    if plain.get("content") is None:
-        plain["content"] = ""
+    plain["content"] = _as_text(plain.get("content")) or message.get("refusal") or ""
     if plain.get("tool_calls"):
         plain["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": _as_object(call["function"].get("arguments"))}}
             for call in plain["tool_calls"]
         ]
     return plain
+
+
+def _as_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    """The text of a message's content, which may come in parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if other := [part["type"] for part in content if part["type"] not in ("text", "refusal")]:
+        raise ValueError(f"a content part of type {other[0]} is no text")
+    return "".join(part[part["type"]] for part in content)
 
 
 def _as_object(arguments: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 
 from tunery.config import Task
-from tunery.data.batching import Row
-from tunery.data.prepare import Prepared
+from tunery.data.prepare import Prepared, pieces
 from tunery.lora.attach import trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
 from tunery.models.flops import step_flops
@@ -31,8 +29,8 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
     """What would be trained, in numbers and in a few rows, with an estimate of memory and time.
 
     Returns:
-        JSON values; "samples" holds rows as [[text, is_trained], …] pieces, and "sample_names" the place of each in
-        the data; of a pair of answers both rows are there, the chosen one first.
+        JSON values; "samples" holds rows as [[text, is_trained], …] pieces, "sample_names" the place of each in the
+        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first.
 
     Raises:
         ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
@@ -58,8 +56,9 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
         "labels": _label_counts(prepared),
         "training": _estimates(task, prepared),
         "remarks": prepared.renderer.remarks.sentences(),
-        "samples": [_pieces(prepared, row) for row in prepared.train.first(samples)],
+        "samples": [pieces(prepared.renderer, row) for row in prepared.train.first(samples)],
         "sample_names": sample_names(prepared, samples),
+        "sample_lines": [int(row.where.rpartition(":")[2]) for row in prepared.train.first(samples)],
     }
 
 
@@ -134,13 +133,3 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         "available_bytes": available_memory(device),
         "seconds": seconds,
     }
-
-
-def _pieces(prepared: Prepared, row: Row) -> list[tuple[str, bool]]:
-    """A row's text in stretches of trained and untrained tokens."""
-    on = row.weights > 0
-    borders = [0, *(np.flatnonzero(np.diff(on)) + 1).tolist(), len(on)]
-    return [
-        (str(prepared.renderer.tokenizer.decode(row.ids[a:b].tolist())), bool(on[a]))
-        for a, b in itertools.pairwise(borders)
-    ]
