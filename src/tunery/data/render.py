@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunery.data.example import Example, Message
+from tunery.data.messages import plain_message
 from tunery.errors import DataError
 from tunery.paths import text_sha256
 
@@ -128,7 +129,7 @@ class Renderer:
         return messages
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The text after which the model answers, for messages and tools in OpenAI's form, as a row or a request has them.
+        """The text after which the model answers, for messages and tools in OpenAI's form (as in a row, or a request).
 
         Raises:
             DataError: the chat template refuses the conversation.
@@ -140,7 +141,7 @@ class Renderer:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
     ) -> str:
         knows_developer = "developer" in str(self.tokenizer.chat_template)
-        plain = [_plain_message(message, knows_developer) for message in messages]
+        plain = [plain_message(message, knows_developer) for message in messages]
         return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
             plain,
             tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
@@ -354,34 +355,6 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]  # type: ignore[attr-defined]
     names = sorted((name for name in names if name.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names))) if names else None
-
-
-def _plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
-    """A message as chat templates expect it: no `weight`, no key that is null, content a text (a refusal, where the
-    assistant gave that instead), tool arguments as an object."""
-    plain = {key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None}
-    if plain["role"] == "developer" and not knows_developer:
-        plain["role"] = "system"
-    plain["content"] = _as_text(plain.get("content")) or message.get("refusal") or ""
-    if plain.get("tool_calls"):
-        plain["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _as_object(call["function"].get("arguments"))}}
-            for call in plain["tool_calls"]
-        ]
-    return plain
-
-
-def _as_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """The text of a message's content, which may come in parts."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if other := [part["type"] for part in content if part["type"] not in ("text", "refusal")]:
-        raise ValueError(f"a content part of type {other[0]} is no text")
-    return "".join(part[part["type"]] for part in content)
-
-
-def _as_object(arguments: Any) -> Any:
-    return json.loads(arguments) if isinstance(arguments, str) and arguments else arguments
 
 
 def _starts_within(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[bool]:
