@@ -95,9 +95,10 @@ def test_the_prompt_is_tokenised_as_when_the_model_is_asked() -> None:
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
 WITH_TOOLS = (  # what a message holds is written out, so that a key more or less is another prompt
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if 'tool_calls' in m %}{% for c in m.tool_calls %}"
-    "{{ c.function.name }}({{ c.function.arguments.q }}){% endfor %}{% endif %} {{ m.keys() | sort | join }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if 'tool_calls' in m %}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments.q }}){% endfor %}{% endif %}"
+    " {{ m.keys() | sort | join }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
