@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from tunery.data.batching import FlatBatch
 from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
 
@@ -23,10 +25,15 @@ def layer_windows(config: Any) -> list[int | None]:
 
 
 def attention_width(config: Any) -> int:
-    """Numbers in a token's queries, all heads together."""
+    """Numbers in a token's queries, all heads together; 0 for a model without attention."""
     config = config.get_text_config()
-    heads = int(config.num_attention_heads)
-    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 0)
+    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
+
+
+def visible_pairs(windows: Counter[int | None], batch: FlatBatch) -> int:
+    """Queries and keys that see each other, summed over layers with these windows (`layer_windows`)."""
+    return sum(layers * batch.visible_pairs(window) for window, layers in windows.items())
 
 
 def step_flops(

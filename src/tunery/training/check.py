@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tunery.config import Task
+from tunery.data.batching import FlatBatch
 from tunery.data.prepare import Prepared, pieces
-from tunery.lora.attach import trainable_parameters
+from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
-from tunery.models.flops import step_flops
+from tunery.models.flops import layer_windows, step_flops, visible_pairs
+from tunery.models.last_layer import last_layer_parameters
 from tunery.models.load import empty_model, quantization_of
-from tunery.models.memory import Lean, estimate, logit_chunk
 from tunery.models.quantized import expected_bytes
+from tunery.training.objective import Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn
-from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
-from tunery.training.start import attach_adapter
+from tunery.training.sizing import Need, largest, sampled
+from tunery.training.start import REFERENCE, attach_adapter
 
-REACHED_SHARE = 0.3
+REACHED_SHARE = 0.45
 """Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
 
 BINS = 10
@@ -88,37 +92,21 @@ def _label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
 
 
 def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
-    train, rows = prepared.train, prepared.train.rows
-    objective = make_objective(task, prepared.data.kind)
+    train, kind = prepared.train, prepared.data.kind
+    objective = make_objective(task, kind)
     device = pick_device(task.train.device)
     dtype, _ = resolve_dtype(task.train.precision, device)
     model = empty_model(task.model)
     stored = quantization_of(task.model, model.config, task.train.quantize)
     base_bytes = expected_bytes(model, stored, dtype.itemsize)
-    matched = attach_adapter(task, prepared.data.kind, model).matched
+    matched = attach_adapter(task, kind, model).matched
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
-    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    tokens, positions = largest_batch(task, train)
-    steps = total_steps(task.train, train.units)
-    memory = estimate(
-        model.config.get_text_config(),
-        parameters=parameters,
-        trainable=trainable,
-        dtype_bytes=dtype.itemsize,
-        tokens_in_flight=-(-tokens * wanted_rows(task) // task.train.batch_size),
-        trained_tokens=positions,
-        gradient_checkpointing=task.train.gradient_checkpointing is True,
-        keys=kept_keys(rows, device),
-        logit_chunk=logit_chunk(device.type),
-        base_bytes=base_bytes,
-        lean=Lean.of(model),
-    )
-    flops = steps * step_flops(model, tokens, positions, trainable, objective.passes)
-    seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))
-    alone, _ = largest_batch(task, train, share=False)
+    need = Need.of(task, train, model, base_bytes=base_bytes, dtype_bytes=dtype.itemsize, device=device)
+    steps, batches = total_steps(task.train, train.units), sampled(task, train)
+    flops = steps * _mean_flops(model, batches, trainable, objective)
     return {
         "model": task.model,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in base_parameters(model)),
         "layers": len(matched),
         "trainable_parameters": trainable,
         "steps": steps,
@@ -128,8 +116,24 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         "precision": str(dtype).removeprefix("torch."),
         "quantization": stored,
         "device": device.type,
-        "computed_share": tokens / alone,
-        "memory_bytes": memory.total,
+        "computed_share": largest(batches)[0] / largest(sampled(task, train, share=False))[0],
+        "memory_bytes": need.estimate(need.tokens, task.train.gradient_checkpointing is True).total,
         "available_bytes": available_memory(device),
-        "seconds": seconds,
+        "seconds": flops / (REACHED_SHARE * matmul_rate(device, dtype)),
     }
+
+
+def _mean_flops(model: Any, batches: Sequence[FlatBatch], trainable: int, objective: Objective) -> float:
+    """Operations of an optimizer step, from some of them."""
+    windows = Counter(layer_windows(model.config))
+    whole = step_flops(
+        model,
+        computed_tokens=sum(len(batch.ids) for batch in batches),
+        positions=sum(len(batch.sources) for batch in batches),
+        adapter_parameters=trainable,
+        passes=objective.passes,
+        pairs=sum(visible_pairs(windows, batch) for batch in batches),
+        last_layer=last_layer_parameters(model),
+        reference_parameters=trainable if REFERENCE in adapter_names(model) else 0,
+    )
+    return whole / len(batches)

@@ -106,7 +106,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
     plan = make_plan(task, prepared, base.model.config)
-    sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
+    sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     _say_plan(view, plan, attached, base.info.name, model, sizing)
     checkpoints = Checkpoints(
         paths.checkpoints,

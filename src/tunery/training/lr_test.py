@@ -75,7 +75,7 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     objective = make_objective(task, prepared.data.kind)
-    sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
+    sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=objective.noun)
     optimizer = make_optimizer(adapter, task.train)
     rows = prepared.train.rows
