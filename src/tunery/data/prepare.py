@@ -188,11 +188,13 @@ def render_all(
     """The number of each example, and its rows; what the chat template refuses is added to `refused` instead."""
     for number, example in enumerate(examples):
         try:
-            yield number, renderer.render(example)
+            rows = renderer.render(example)
         except DataError as error:
             file, _, line = example.where.rpartition(":")
             message = error.message.removeprefix(f"{example.where}: ")
             refused.append(Problem(file, int(line), ROW, message, error.hint or "change the row, or remove it"))
+            continue
+        yield number, rows
 
 
 def tokenize_pairs(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
