@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import tunery
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
+from tunery.api import examine
 from tunery.console import Console
 from tunery.errors import (
     AdapterError,
@@ -395,6 +396,28 @@ def test_metrics_hold_loss_and_token_accuracy_of_both_sides(project: Path) -> No
     assert all(0 <= line["valid_token_accuracy"] <= 1 for line in checks)
     assert steps[-1]["train_token_accuracy"] > steps[0]["train_token_accuracy"]
     assert checks[-1]["valid_token_accuracy"] > 0.9
+
+
+def test_examining_gives_as_values_what_training_would_stop_at(project: Path) -> None:
+    rows = (project / "rows.csv").read_text()
+    (project / "rows.csv").write_text(rows + ",good\nfilm 90 is fine,\nfilm 91 is fine,good\n")
+    (project / "more.csv").write_text("text,label\nfilm 92 is dull,bad\nfilm 93 is odd,odd\n")
+    more = ["data.validation=more.csv"]
+    found = examine("task.yaml", more)
+    assert set(found) == {"train", "validation"}
+    assert [(p.file, p.line, p.field) for p in found["train"].problems] == [
+        ("rows.csv", 82, "text"),
+        ("rows.csv", 83, "label"),
+    ]
+    assert [(p.file, p.line, p.field) for p in found["validation"].problems] == [("more.csv", 3, "label")]
+    assert (found["train"].rows, len(found["train"].examples)) == (83, 81)
+    with pytest.raises(DataError) as stopped:
+        tunery.check("task.yaml", more)
+    for problem in (*found["train"].problems, *found["validation"].problems):
+        assert str(problem) in stopped.value.message
+    result = tunery.check("task.yaml", [*more, "data.on_bad_row=skip"], samples=2)
+    assert result["data"]["train_rows"] == 81
+    assert result["sample_names"] == [f"rows.csv:{line}" for line in result["sample_lines"]]
 
 
 def test_a_second_process_is_kept_out_of_a_run_in_use(project: Path) -> None:
