@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import tunery
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
+from tunery.api import examine
 from tunery.console import Console
 from tunery.errors import (
     AdapterError,
@@ -27,6 +29,8 @@ from tunery.errors import (
     ResumableError,
     StoppedError,
 )
+from tunery.lora.attach import adapter_state
+from tunery.training.checkpoint import export_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -204,11 +208,27 @@ def test_a_checkpoint_that_cannot_be_read_is_said_and_an_earlier_one_can_be_name
         tunery.train("task.yaml", ["train.save_steps=2", "train.save_limit=3"], view=Interrupting(5))
     checkpoints = Path("runs/films/checkpoints")
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2", "step-4", "step-5"]
-    (checkpoints / "step-5" / "adapter.safetensors").write_bytes(b"torn")
+    (checkpoints / "step-5" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="step-5 cannot be read"):
         tunery.train("task.yaml", view=QUIET)
     run = tunery.train("task.yaml", resume=str(checkpoints / "step-4"), view=QUIET)
     assert run.receipt["training"]["resumed_from"] == [4]
+
+
+def test_a_checkpoint_is_an_adapter_folder(project: Path, base_folder: Path) -> None:
+    run = tunery.train("task.yaml", ["train.max_steps=4", "train.save_steps=2", "evaluate.enabled=false"], view=QUIET)
+    exported = export_checkpoint(run.path, 2, project / "exported")
+    final = run.path / "checkpoints" / "step-4"
+    assert same(load_file(final / "adapter_model.safetensors"), adapter(run.path))
+    for folder in (exported, final):
+        assert json.loads((folder / "adapter_config.json").read_text()) == json.loads(
+            (run.path / "adapter" / "adapter_config.json").read_text()
+        )
+        model = AutoModelForCausalLM.from_pretrained(base_folder)
+        tunery.load_adapter(model, folder)
+        stored = load_file(folder / "adapter_model.safetensors")
+        assert same({name: tensor.detach() for name, tensor in adapter_state(model).items()}, stored)
+    assert not same(load_file(exported / "adapter_model.safetensors"), adapter(run.path))
 
 
 def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
@@ -232,7 +252,7 @@ def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
     assert training["steps"] < training["planned_steps"]
     assert training["steps"] - training["best_step"] == 8
     assert training["restored_step"] == training["best_step"]
-    best = load_file(run.path / "checkpoints" / f"step-{training['best_step']}" / "adapter.safetensors")
+    best = load_file(run.path / "checkpoints" / f"step-{training['best_step']}" / "adapter_model.safetensors")
     assert same(best, adapter(run.path))
 
 
@@ -351,6 +371,53 @@ def test_check_tells_what_will_be_trained_without_training(project: Path) -> Non
     trained = "".join(text for text, on in result["samples"][0] if on)
     assert trained in ("good<|im_end|>", "bad<|im_end|>")
     assert not Path("runs").exists()
+
+
+def test_the_multiplier_is_in_every_rate_that_is_shown(project: Path) -> None:
+    twice = ["train.learning_rate_multiplier=2", "train.max_steps=3", "train.warmup=0", "evaluate.enabled=false"]
+    assert tunery.check("task.yaml", twice)["training"]["learning_rate"] == 0.04
+    run = tunery.train("task.yaml", twice, view=QUIET)
+    assert run.receipt["training"]["learning_rate"] == 0.04
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert next(line["learning_rate"] for line in lines if "train_loss" in line) == pytest.approx(0.04)
+    plain = tunery.train(
+        "task.yaml", ["name=b", *twice, "train.learning_rate_multiplier=1", "train.learning_rate=0.04"], view=QUIET
+    )
+    assert same(adapter(run.path), adapter(plain.path))
+
+
+def test_metrics_hold_loss_and_token_accuracy_of_both_sides(project: Path) -> None:
+    run = tunery.train("task.yaml", ["train.eval_steps=6", "evaluate.enabled=false"], view=QUIET)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train_loss" in line]
+    checks = [line for line in lines if "valid_loss" in line]
+    assert [line["step"] for line in checks] == [6, 12, 18, 24]
+    assert all(0 <= line["train_token_accuracy"] <= 1 for line in steps)
+    assert all(0 <= line["valid_token_accuracy"] <= 1 for line in checks)
+    assert steps[-1]["train_token_accuracy"] > steps[0]["train_token_accuracy"]
+    assert checks[-1]["valid_token_accuracy"] > 0.9
+
+
+def test_examining_gives_as_values_what_training_would_stop_at(project: Path) -> None:
+    rows = (project / "rows.csv").read_text()
+    (project / "rows.csv").write_text(rows + ",good\nfilm 90 is fine,\nfilm 91 is fine,good\n")
+    (project / "more.csv").write_text("text,label\nfilm 92 is dull,bad\nfilm 93 is odd,odd\n")
+    more = ["data.validation=more.csv"]
+    found = examine("task.yaml", more)
+    assert set(found) == {"train", "validation"}
+    assert [(p.file, p.line, p.field) for p in found["train"].problems] == [
+        ("rows.csv", 82, "text"),
+        ("rows.csv", 83, "label"),
+    ]
+    assert [(p.file, p.line, p.field) for p in found["validation"].problems] == [("more.csv", 3, "label")]
+    assert (found["train"].rows, len(found["train"].examples)) == (83, 81)
+    with pytest.raises(DataError) as stopped:
+        tunery.check("task.yaml", more)
+    for problem in (*found["train"].problems, *found["validation"].problems):
+        assert str(problem) in stopped.value.message
+    result = tunery.check("task.yaml", [*more, "data.on_bad_row=skip"], samples=2)
+    assert result["data"]["train_rows"] == 81
+    assert result["sample_names"] == [f"rows.csv:{line}" for line in result["sample_lines"]]
 
 
 def test_a_second_process_is_kept_out_of_a_run_in_use(project: Path) -> None:

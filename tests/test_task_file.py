@@ -121,6 +121,9 @@ def test_paths_are_relative_to_where_they_are_written(tmp_path: Path, monkeypatc
     assert load_task(path, ["data.train=hub:owner/name"]).data.train == "hub:owner/name"
     (there / "base").mkdir()
     assert load_task(path, ["model=../there/base"]).model == str(there / "base")
+    assert load_task(path, ["lora.start=old/adapter"]).lora.start == str(here / "old" / "adapter")
+    path = write(there, MINIMAL + "lora:\n  start: runs/old/adapter\n")
+    assert load_task(path).lora.start == str(there / "runs" / "old" / "adapter")
 
 
 def test_a_task_written_out_reads_back_equal(tmp_path: Path) -> None:

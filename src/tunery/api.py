@@ -9,6 +9,7 @@ from typing import Any
 
 from tunery.config import Task
 from tunery.console import Console
+from tunery.data.examine import Examined, examine_files
 from tunery.data.example import Example
 from tunery.data.prepare import Prepared, prepare, tokenize_once
 from tunery.data.read import read_data, read_more
@@ -26,6 +27,7 @@ from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
+from tunery.training.start import read_start
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,17 @@ def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
         )
 
 
+def _require_same_start(task: Task, receipt: Mapping[str, Any], paths: RunPaths) -> None:
+    """Refuse to take a finished run for one that goes on from another adapter."""
+    then, now = receipt["lora"].get("start"), read_start(task)
+    if now is not None and (then is None or now.hashes != (then["sha256"], then["config_sha256"])):
+        raise ConfigError(
+            f"{paths.root} holds a finished run that went on from another adapter than lies in {now.path} now",
+            "give this run its own name with --set name=NAME, or start over with --resume never "
+            "(the earlier run is kept under another name)",
+        )
+
+
 def _require_same_rows(prepared: Prepared, receipt: Mapping[str, Any], paths: RunPaths) -> None:
     """Refuse to judge a run by rows that are not those it was trained and held out with."""
     changed = [name for name, rows in prepared.splits.items() if rows.sha256() != receipt["data"]["rows_sha256"][name]]
@@ -156,6 +169,7 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     """A run whose training is complete: evaluated if that is missing or was asked for in another way."""
     receipt, then = read_receipt(paths), load_task(paths.task)
     _require_same_task(task, then, paths)
+    _require_same_start(task, receipt, paths)
     _require_same_rows(_prepare(task, load_tokenizer(task.model), load_config(task.model)), receipt, paths)
     held_out = receipt["data"]["validation_rows"] or receipt["data"]["test_rows"]
     if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):
@@ -227,7 +241,7 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
     for note in more.notes:
         view.note(note)
     _note_overlap(tuned.task, more.test, view)
-    rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long)
+    rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
     held_out = HeldOut(
         data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long,
         beta=tuned.task.train.effective_beta,
@@ -256,6 +270,24 @@ def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: in
     return check_prepared(task, prepared, samples)
 
 
+def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:
+    """Every problem of a task's files, as values: what `check` and `train` would stop at.
+
+    Returns:
+        What lies in "train" (several files one after another), and in "validation" and "test" where these are files.
+
+    Raises:
+        ConfigError: the task cannot be read, or the tokenizer of its model not be found. Nothing about the rows.
+    """
+    task = _as_task(task, overrides)
+    data, tokenizer = task.data, load_tokenizer(task.model)
+    found = {"train": examine_files(data.train_files, data, tokenizer)}
+    for split, path in (("validation", data.validation), ("test", data.test)):
+        if isinstance(path, str):
+            found[split] = examine_files([path], data, tokenizer, split=split, like=found["train"])
+    return found
+
+
 def learning_rate_test(
     task: str | Path | Task, overrides: Sequence[str] = (), *, steps: int = 40, view: View | None = None
 ) -> RangeTest:
@@ -264,4 +296,6 @@ def learning_rate_test(
     view = view or Console()
     base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)
+    if (multiplier := task.train.learning_rate_multiplier) != 1:
+        view.note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})")
     return range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))

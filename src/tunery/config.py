@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Kind = Literal["chat", "completion", "text", "classification", "preference"]
 Auto = Literal["auto"]
@@ -126,9 +135,19 @@ def _as_label(value: Any) -> str:
     return str(value)
 
 
+OF_THE_START = ("rank", "alpha", "targets", "exclude", "rank_stabilized")
+"""Settings of the adapter that one from `lora.start` brings with it."""
+
+
 class LoraConfig(_Settings):
     """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
+    start: str | None = Field(
+        default=None,
+        description="an adapter to go on from: a folder in PEFT's format, such as a run's adapter or one of its "
+        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Kind preference: the "
+        "reference is then that adapter, not the base",
+    )
     rank: PositiveInt = Field(default=16, description="r, the width of the low-rank update")
     alpha: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="the update is scaled by alpha / rank; left out, alpha is twice the rank"
@@ -149,6 +168,23 @@ class LoraConfig(_Settings):
     rank_stabilized: bool = Field(
         default=False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"
     )
+
+    @model_validator(mode="after")
+    def _start_brings_its_own(self) -> LoraConfig:
+        given = [f"lora.{name}" for name in OF_THE_START if name in self.model_fields_set]
+        if self.start is not None and given:
+            them = "it" if len(given) == 1 else "them"
+            raise ValueError(
+                f"{', '.join(given)} cannot be set together with lora.start, whose adapter brings its own; "
+                f"leave {them} out, or lora.start"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_start_brings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        left_out = set(OF_THE_START) - self.model_fields_set if self.start is not None else ()
+        return {name: value for name, value in values.items() if name not in left_out}
 
     @property
     def effective_alpha(self) -> float:
@@ -179,6 +215,9 @@ class TrainConfig(_Settings):
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="the rate, be it auto or a number, is multiplied by this"
     )
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the rate falls after warm-up"

@@ -169,6 +169,9 @@ def _anchor(values: dict[str, Any], base: Path, only: set[FieldPath] | None = No
                 data[key] = [
                     str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value
                 ]
+    lora = values.get("lora")
+    if isinstance(lora, dict) and isinstance(lora.get("start"), str) and (only is None or ("lora", "start") in only):
+        lora["start"] = str((base / Path(lora["start"]).expanduser()).resolve())
     model = values.get("model")
     if isinstance(model, str) and (only is None or ("model",) in only):
         local = base / Path(model).expanduser()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from tests.tiny import tiny_tokenizer
+from tunery.data.detect import Shape
 from tunery.data.example import Example
-from tunery.data.prepare import tokenize
+from tunery.data.prepare import tokenize, tokenize_once
 from tunery.data.render import Renderer
+from tunery.data.source import Row as RawRow
+from tunery.data.validate import check_row
 from tunery.errors import DataError
 
+MESSAGES = {"messages": "messages"}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}"
@@ -85,6 +90,71 @@ def test_the_prompt_is_tokenised_as_when_the_model_is_asked() -> None:
         asked = renderer.encode_prompt(renderer.prompt(example.messages[:1]))
         assert ids[: len(asked)] == asked
         assert trained.index(True) == len(asked)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+WITH_TOOLS = (  # what a message holds is written out, so that a key more or less is another prompt
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if 'tool_calls' in m %}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments.q }}){% endfor %}{% endif %}"
+    " {{ m.keys() | sort | join }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def call(number: int) -> dict:
+    return {"id": f"c{number}", "type": "function", "function": {"name": "look_up", "arguments": '{"q": "x"}'}}
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_TOOLS, THINKING])
+def test_a_request_gives_the_prompt_that_was_trained(template: str) -> None:
+    """Messages as OpenAI's client sends them (nulls, parts, refusals, developer), and the row of the same messages."""
+    nothing = {"refusal": None, "tool_calls": None, "name": None}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]},
+        {"role": "user", "content": "find x", "name": None},
+        {"role": "assistant", **nothing, "content": None, "tool_calls": [call(1), call(2)]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a film"}]},
+        {"role": "tool", "tool_call_id": "c2", "content": ""},
+        {"role": "assistant", **nothing, "content": "a good film"},
+        {"role": "user", "content": "and y?"},
+        {"role": "assistant", "content": None, "refusal": "I cannot say"},
+        {"role": "user", "content": "why?"},
+        {"role": "assistant", **nothing, "content": "so it is"},
+    ]
+    example = check_row("chat.jsonl", RawRow(1, {"messages": messages, "tools": TOOLS}), Shape("chat", MESSAGES))
+    assert isinstance(example, Example), example
+    renderer = Renderer(tiny_tokenizer(template))
+    for turn in (2, 5, 7, 9):
+        shown = [
+            {**m, "weight": int(i == turn)} if m["role"] == "assistant" else m for i, m in enumerate(example.messages)
+        ]
+        trained = dataclasses.replace(example, messages=tuple(shown[: turn + 1]))
+        (row,) = tokenize(renderer, [trained], 2000, "cut").rows
+        asked = renderer.encode_prompt(renderer.prompt(messages[:turn], TOOLS))
+        assert row.ids[: int(row.weights.nonzero()[0][0])].tolist() == asked
+
+
+def test_a_part_that_is_no_text_is_refused() -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    with pytest.raises(DataError, match="a content part of type image_url is no text"):
+        Renderer(tiny_tokenizer()).prompt([image])
+
+
+def test_rows_the_template_refuses_are_all_listed_or_dropped_and_counted() -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    good = conversation(("user", "u"), ("assistant", "a"))
+    bad = [
+        Example("chat", f"chat.jsonl:{n}", ({"role": "system", "content": "s"}, *good.messages)) for n in (7, 8)
+    ]  # fmt: skip
+    for _ in range(2):  # also after it was seen once
+        with pytest.raises(
+            DataError, match=r"(?s)2 problems in 2 of 3 rows.*chat\.jsonl:7:.*no system.*chat\.jsonl:8:"
+        ):
+            tokenize_once(Renderer(tiny_tokenizer(strict)), [bad[0], good, bad[1]], 100, "cut")
+        rows = tokenize_once(Renderer(tiny_tokenizer(strict)), [bad[0], good, bad[1]], 100, "cut", "skip")
+        assert [row.example for row in rows.rows] == [1]
+        assert [where for where, _ in rows.dropped] == ["chat.jsonl:7", "chat.jsonl:8"]
 
 
 def test_completion_trains_the_completion_and_the_end_token_even_where_a_token_would_straddle() -> None:

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
+from tunery.lora.attach import apply_lora
 from tunery.models.flat import inspect_model
 from tunery.models.flops import layer_windows, step_flops
 
@@ -27,6 +28,17 @@ def test_a_step_is_twice_its_forward_pass_and_six_for_each_trained_number() -> N
     assert step_flops(model, 100, 7, 0, pairs=1000) == products + 12 * 1000 * 8
     saved = 4 * (100 - 7) * (8 * 8 + 3 * 8 * 16)
     assert step_flops(model, 100, 7, 0, last_layer=8 * 8 + 3 * 8 * 16) == products - saved
+
+
+def test_adapters_are_not_counted_as_the_base_and_a_reference_adapter_in_its_passes() -> None:
+    model = LlamaForCausalLM(CONFIG).requires_grad_(False).eval()
+    plain = step_flops(model, 100, 7, 11, passes=1)
+    for name in ("default", "reference"):
+        apply_lora(model, rank=2, targets=["q_proj", "lm_head", "down_proj"], name=name)
+    model.requires_grad_(False)
+    assert step_flops(model, 100, 7, 11, passes=1) == plain
+    assert step_flops(model, 100, 7, 11, passes=1, reference_parameters=13) == plain + 2 * 100 * 13
+    assert inspect_model(model).last_layer_parameters == 8 * 8 + 3 * 8 * 16
 
 
 def test_what_the_last_layer_leaves_out_is_its_feed_forward_part_and_its_output_projection() -> None:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tunery.config import TrainConfig
-from tunery.errors import CheckpointError
-from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.errors import AdapterError, CheckpointError
+from tunery.lora.adapter import WEIGHTS_FILE
+from tunery.training.checkpoint import Checkpoints, Progress, export_checkpoint
 from tunery.training.loop import make_optimizer
 
 TASK = {"model": "m", "name": "a", "lora": {"rank": 4}, "train": {"batch_size": 8, "save_limit": 2}}
 
 
 def make(folder: Path, task: dict | None = None, rows: str = "r") -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", task or TASK, {"the training rows": rows, "the base model": "b"})
+    inputs = {"the training rows": rows, "the base model": "b"}
+    return Checkpoints(folder / "checkpoints", task or TASK, inputs, {"peft_type": "LORA"})
 
 
 def adapter_and_optimizer(steps: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
@@ -72,7 +75,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert checkpoints.steps() == [2, 10, 30]
 
 
-@pytest.mark.parametrize("name", ["state.json", "adapter.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "adapter_model.safetensors", "optimizer.safetensors"])
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
     adapter, optimizer = adapter_and_optimizer(1)
     path = make(tmp_path).save(adapter, optimizer, Progress(step=1))
@@ -93,3 +96,26 @@ def test_settings_that_leave_the_update_alone_may_change_and_others_may_not(tmp_
         make(tmp_path, {**TASK, "lora": {"rank": 8}}).load(path, adapter, optimizer)
     with pytest.raises(CheckpointError, match=r"changed since .*the training rows"):
         make(tmp_path, rows="other").load(path, adapter, optimizer)
+
+
+def test_the_adapter_of_a_step_is_copied_out_whole_or_not_at_all(tmp_path: Path) -> None:
+    adapter, optimizer = adapter_and_optimizer(2)
+    make(tmp_path / "run").save(adapter, optimizer, Progress(step=2))
+    target = export_checkpoint(tmp_path / "run", 2, tmp_path / "out" / "step-2")
+    assert {file.name for file in target.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert all(torch.equal(tensor, adapter[name]) for name, tensor in load_file(target / WEIGHTS_FILE).items())
+    assert export_checkpoint(tmp_path / "run", 2, target) == target  # again, over the first
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3") as error:
+        export_checkpoint(tmp_path / "run", 3, tmp_path / "out" / "step-3")
+    assert "it has 2;" in str(error.value.hint)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["step-2"]
+
+
+def test_exporting_never_replaces_what_is_no_adapter(tmp_path: Path) -> None:
+    adapter, optimizer = adapter_and_optimizer(1)
+    make(tmp_path / "run").save(adapter, optimizer, Progress(step=1))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        export_checkpoint(tmp_path / "run", 1, tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"

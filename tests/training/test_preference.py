@@ -18,7 +18,7 @@ from tests.double import Double
 from tests.shapes import tiny_model
 from tests.training.test_gradients import PLAIN, lora_model, padded, relative, written_out
 from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
-from tunery.lora.attach import adapter_state, apply_lora, lora_layers
+from tunery.lora.attach import Piece, active_adapter, adapter_state, apply_lora, lora_layers, place, set_active
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.training import loss as losses
@@ -249,6 +249,48 @@ def test_with_dropout_the_two_ways_draw_the_same_masks_and_the_reference_has_non
     ratio = policy - reference
     loss = -torch.log(torch.sigmoid(BETA * (ratio[0] - ratio[1])))
     assert relative(gradients[0], torch.autograd.grad(loss, list(adapter.values()))) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_against_a_starting_adapter_the_gradient_is_that_of_the_formula(name: str) -> None:
+    base = tiny_model(name, dtype=torch.float64)
+    apply_lora(base, rank=4, seed=1)
+    adapter = dict(adapter_state(base))
+    random = torch.Generator().manual_seed(5)
+
+    def move(size: float) -> None:
+        with torch.no_grad():
+            for tensor in adapter.values():
+                tensor.add_(torch.randn(tensor.shape, generator=random, dtype=tensor.dtype) * size)
+
+    move(0.1)
+    start = copy.deepcopy(base)
+    pieces = {
+        path: Piece(layer.settings["default"], layer.lora_A["default"], layer.lora_B["default"])
+        for path, layer in lora_layers(base).items()
+    }
+    place(base, "reference", pieces, trainable=False)
+    set_active(base, "default")
+    move(0.05)
+    policy = copy.deepcopy(base)
+    model = inspect_model(base)
+    rows = make_pairs(9, 5)
+    with torch.no_grad():
+        reference = padded_log_probabilities(start, rows)
+    with written_out():
+        ratio = padded_log_probabilities(policy, rows) - reference
+        loss = -torch.log(torch.sigmoid(BETA * (ratio[0::2] - ratio[1::2]))).mean()
+        wanted = torch.autograd.grad(loss, list(adapter_state(policy).values()))
+    objective = Preference(BETA, "reference")
+    for other in (model, FlatModel(base, flattened=False, head=model.head)):
+        for limit in (MicroBatchLimit(5), MicroBatchLimit(2)):
+            result = train_step(other, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective)
+            assert result.loss == pytest.approx(float(loss.detach()), rel=1e-9)
+            assert relative([t.grad for t in adapter.values() if t.grad is not None], wanted) < 1e-9
+    assert objective.measure(model, rows)[0] == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert Preference(BETA).measure(model, rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
+    assert active_adapter(base) == "default"
+    assert all(tensor.grad is None for tensor in adapter_state(base, "reference").values())
 
 
 def test_prompts_are_computed_once_for_both_answers_and_for_all_that_share_them() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +12,9 @@ import numpy as np
 from tunery.config import DataConfig
 from tunery.data import token_cache
 from tunery.data.batching import Row
-from tunery.data.example import DataSet, Example
-from tunery.data.render import Renderer, fitting_text
+from tunery.data.example import DataSet, Example, Problem
+from tunery.data.render import Rendered, Renderer, fitting_text
+from tunery.data.source import ROW, bad_rows
 from tunery.errors import DataError
 
 SMALLEST_WINDOW = 16
@@ -28,12 +30,14 @@ class Rows:
         unit: rows that belong together: 2 for pairs of answers (the chosen one, then the rejected one), else 1.
         truncated: rows cut to the length limit, with their places.
         dropped: examples left out (too long, or nothing to train), with the reason: ("file:line", reason).
+        refused: what is wrong with examples that the chat template does not take.
     """
 
     rows: list[Row] = field(default_factory=list)
     unit: int = 1
     truncated: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[Problem] = field(default_factory=list)
 
     @property
     def units(self) -> int:
@@ -103,12 +107,12 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
         context: the longest row the model takes, in tokens.
 
     Raises:
-        DataError: a row the template refuses, or no row left to train.
+        DataError: rows that the template refuses (`data.on_bad_row`), or no row left to train.
     """
     limit = min(config.max_length or 2048, context)
     renderer = make_renderer(tokenizer, config, data.labels)
     train, validation, test = (
-        tokenize_once(renderer, examples, limit, config.too_long)
+        tokenize_once(renderer, examples, limit, config.too_long, config.on_bad_row)
         for examples in (data.train, data.validation, data.test)
     )
     if not train.rows:
@@ -121,8 +125,15 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
     return Prepared(data, renderer, limit, config.too_long, train, validation, test)
 
 
-def tokenize_once(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
-    """As `tokenize`; taken from the cache when the same rows were tokenised before (tunery.data.token_cache)."""
+def tokenize_once(
+    renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str, on_bad_row: str = "stop"
+) -> Rows:
+    """As `tokenize`; taken from the cache when the same rows were tokenised before (tunery.data.token_cache).
+
+    Raises:
+        DataError: the chat template refuses rows, and `on_bad_row` is "stop" and not "skip", which counts them among
+            those that are dropped.
+    """
     if not examples:
         return Rows()
     key = token_cache.entry_key(renderer, examples, limit, too_long)
@@ -132,7 +143,14 @@ def tokenize_once(renderer: Renderer, examples: Sequence[Example], limit: int, t
         return Rows(**attributes)
     before = dict(renderer.remarks.counts)
     result = tokenize(renderer, examples, limit, too_long)
-    token_cache.store(key, vars(result), examples, renderer.remarks.since(before))
+    if not result.refused:
+        token_cache.store(key, vars(result), examples, renderer.remarks.since(before))
+    elif on_bad_row == "stop":
+        many = len(result.refused)
+        raise bad_rows(
+            result.refused, many, len(examples), "mend these rows, or drop and count them with data.on_bad_row: skip"
+        )
+    result.dropped += [(f"{problem.file}:{problem.line}", problem.message) for problem in result.refused]
     return result
 
 
@@ -141,7 +159,7 @@ def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_lo
     if examples and examples[0].kind == "preference":
         return tokenize_pairs(renderer, examples, limit, too_long)
     result = Rows()
-    rendered = [(number, row) for number, example in enumerate(examples) for row in renderer.render(example)]
+    rendered = [(number, row) for number, rows in render_all(renderer, examples, result.refused) for row in rows]
     encoded = renderer.encode([row for _, row in rendered])
     for (number, _), (ids, trained) in zip(rendered, encoded, strict=True):
         example = examples[number]
@@ -164,11 +182,28 @@ def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_lo
     return result
 
 
+def render_all(
+    renderer: Renderer, examples: Sequence[Example], refused: list[Problem]
+) -> Iterator[tuple[int, list[Rendered]]]:
+    """The number of each example, and its rows; what the chat template refuses is added to `refused` instead."""
+    for number, example in enumerate(examples):
+        try:
+            rows = renderer.render(example)
+        except DataError as error:
+            file, _, line = example.where.rpartition(":")
+            message = error.message.removeprefix(f"{example.where}: ")
+            refused.append(Problem(file, int(line), ROW, message, error.hint or "change the row, or remove it"))
+            continue
+        yield number, rows
+
+
 def tokenize_pairs(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
     """As `tokenize`, for pairs of answers: what is cut off the front of a prompt is cut off in both rows alike."""
     result = Rows(unit=2)
-    encoded = renderer.encode([row for example in examples for row in renderer.render(example)])
-    for number, (example, chosen, rejected) in enumerate(zip(examples, encoded[::2], encoded[1::2], strict=True)):
+    rendered = list(render_all(renderer, examples, result.refused))
+    encoded = renderer.encode([row for _, rows in rendered for row in rows])
+    for (number, _), chosen, rejected in zip(rendered, encoded[::2], encoded[1::2], strict=True):
+        example = examples[number]
         pair = [make_row(*part, example.where, number) for part in (chosen, rejected)]
         longest = max(len(row.ids) for row in pair)
         if reason := _unusable(pair, limit, too_long):
@@ -209,6 +244,15 @@ def make_row(ids: list[int], trained: list[bool], where: str = "", number: int =
     if len(weights):
         weights[0] = 0  # nothing stands before the first token to predict it from
     return Row(np.asarray(ids, dtype=np.int32), weights, where, number)
+
+
+def pieces(renderer: Renderer, row: Row) -> list[tuple[str, bool]]:
+    """A row's text in stretches of trained and untrained tokens: (text, whether it is trained)."""
+    on = row.weights > 0
+    borders = [0, *(np.flatnonzero(np.diff(on)) + 1).tolist(), len(on)]
+    return [
+        (str(renderer.tokenizer.decode(row.ids[a:b].tolist())), bool(on[a])) for a, b in itertools.pairwise(borders)
+    ]
 
 
 def _cut(

@@ -12,12 +12,11 @@ from tunery.config import DataConfig, Kind
 from tunery.data.detect import Shape, check_columns, detect
 from tunery.data.example import DataSet, Example, Problem
 from tunery.data.formats import open_source
-from tunery.data.source import Item, Row, Source, printable
+from tunery.data.source import Item, Row, Source, bad_rows, printable
 from tunery.data.split import contradictions, draw, hold_out, shuffled, without_duplicates, without_texts
 from tunery.data.validate import check_row, label_map
 from tunery.errors import ConfigError, DataError
 
-PROBLEMS_SHOWN = 100
 MOST_LABELS = 100
 _DETECTION_ROWS = 1000
 
@@ -33,8 +32,8 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
         ConfigError: a file, column or kind that does not exist or cannot be told; a split that cannot be made.
         DataError: bad rows, each as file:line:field with its fix (up to 100); a file without a good row.
     """
-    log = _Log(config.on_bad_row)
-    heads = [_Head.of(open_source(path, "train")) for path in config.train_files]
+    log = Log(config.on_bad_row)
+    heads = [Head.of(open_source(path, "train")) for path in config.train_files]
     values = [row.value for head in heads for row in head.rows]
     if not values:
         for head in heads:
@@ -45,10 +44,10 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
     labels = label_map(config.labels) if config.labels is not None else None
     train = [example for head in heads for example in log.read(head, shape, labels)]
     if shape.kind == "classification" and labels is None and train:
-        labels = _collected_labels(train, log)
+        labels = collected_labels(train, log)
     parts = {}
     for part, path in (("validation", config.validation), ("test", config.test)):
-        parts[part] = log.read(_Head.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
+        parts[part] = log.read(Head.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
     log.finish()
     names = tuple(dict.fromkeys((labels or {}).values()))
     _refuse_single_label(names)
@@ -69,9 +68,9 @@ def read_more(path: str, like: DataConfig, kind: Kind, labels: Sequence[str], co
     Raises:
         ConfigError, DataError: as `read_data`.
     """
-    log = _Log(like.on_bad_row)
+    log = Log(like.on_bad_row)
     known = label_map(like.labels if like.labels is not None else tuple(labels)) if labels else None
-    rows = log.read(_Head.of(open_source(path, "test")), Shape(kind, dict(columns)), known)
+    rows = log.read(Head.of(open_source(path, "test")), Shape(kind, dict(columns)), known)
     log.finish()
     return DataSet(
         kind=kind,
@@ -88,14 +87,14 @@ def read_more(path: str, like: DataConfig, kind: Kind, labels: Sequence[str], co
 
 
 @dataclass
-class _Head:
+class Head:
     """A source whose first rows have been looked at, for detection, and will still be read."""
 
     source: Source
     seen: list[Item]
 
     @classmethod
-    def of(cls, source: Source) -> _Head:
+    def of(cls, source: Source) -> Head:
         seen, rows = [], 0
         for item in source.items:
             seen.append(item)
@@ -113,7 +112,7 @@ class _Head:
 
 
 @dataclass
-class _Log:
+class Log:
     """What reading brings to light besides the rows."""
 
     on_bad_row: str
@@ -126,7 +125,7 @@ class _Log:
     notes: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
 
-    def read(self, head: _Head, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
+    def read(self, head: Head, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
         """The good rows of one source; its bad ones are noted."""
         source, examples = head.source, []
         check_columns(shape, [row.value for row in head.rows], source.shown)
@@ -159,19 +158,14 @@ class _Log:
         return DataError(f"{shown} holds no rows", "add some, or name another file")
 
     def _bad_rows(self, hint: str) -> DataError:
-        problems, rows = len(self.problems), self.bad_rows
-        lines = [f"{problems:,} problem{'s' * (problems > 1)} in {rows:,} of {self.rows_read:,} rows:"]
-        lines += [printable(str(problem), 500) for problem in self.problems[:PROBLEMS_SHOWN]]
-        if problems > PROBLEMS_SHOWN:
-            lines.append(f"… and {problems - PROBLEMS_SHOWN:,} more")
-        return DataError("\n".join(lines), hint)
+        return bad_rows(self.problems, self.bad_rows, self.rows_read, hint)
 
     def all_notes(self) -> list[str]:
         """Notes of the sources, once they have been read, then our own."""
         notes = list(dict.fromkeys(note for source in self.sources for note in source.notes)) + self.notes
         if self.shortened:
             notes.append(f"Conversations whose end, after the last trained answer, was left out: {self.shortened:,}.")
-        if self.problems:
+        if self.problems and self.on_bad_row == "skip":
             notes.append(f"Rows skipped, as data.on_bad_row says: {self.bad_rows:,} of {self.rows_read:,}.")
         return [printable(note, 1000) for note in notes]
 
@@ -183,7 +177,12 @@ def _is_shortened(example: Example, value: Any, shape: Shape) -> bool:
     return len(example.messages) < len(json.loads(messages) if isinstance(messages, str) else messages)
 
 
-def _collected_labels(train: Sequence[Example], log: _Log) -> dict[str, str]:
+def collected_labels(train: Sequence[Example], log: Log) -> dict[str, str]:
+    """The label map of a task that gives none: the labels that occur, in order of the alphabet.
+
+    Raises:
+        ConfigError: there are too many to be classes.
+    """
     names = sorted({example.label for example in train})
     if len(names) > MOST_LABELS:
         raise ConfigError(
@@ -206,7 +205,7 @@ def _refuse_single_label(names: tuple[str, ...]) -> None:
 def _split(
     config: DataConfig,
     seed: int,
-    log: _Log,
+    log: Log,
     shape: Shape,
     labels: tuple[str, ...],
     rows: list[Example],
@@ -255,7 +254,7 @@ def _split(
     )
 
 
-def _held_out_of(rows: list[Example], share: float, seed: int, log: _Log) -> tuple[list[Example], list[Example]]:
+def _held_out_of(rows: list[Example], share: float, seed: int, log: Log) -> tuple[list[Example], list[Example]]:
     train, held = hold_out(rows, share, seed)
     if not held:
         log.notes.append("All rows have the same text or prompt, so none is held out for validation.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunery.data.example import Example, Message
+from tunery.data.messages import plain_message
 from tunery.errors import DataError
 from tunery.paths import text_sha256
 
@@ -128,7 +129,7 @@ class Renderer:
         return messages
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The text after which the model answers.
+        """The text after which the model answers, for messages and tools in OpenAI's form (as in a row, or a request).
 
         Raises:
             DataError: the chat template refuses the conversation.
@@ -140,7 +141,7 @@ class Renderer:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
     ) -> str:
         knows_developer = "developer" in str(self.tokenizer.chat_template)
-        plain = [_plain_message(message, knows_developer) for message in messages]
+        plain = [plain_message(message, knows_developer) for message in messages]
         return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
             plain,
             tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
@@ -354,25 +355,6 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]  # type: ignore[attr-defined]
     names = sorted((name for name in names if name.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names))) if names else None
-
-
-def _plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
-    """A message as chat templates expect it: no `weight`, content never null, tool arguments as an object."""
-    plain = {key: value for key, value in message.items() if key != "weight"}
-    if plain["role"] == "developer" and not knows_developer:
-        plain["role"] = "system"
-    if plain.get("content") is None:
-        plain["content"] = ""
-    if plain.get("tool_calls"):
-        plain["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _as_object(call["function"].get("arguments"))}}
-            for call in plain["tool_calls"]
-        ]
-    return plain
-
-
-def _as_object(arguments: Any) -> Any:
-    return json.loads(arguments) if isinstance(arguments, str) and arguments else arguments
 
 
 def _starts_within(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -14,6 +14,7 @@ from tunery.data.example import Problem
 from tunery.errors import ConfigError, DataError
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
+PROBLEMS_SHOWN = 100
 ROW = "(row)"
 """The field of a problem that concerns a whole row."""
 NOT_UTF8 = ("a character is not valid UTF-8", "save the file as UTF-8")
@@ -70,6 +71,19 @@ def missing_file(path: Path, shown: str) -> ConfigError:
         return ConfigError(f"no file {shown}", f"did you mean {' or '.join(close)}?")
     there = f"data files in that folder: {', '.join(readable)}" if readable else "that folder holds no data files"
     return ConfigError(f"no file {shown}", there)
+
+
+def bad_rows(problems: Sequence[Problem], rows: int, of: int, hint: str) -> DataError:
+    """The error that lists the problems of some rows.
+
+    Args:
+        rows, of: so many of all rows have them.
+    """
+    lines = [f"{len(problems):,} problem{'s' * (len(problems) > 1)} in {rows:,} of {of:,} rows:"]
+    lines += [printable(str(problem), 500) for problem in problems[:PROBLEMS_SHOWN]]
+    if len(problems) > PROBLEMS_SHOWN:
+        lines.append(f"… and {len(problems) - PROBLEMS_SHOWN:,} more")
+    return DataError("\n".join(lines), hint)
 
 
 def open_text(path: Path, shown: str, newline: str) -> TextIO:

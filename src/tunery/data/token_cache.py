@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 4 << 30
 """The entries together. Beyond it, those not used for longest go; a single one of more than half is not kept."""
 
-_CODE = ("render.py", "prepare.py", "batching.py", "token_cache.py")
+_CODE = ("render.py", "messages.py", "prepare.py", "batching.py", "token_cache.py")
 _CHUNK = 1000
 
 

@@ -20,8 +20,9 @@ from tunery.evaluation.record import RunRecord, headline, interval_of, metric_ro
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_PRIVATE_FACTS = ("From",)
-"""Where the base lay on the machine that trained is nobody else's business; the card names the base itself."""
+_PRIVATE_FACTS = ("From", "Goes on from")
+"""Where base and starting adapter lay on the machine that trained is nobody else's business; the card names the base
+itself, and gives the hash of the adapter."""
 
 
 def write_card(run_dir: Path, folder: Path) -> Path:

@@ -24,7 +24,7 @@ from tunery.errors import AdapterError
 from tunery.lora.attach import Piece, adapter_names, adapter_state, lora_layers, place, require_adapter
 from tunery.lora.layer import LoRASettings, can_wrap, check_name, wrap
 from tunery.lora.targets import plain_modules
-from tunery.paths import write_atomic, write_folder, write_json
+from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -64,9 +64,18 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", ba
     """
     folder = Path(folder)
     require_adapter(model, name)
+    keep_other_content(folder)
+    write_folder(folder, lambda temporary: write_adapter_files(model, temporary, name, base_model))
+
+
+def keep_other_content(folder: Path) -> None:
+    """Refuse to replace what is no adapter folder.
+
+    Raises:
+        AdapterError: the folder is a file, or holds something else than an adapter.
+    """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
         raise AdapterError(f"{folder} exists and holds no adapter; it is not replaced", "choose another folder")
-    write_folder(folder, lambda temporary: write_adapter_files(model, temporary, name, base_model))
 
 
 def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", base_model: str | None = None) -> None:
@@ -77,15 +86,15 @@ def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", b
     """
     tensors = {key: t.detach().to("cpu", torch.float32).contiguous() for key, t in adapter_state(model, name).items()}
     write_atomic(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG_FILE, _config(model, name, base_model))
+    write_json(folder / CONFIG_FILE, adapter_config(model, name, base_model))
 
 
-def _config(model: nn.Module, name: str, base_model: str | None) -> dict[str, Any]:
+def adapter_config(model: nn.Module, name: str = "default", base_model: str | None = None) -> dict[str, Any]:
+    """The content of adapter_config.json for an adapter that a model carries."""
     layers = {path: layer for path, layer in lora_layers(model).items() if name in layer.settings}
     settings = {path: layer.settings[name] for path, layer in layers.items()}
-    # One adapter has one rank and alpha as a rule; one that PEFT made may have exceptions (rank_pattern).
-    (rank, alpha), _ = Counter((s.rank, s.alpha) for s in settings.values()).most_common(1)[0]
-    first = next(iter(settings.values()))
+    usual = usual_settings(model, name)
+    rank, alpha = usual.rank, usual.alpha
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -94,8 +103,8 @@ def _config(model: nn.Module, name: str, base_model: str | None) -> dict[str, An
         "inference_mode": True,
         "r": rank,
         "lora_alpha": _number(alpha),
-        "lora_dropout": first.dropout,
-        "use_rslora": first.rank_stabilized,
+        "lora_dropout": usual.dropout,
+        "use_rslora": usual.rank_stabilized,
         "use_dora": False,
         "target_modules": _target_modules(model, list(layers)),
         "exclude_modules": None,
@@ -109,6 +118,12 @@ def _config(model: nn.Module, name: str, base_model: str | None) -> dict[str, An
         "layers_pattern": None,
         "auto_mapping": None,
     }
+
+
+def usual_settings(model: nn.Module, name: str = "default") -> LoRASettings:
+    """The settings that most layers of an adapter have. As a rule all have the same; one that PEFT made may have
+    exceptions (rank_pattern)."""
+    return Counter(s for layer in lora_layers(model).values() if (s := layer.settings.get(name))).most_common(1)[0][0]
 
 
 def _number(alpha: float) -> int | float:
@@ -141,25 +156,38 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
     check_name(name)
     if name in adapter_names(model):
         raise AdapterError(f"the model already has an adapter named {name!r}", "load it under another name")
-    config, tensors = _read_config(folder), _read_tensors(folder)
+    place(model, name, read_adapter(model, folder), trainable=trainable)
+
+
+def read_adapter(model: nn.Module, folder: Path) -> dict[str, Piece]:
+    """An adapter folder's part in each layer of a model, by full module name in model order; nothing is changed.
+
+    Raises:
+        AdapterError: as `load_adapter`.
+    """
+    config, tensors = read_config(folder), _read_tensors(folder)
     plain = dict(plain_modules(model))
     pairs = _pairs(tensors, plain, folder)
-    pieces = {
+    return {
         path: _piece(path, plain[path], *pairs[path], _settings(config, path, folder), folder)
         for path in plain
         if path in pairs
     }
-    place(model, name, pieces, trainable=trainable)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of adapter_config.json.
+
+    Raises:
+        AdapterError: it is missing or unreadable, or stands for something else than plain LoRA.
+    """
     file = folder / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AdapterError(
-            f"no adapter at {folder}: {CONFIG_FILE} is missing", "name a folder that holds one"
-        ) from None
+        inside = RunPaths(folder).adapter
+        hint = f"did you mean {inside}?" if (inside / CONFIG_FILE).exists() else "name a folder that holds one"
+        raise AdapterError(f"no adapter at {folder}: {CONFIG_FILE} is missing", hint) from None
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{file} cannot be read: {error}", _AGAIN) from None
     if not isinstance(config, dict):
@@ -229,6 +257,8 @@ def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> b
     weight = getattr(plain.get(path), "weight", None)
     if weight is None or weight.shape != tensor.shape:
         return False
+    if weight.is_meta:  # looked at before any compute: its values are not there to be compared
+        return True
     return torch.equal(tensor.to(weight.device, weight.dtype), weight)
 
 

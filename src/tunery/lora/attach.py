@@ -15,9 +15,9 @@ from tunery.lora.layer import Dropout, DropoutClock, LoRALayer, LoRASettings, ch
 from tunery.lora.targets import find_targets, plain_modules, untouched_linear_weights
 
 __all__ = [
-    "Piece", "active_adapter", "adapter_names", "adapter_state", "apply_lora", "attach", "disabled", "find_targets",
-    "lora_layers", "place", "remove", "require_adapter", "set_active", "trainable_parameters",
-    "untouched_linear_weights",
+    "Piece", "active_adapter", "adapter_names", "adapter_state", "apply_lora", "attach", "base_parameters", "disabled",
+    "find_targets", "lora_layers", "place", "remove", "require_adapter", "set_active", "trainable_parameters",
+    "untouched_linear_weights", "using",
 ]  # fmt: skip
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -138,10 +138,8 @@ def place(
     for number, (path, piece) in enumerate(pieces.items()):
         dropout = Dropout(piece.settings.dropout, clock, number)
         layers[path].add(name, piece.settings, piece.A, piece.B, dropout, trainable)
-    own = {id(p) for layer in layers.values() for held in (layer.lora_A, layer.lora_B) for p in held.values()}
-    for parameter in model.parameters():
-        if id(parameter) not in own:
-            parameter.requires_grad_(False)
+    for parameter in base_parameters(model):
+        parameter.requires_grad_(False)
     set_active(model, name)
 
 
@@ -166,6 +164,13 @@ def adapter_names(model: nn.Module) -> list[str]:
 def active_adapter(model: nn.Module) -> str | None:
     """The adapter in use, or None."""
     return next((layer.active for layer in lora_layers(model).values() if layer.active is not None), None)
+
+
+def base_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model or a part of it that belong to no adapter."""
+    layers = lora_layers(module).values()
+    own = {id(p) for layer in layers for held in (layer.lora_A, layer.lora_B) for p in held.values()}
+    return [p for p in module.parameters() if id(p) not in own]
 
 
 def require_adapter(model: nn.Module, name: str) -> None:
@@ -195,16 +200,27 @@ def set_active(model: nn.Module, name: str | None) -> None:
 
 
 @contextlib.contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is its base, bit for bit."""
+def using(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Within this context another adapter is active; with None the model is its base, bit for bit.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
     before = {layer: layer.active for layer in lora_layers(model).values()}
+    if name is not None and not any(name in layer.settings for layer in before):
+        require_adapter(model, name)
     for layer in before:
-        layer.active = None
+        layer.active = name if name in layer.settings else None
     try:
         yield
     finally:
         for layer, active in before.items():
             layer.active = active
+
+
+def disabled(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Within this context the model is its base, bit for bit."""
+    return using(model, None)
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:

@@ -19,7 +19,7 @@ from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat
 from tunery.models.device import on_device
-from tunery.models.flops import layer_windows
+from tunery.models.flops import layer_windows, visible_pairs
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import LeanRMSNorm, replace_norms
 
@@ -88,7 +88,7 @@ class FlatModel:
 
     def visible_pairs(self, batch: FlatBatch) -> int:
         """Queries and keys that see each other, summed over the layers."""
-        return sum(layers * batch.visible_pairs(window) for window, layers in self._windows.items())
+        return visible_pairs(self._windows, batch)
 
     @property
     def last_layer_parameters(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from tunery.data.batching import FlatBatch
+from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
 
 
@@ -22,10 +25,15 @@ def layer_windows(config: Any) -> list[int | None]:
 
 
 def attention_width(config: Any) -> int:
-    """Numbers in a token's queries, all heads together."""
+    """Numbers in a token's queries, all heads together; 0 for a model without attention."""
     config = config.get_text_config()
-    heads = int(config.num_attention_heads)
-    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 0)
+    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
+
+
+def visible_pairs(windows: Counter[int | None], batch: FlatBatch) -> int:
+    """Queries and keys that see each other, summed over layers with these windows (`layer_windows`)."""
+    return sum(layers * batch.visible_pairs(window) for window, layers in windows.items())
 
 
 def step_flops(
@@ -36,6 +44,7 @@ def step_flops(
     passes: int = 0,
     pairs: int = 0,
     last_layer: int = 0,
+    reference_parameters: int = 0,
 ) -> float:
     """Operations of training on a number of tokens.
 
@@ -51,11 +60,14 @@ def step_flops(
         passes: forward passes of the base besides.
         pairs: queries and keys that see each other, summed over the layers.
         last_layer: parameters of the base that are used at the predicting positions only (tunery.models.last_layer).
+        reference_parameters: frozen numbers of an adapter that is on in those passes.
     """
     head = model.get_output_embeddings()
     outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
-    inside = sum(numel(p) for p in model.parameters() if p.dim() >= 2 and id(p) not in outside and not p.requires_grad)
-    head_size = 0 if head is None else sum(numel(p) for p in head.parameters() if p.dim() == 2 and not p.requires_grad)
+    base = base_parameters(model)
+    inside = sum(numel(p) for p in base if p.dim() >= 2 and id(p) not in outside)
+    head_size = 0 if head is None else sum(numel(p) for p in base_parameters(head) if p.dim() == 2)
     forward = 2.0 * (computed_tokens * (inside - last_layer) + positions * (head_size + last_layer))
     attention = 4.0 * pairs * attention_width(model.config) if pairs else 0.0
-    return (2 + passes) * forward + 6.0 * computed_tokens * adapter_parameters + (3 + passes) * attention
+    adapters = 2.0 * computed_tokens * (3 * adapter_parameters + passes * reference_parameters)
+    return (2 + passes) * forward + adapters + (3 + passes) * attention

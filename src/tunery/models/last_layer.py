@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
 
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -26,7 +27,7 @@ class LastLayer:
 
     Attributes:
         positions: int64 [S], the rows of [1, T, d] that are wanted; None computes all.
-        parameters: frozen numbers of the matrices that are used at these positions only.
+        parameters: as `last_layer_parameters`.
         row: any tensor of T numbers. (Not T itself: torch.compile would compile the layer for each T.)
     """
 
@@ -35,10 +36,8 @@ class LastLayer:
         self.row: Tensor | None = None
         self._entered = 0
         self._hooks: list[Any] = []
-        modules = _row_wise(model)
-        frozen = {id(p): p for module in modules for p in module.parameters() if p.dim() >= 2 and not p.requires_grad}
-        self.parameters = sum(numel(p) for p in frozen.values())
-        for module in modules:
+        self.parameters = last_layer_parameters(model)
+        for module in _row_wise(model):
             self._hooks.append(module.register_forward_pre_hook(self._take))
             self._hooks.append(module.register_forward_hook(self._put_back))
 
@@ -83,6 +82,12 @@ class LastLayer:
         assert self.row is not None
         full = rows.new_zeros(rows.shape[0], self.row.shape[0], rows.shape[2])
         return full.index_copy(1, self.positions, rows)
+
+
+def last_layer_parameters(model: Any) -> int:
+    """The base's numbers in the matrices that are used at the predicting positions only."""
+    matrices = {id(p): p for module in _row_wise(model) for p in base_parameters(module) if p.dim() >= 2}
+    return sum(numel(p) for p in matrices.values())
 
 
 def _row_wise(model: Any) -> list[nn.Module]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tunery.config import Task
-from tunery.data.batching import Row
-from tunery.data.prepare import Prepared
-from tunery.lora.attach import trainable_parameters
+from tunery.data.batching import FlatBatch
+from tunery.data.prepare import Prepared, pieces
+from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
-from tunery.models.flops import step_flops
+from tunery.models.flops import layer_windows, step_flops, visible_pairs
+from tunery.models.last_layer import last_layer_parameters
 from tunery.models.load import empty_model, quantization_of
-from tunery.models.memory import Lean, estimate, logit_chunk
 from tunery.models.quantized import expected_bytes
-from tunery.training.fit import attach_adapter
+from tunery.training.objective import Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn
-from tunery.training.sizing import kept_keys, largest_batch, wanted_rows
+from tunery.training.sizing import Need, largest, sampled
+from tunery.training.start import REFERENCE, attach_adapter
 
-REACHED_SHARE = 0.3
+REACHED_SHARE = 0.45
 """Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
 
 BINS = 10
@@ -31,8 +33,8 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
     """What would be trained, in numbers and in a few rows, with an estimate of memory and time.
 
     Returns:
-        JSON values; "samples" holds rows as [[text, is_trained], …] pieces, and "sample_names" the place of each in
-        the data; of a pair of answers both rows are there, the chosen one first.
+        JSON values; "samples" holds rows as [[text, is_trained], …] pieces, "sample_names" the place of each in the
+        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first.
 
     Raises:
         ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
@@ -58,8 +60,9 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
         "labels": _label_counts(prepared),
         "training": _estimates(task, prepared),
         "remarks": prepared.renderer.remarks.sentences(),
-        "samples": [_pieces(prepared, row) for row in prepared.train.first(samples)],
+        "samples": [pieces(prepared.renderer, row) for row in prepared.train.first(samples)],
         "sample_names": sample_names(prepared, samples),
+        "sample_lines": [int(row.where.rpartition(":")[2]) for row in prepared.train.first(samples)],
     }
 
 
@@ -89,37 +92,21 @@ def _label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
 
 
 def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
-    train, rows = prepared.train, prepared.train.rows
-    objective = make_objective(task, prepared.data.kind)
+    train, kind = prepared.train, prepared.data.kind
+    objective = make_objective(task, kind)
     device = pick_device(task.train.device)
     dtype, _ = resolve_dtype(task.train.precision, device)
     model = empty_model(task.model)
     stored = quantization_of(task.model, model.config, task.train.quantize)
     base_bytes = expected_bytes(model, stored, dtype.itemsize)
-    matched, _ = attach_adapter(task, model)
+    matched = attach_adapter(task, kind, model).matched
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
-    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    tokens, positions = largest_batch(task, train)
-    steps = total_steps(task.train, train.units)
-    memory = estimate(
-        model.config.get_text_config(),
-        parameters=parameters,
-        trainable=trainable,
-        dtype_bytes=dtype.itemsize,
-        tokens_in_flight=-(-tokens * wanted_rows(task) // task.train.batch_size),
-        trained_tokens=positions,
-        gradient_checkpointing=task.train.gradient_checkpointing is True,
-        keys=kept_keys(rows, device),
-        logit_chunk=logit_chunk(device.type),
-        base_bytes=base_bytes,
-        lean=Lean.of(model),
-    )
-    flops = steps * step_flops(model, tokens, positions, trainable, objective.passes)
-    seconds = flops / (REACHED_SHARE * matmul_rate(device, dtype))
-    alone, _ = largest_batch(task, train, share=False)
+    need = Need.of(task, train, model, base_bytes=base_bytes, dtype_bytes=dtype.itemsize, device=device)
+    steps, batches = total_steps(task.train, train.units), sampled(task, train)
+    flops = steps * _mean_flops(model, batches, trainable, objective)
     return {
         "model": task.model,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in base_parameters(model)),
         "layers": len(matched),
         "trainable_parameters": trainable,
         "steps": steps,
@@ -129,18 +116,24 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
         "precision": str(dtype).removeprefix("torch."),
         "quantization": stored,
         "device": device.type,
-        "computed_share": tokens / alone,
-        "memory_bytes": memory.total,
+        "computed_share": largest(batches)[0] / largest(sampled(task, train, share=False))[0],
+        "memory_bytes": need.estimate(need.tokens, task.train.gradient_checkpointing is True).total,
         "available_bytes": available_memory(device),
-        "seconds": seconds,
+        "seconds": flops / (REACHED_SHARE * matmul_rate(device, dtype)),
     }
 
 
-def _pieces(prepared: Prepared, row: Row) -> list[tuple[str, bool]]:
-    """A row's text in stretches of trained and untrained tokens."""
-    on = row.weights > 0
-    borders = [0, *(np.flatnonzero(np.diff(on)) + 1).tolist(), len(on)]
-    return [
-        (str(prepared.renderer.tokenizer.decode(row.ids[a:b].tolist())), bool(on[a]))
-        for a, b in itertools.pairwise(borders)
-    ]
+def _mean_flops(model: Any, batches: Sequence[FlatBatch], trainable: int, objective: Objective) -> float:
+    """Operations of an optimizer step, from some of them."""
+    windows = Counter(layer_windows(model.config))
+    whole = step_flops(
+        model,
+        computed_tokens=sum(len(batch.ids) for batch in batches),
+        positions=sum(len(batch.sources) for batch in batches),
+        adapter_parameters=trainable,
+        passes=objective.passes,
+        pairs=sum(visible_pairs(windows, batch) for batch in batches),
+        last_layer=last_layer_parameters(model),
+        reference_parameters=trainable if REFERENCE in adapter_names(model) else 0,
+    )
+    return whole / len(batches)

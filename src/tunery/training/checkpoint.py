@@ -1,8 +1,9 @@
 """Checkpoints: the complete state of training, in safetensors and JSON, whole or absent.
 
-checkpoints/step-N/ holds adapter.safetensors (the adapter's tensors in float32), optimizer.safetensors (AdamW's moments
-and step counts) and state.json. There is no random state to keep: the order of rows follows from (seed, epoch, step)
-and dropout from (seed, step), so resuming is bit-equal on one machine.
+checkpoints/step-N/ holds the adapter as PEFT's folders do (adapter_config.json, adapter_model.safetensors), so that it
+can be loaded, served or started from as it is; and optimizer.safetensors (AdamW's moments and step counts) and
+state.json. There is no random state to keep: the order of rows follows from (seed, epoch, step) and dropout from
+(seed, step), so resuming is bit-equal on one machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tunery.errors import CheckpointError
-from tunery.paths import read_json, write_folder, write_json
+from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, keep_other_content
+from tunery.paths import RunPaths, read_json, write_folder, write_json
 
 NEUTRAL_SETTINGS = {
     "name",
@@ -37,8 +39,8 @@ NEUTRAL_SETTINGS = {
 }
 """Settings that may change between a checkpoint and its resumption: they leave the update as it is."""
 
-
-FILES = ("state.json", "adapter.safetensors", "optimizer.safetensors")
+FILES = ("state.json", WEIGHTS_FILE, "optimizer.safetensors")
+"""What training goes on from; adapter_config.json beside them is for others."""
 
 
 @dataclass
@@ -80,7 +82,8 @@ class Progress:
 
 
 def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's settings, flattened ("lora.rank" → 8), without the neutral ones and without paths of data files."""
+    """The task's settings, flattened ("lora.rank" → 8), without the neutral ones and without paths of data
+    files and of the adapter to start from, whose content counts."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, at: str) -> None:
@@ -93,6 +96,8 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
             flat[at] = value
 
     walk(task, "")
+    if flat.get("lora.start") is not None:
+        flat["lora.start"] = "given"  # the adapter itself is among the inputs, wherever it lies
     return {key: value for key, value in flat.items() if key not in ("data.train", "data.validation", "data.test")}
 
 
@@ -126,12 +131,14 @@ class Checkpoints:
         folder: `checkpoints/` of the run directory.
         task: the task's settings as JSON values.
         inputs: what else must be the same to go on, each by its name in words: {"the training rows": SHA-256, …}.
+        adapter: the content of adapter_config.json (tunery.lora.adapter.adapter_config).
     """
 
-    def __init__(self, folder: Path, task: Mapping[str, Any], inputs: Mapping[str, str]):
+    def __init__(self, folder: Path, task: Mapping[str, Any], inputs: Mapping[str, str], adapter: Mapping[str, Any]):
         self.folder = folder
         self.settings = settings_that_matter(task)
         self.inputs = dict(inputs)
+        self.adapter = dict(adapter)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -147,7 +154,8 @@ class Checkpoints:
 
         def fill(folder: Path) -> None:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
-            (folder / "adapter.safetensors").write_bytes(save(weights))
+            (folder / WEIGHTS_FILE).write_bytes(save(weights, metadata={"format": "pt"}))
+            write_json(folder / CONFIG_FILE, self.adapter)
             (folder / "optimizer.safetensors").write_bytes(save(_optimizer_tensors(adapter, optimizer)))
             write_json(folder / "state.json", state)
 
@@ -171,7 +179,7 @@ class Checkpoints:
             raise CheckpointError(f"{path} is not a checkpoint: {missing[0]} is missing")
         try:
             state = read_json(path / "state.json")
-            tensors = load_file(path / "adapter.safetensors")
+            tensors = load_file(path / WEIGHTS_FILE)
             moments = load_file(path / "optimizer.safetensors")
             progress = Progress(**{**state["progress"], "resumed_from": tuple(state["progress"]["resumed_from"])})
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -202,6 +210,40 @@ class Checkpoints:
                 f"changed since {path} was written: {', '.join(other)}",
                 "to start over use --resume never (the old run is kept under another name)",
             )
+
+
+def export_checkpoint(run: str | Path, step: int, target: str | Path) -> Path:
+    """Copy the adapter of one step out of a run directory, as a folder in PEFT's format: whole or not at all.
+
+    No model is loaded. A run keeps its last `train.save_limit` checkpoints and removes older ones while it trains.
+
+    Args:
+        run: the run directory.
+        target: the new folder; an adapter that lies there is replaced.
+
+    Returns:
+        `target`.
+
+    Raises:
+        CheckpointError: the run has no checkpoint of that step (any more).
+        AdapterError: `target` holds something else than an adapter.
+    """
+    checkpoints, target = RunPaths(Path(run)).checkpoints, Path(target)
+    source = checkpoints / f"step-{step}"
+    keep_other_content(target)
+
+    def fill(folder: Path) -> None:
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            shutil.copyfile(source / name, folder / name)
+
+    try:
+        write_folder(target, fill)
+    except FileNotFoundError:
+        kept = ", ".join(map(str, checkpoint_steps(checkpoints))) or "none"
+        raise CheckpointError(
+            f"{run} has no checkpoint of step {step}", f"it has {kept}; train.save_limit says how many are kept"
+        ) from None
+    return target
 
 
 def _optimizer_tensors(adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

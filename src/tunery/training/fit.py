@@ -15,9 +15,8 @@ from torch.optim import Optimizer
 from tunery.config import Task
 from tunery.data.prepare import Prepared
 from tunery.errors import StoppedError
-from tunery.lora.adapter import write_adapter_files
-from tunery.lora.attach import adapter_state, attach
-from tunery.lora.layer import DropoutClock
+from tunery.lora.adapter import adapter_config, write_adapter_files
+from tunery.lora.attach import adapter_state
 from tunery.models.attention_gpu import refusals
 from tunery.models.device import available_memory
 from tunery.models.flat import FlatModel, inspect_model
@@ -32,6 +31,7 @@ from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metric
 from tunery.training.plan import make_plan
 from tunery.training.receipt import build_receipt
 from tunery.training.sizing import Sizing, size_up
+from tunery.training.start import Attached, attach_adapter
 
 
 class View(Watcher, Protocol):
@@ -91,24 +91,6 @@ class Fitted:
     receipt: dict[str, Any]
 
 
-def attach_adapter(task: Task, model: Any) -> tuple[list[str], DropoutClock]:
-    """Put a fresh adapter on a base model, as the task says. Its values follow from the seed."""
-    clock = DropoutClock()
-    lora = task.lora
-    matched = attach(
-        model,
-        rank=lora.rank,
-        alpha=lora.effective_alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
-        exclude=lora.exclude,
-        rank_stabilized=lora.rank_stabilized,
-        seed=task.seed,
-        clock=clock,
-    )
-    return matched, clock
-
-
 def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
     """Train, save, read back, and write the receipt.
 
@@ -119,14 +101,19 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
     """
     started = time.perf_counter()
-    matched, clock = attach_adapter(task, base.model)
+    attached = attach_adapter(task, prepared.data.kind, base.model)
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
     plan = make_plan(task, prepared, base.model.config)
-    sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
-    _say_plan(view, plan, matched, model, sizing)
-    checkpoints = Checkpoints(paths.checkpoints, task.model_dump(mode="json"), _inputs(prepared, base))
+    sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
+    _say_plan(view, plan, attached, base.info.name, model, sizing)
+    checkpoints = Checkpoints(
+        paths.checkpoints,
+        task.model_dump(mode="json"),
+        _inputs(prepared, base, attached),
+        adapter_config(base.model, base_model=base.info.name),
+    )
     optimizer = make_optimizer(adapter, task.train)
     progress = Progress(dtype=base.info.dtype)
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=plan.objective.noun)
@@ -149,7 +136,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             model=model,
             adapter=adapter,
             optimizer=optimizer,
-            clock=clock,
+            clock=attached.clock,
             train=prepared.train.rows,
             validation=prepared.validation.first(task.train.eval_rows),
             limit=limit,
@@ -162,7 +149,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         _set_up_layers(task, plan, layers, model, adapter, loop, view)
         loop.run()
     _save_adapter(base, paths.adapter)
-    facts = build_receipt(task, prepared, base, loop, initial, matched, sizing.expected_bytes, paths.adapter)
+    facts = build_receipt(task, prepared, base, loop, initial, attached, sizing.expected_bytes, paths.adapter)
     facts["speed"]["startup_seconds"] = log.first_step
     facts["speed"]["total_seconds"] = round(time.perf_counter() - started, 2)
     write_json(paths.receipt, facts)
@@ -175,13 +162,15 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     return Fitted(model, facts)
 
 
-def _inputs(prepared: Prepared, base: Base) -> dict[str, str]:
+def _inputs(prepared: Prepared, base: Base, attached: Attached) -> dict[str, str]:
     """What must be the same to go on from a checkpoint, besides the settings."""
+    start = {"the adapter to start from": " ".join(attached.start.hashes)} if attached.start else {}
     return {
         "the training rows": prepared.train.sha256(),
         "the validation rows": prepared.validation.sha256(),
         "the base model": base.info.sha256,
         "the kind of device": base.model.device.type,
+        **start,
     }
 
 
@@ -230,9 +219,13 @@ def _set_up_layers(
     loop.compiled = layers.compiled
 
 
-def _say_plan(view: View, plan: Plan, matched: Sequence[str], model: FlatModel, sizing: Sizing) -> None:
+def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: FlatModel, sizing: Sizing) -> None:
+    if start := attached.start:
+        view.note(f"going on from the adapter {start.path}")
+        if remark := start.remark(base):
+            view.note(remark)
     view.note(
-        f"training {len(matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
+        f"training {len(attached.matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
         f"{plan.objective.noun}s, "
         f"learning rate {plan.peak:g}, about {sizing.expected_bytes / 1e9:.1f} GB of memory"
     )

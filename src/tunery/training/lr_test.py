@@ -15,12 +15,12 @@ from tunery.lora.attach import adapter_state
 from tunery.models.device import available_memory
 from tunery.models.flat import inspect_model
 from tunery.models.load import Base
-from tunery.training.fit import attach_adapter
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.layers import running_layers
 from tunery.training.loop import make_optimizer, train_step
 from tunery.training.plan import make_objective
 from tunery.training.sizing import size_up
+from tunery.training.start import attach_adapter
 
 LOWEST, HIGHEST = 1e-5, 3e-2
 SMOOTHING = 0.8
@@ -65,17 +65,17 @@ class RangeTest:
 
 
 def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Callable[[int, int], None]) -> RangeTest:
-    """Run the test on a fresh adapter; nothing is saved.
+    """Run the test on the adapter that training would begin with; nothing is saved.
 
     Args:
         base: a base without adapter; it is not usable for anything else afterwards.
         tick: told (step, steps) after each step.
     """
-    _, clock = attach_adapter(task, base.model)
+    clock = attach_adapter(task, prepared.data.kind, base.model).clock
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     objective = make_objective(task, prepared.data.kind)
-    sizing = size_up(task, prepared, base.model, model, adapter, available_memory(base.model.device))
+    sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=objective.noun)
     optimizer = make_optimizer(adapter, task.train)
     rows = prepared.train.rows

@@ -13,6 +13,7 @@ from tunery.training.loop import NEXT_TOKEN, Plan
 from tunery.training.objective import Objective
 from tunery.training.preference import Preference
 from tunery.training.schedule import auto_learning_rate, warmup_steps
+from tunery.training.start import REFERENCE
 
 VALIDATIONS = 10
 """How often a run is validated under `eval_steps: auto`."""
@@ -31,7 +32,9 @@ def make_objective(task: Task, kind: Kind) -> Objective:
         task.require_meaning(kind)
     except ValueError as error:
         raise ConfigError(str(error), "remove it, or set data.kind") from None
-    return Preference(task.train.effective_beta) if kind == "preference" else NEXT_TOKEN
+    if kind != "preference":
+        return NEXT_TOKEN
+    return Preference(task.train.effective_beta, None if task.lora.start is None else REFERENCE)
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:
@@ -42,11 +45,12 @@ def total_steps(config: TrainConfig, rows: int) -> int:
 
 
 def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> float:
-    """The highest learning rate: as set, or by the rule of `auto_learning_rate`, times the objective's share."""
+    """The highest learning rate: as set, or by the rule of `auto_learning_rate` times the objective's share; and times
+    the multiplier."""
     if config.learning_rate != "auto":
-        return float(config.learning_rate)
+        return config.learning_rate * config.learning_rate_multiplier
     rate = auto_learning_rate(model_config.get_text_config().hidden_size)
-    return float(f"{rate * objective.rate_share:.2g}")
+    return float(f"{rate * objective.rate_share:.2g}") * config.learning_rate_multiplier
 
 
 def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:

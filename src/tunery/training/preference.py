@@ -1,15 +1,15 @@
 """Direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 
 For a prompt x with a chosen answer y_w and a rejected one y_l, the policy π (base and adapter) and the reference π_ref
-(the base alone),
+(what the training starts from: the base alone, or the base with the adapter of `lora.start`),
 
     loss = −log σ(β [(log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x))])
 
 with log-probabilities summed over an answer's trained tokens; the mean is over all pairs of an optimizer step. The
 reward of an answer is β (log π − log π_ref).
 
-The reference is the same model with its adapter off, run on the very same flattened rows: nothing more is kept in
-memory or on disk, and a resumed run needs no cache.
+The reference is the same model with its adapter off, or with a frozen copy of the starting adapter on, run on the very
+same flattened rows: nothing but that copy is kept in memory, and a resumed run needs no cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, flatten
-from tunery.lora.attach import disabled
+from tunery.lora.attach import using
 from tunery.models.flat import FlatModel
 from tunery.training.loss import row_log_probabilities, score_rows
 from tunery.training.objective import Sums
@@ -63,9 +63,14 @@ def judge(policy: Tensor, reference: Tensor, beta: float) -> Judged:
 
 @dataclass(frozen=True)
 class Preference:
-    """The loss of pairs of rows, chosen and rejected side by side, divided by the number of pairs."""
+    """The loss of pairs of rows, chosen and rejected side by side, divided by the number of pairs.
+
+    Attributes:
+        reference: the adapter that is active in the reference; None for the base alone.
+    """
 
     beta: float
+    reference: str | None = None
     unit: int = 2
     noun: str = "pair"
     rate_share: float = RATE_SHARE
@@ -80,7 +85,7 @@ class Preference:
         if not model.flattened:
             return self._one_by_one(model, rows, weight)
         batch = flatten(rows)
-        reference = _reference(model, batch, len(rows))
+        reference = self._reference(model, batch, len(rows))
         judged = judge(row_log_probabilities(model, batch, len(rows)), reference, self.beta)
         (judged.loss / weight).backward()
         return Sums.of(judged.loss.detach(), judged.metrics, model, [batch])
@@ -91,7 +96,7 @@ class Preference:
         batches = [flatten([row]) for row in rows]
         with torch.no_grad():
             policy = torch.cat([row_log_probabilities(model, batch, 1) for batch in batches])
-        reference = torch.cat([_reference(model, batch, 1) for batch in batches])
+        reference = torch.cat([self._reference(model, batch, 1) for batch in batches])
         judged = judge(policy.requires_grad_(), reference, self.beta)
         (slopes,) = torch.autograd.grad(judged.loss / weight, policy)
         for slope, batch in zip(slopes, batches, strict=True):
@@ -101,15 +106,14 @@ class Preference:
     def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """See Objective: the mean over the pairs."""
         policy = score_rows(model, rows)
-        with disabled(model.model):
+        with using(model.model, self.reference):
             reference = score_rows(model, rows)
         return judge_scores(policy, reference, self.beta)
 
-
-@torch.no_grad()
-def _reference(model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
-    with disabled(model.model):
-        return row_log_probabilities(model, batch, rows)
+    @torch.no_grad()
+    def _reference(self, model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
+        with using(model.model, self.reference):
+            return row_log_probabilities(model, batch, rows)
 
 
 def judge_scores(policy: np.ndarray, reference: np.ndarray, beta: float) -> tuple[float, dict[str, float]]:

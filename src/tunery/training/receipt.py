@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from tunery.config import TEMPLATED_KINDS, Task
 from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
-from tunery.lora.adapter import load_adapter
-from tunery.lora.attach import lora_layers, remove, set_active
+from tunery.lora.adapter import load_adapter, usual_settings
+from tunery.lora.attach import adapter_names, remove, set_active
 from tunery.lora.targets import untouched_linear_weights
 from tunery.models.attention_gpu import refusals
 from tunery.models.device import describe_device, matmul_rate, peak_memory
@@ -25,6 +26,7 @@ from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.loop import Loop
 from tunery.training.objective import Objective
+from tunery.training.start import REFERENCE, Attached
 
 LISTED = 100
 """Places listed by name in the receipt; beyond that only the count."""
@@ -141,6 +143,8 @@ def _warnings(prepared: Prepared, receipt: Mapping[str, Any]) -> list[str]:
     if still := still_tensors(receipt["lora"]["tensors"]):
         found.append(f"{len(still)} adapter tensors did not move: {', '.join(still[:3])}")
     found += refusals()
+    if start := receipt["lora"]["start"]:
+        found += [start["remark"]] if start["remark"] else []
     if receipt["lora"]["unmatched"] and receipt["lora"]["targets"] == "all-linear":
         found.append(
             f"{len(receipt['lora']['unmatched'])} weight matrices of the decoder layers were left as they are: "
@@ -155,7 +159,7 @@ def build_receipt(
     base: Base,
     loop: Loop,
     initial: Mapping[str, Tensor],
-    matched: Sequence[str],
+    attached: Attached,
     expected_bytes: int,
     folder: Path,
 ) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def build_receipt(
 
     Args:
         initial: the adapter's tensors as they were before the first step.
-        matched: names of the adapted layers.
+        attached: where it stands, and what it started from.
         expected_bytes: the peak of memory that was expected.
 
     Raises:
@@ -183,7 +187,7 @@ def build_receipt(
             "predicting_positions": progress.positions,
             **end_of_turn(prepared),
         },
-        "lora": _lora_section(task, base, loop, initial, matched),
+        "lora": _lora_section(task, base, loop, initial, attached),
         "training": _training_section(task, loop),
         **_preference_section(task, prepared),
         "reload": check_reload(loop.model, loop.plan.objective, prepared, folder),
@@ -217,17 +221,18 @@ def _adapter_section(folder: Path) -> dict[str, Any]:
 
 
 def _lora_section(
-    task: Task, base: Base, loop: Loop, initial: Mapping[str, Tensor], matched: Sequence[str]
+    task: Task, base: Base, loop: Loop, initial: Mapping[str, Tensor], attached: Attached
 ) -> dict[str, Any]:
-    lora = task.lora
+    settings, start = usual_settings(base.model), attached.start
     return {
-        "rank": lora.rank,
-        "alpha": lora.effective_alpha,
-        "scaling": next(iter(lora_layers(base.model).values())).scaling["default"],
-        "rank_stabilized": lora.rank_stabilized,
-        "dropout": lora.dropout,
-        "targets": lora.targets,
-        "matched": list(matched),
+        "start": None if start is None else {**asdict(start), "remark": start.remark(base.info.name)},
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "scaling": settings.scaling,
+        "rank_stabilized": settings.rank_stabilized,
+        "dropout": settings.dropout,
+        "targets": task.lora.targets if start is None else None,
+        "matched": attached.matched,
         "unmatched": untouched_linear_weights(base.model),
         "trainable_parameters": sum(tensor.numel() for tensor in initial.values()),
         "tensors": movement(initial, loop.adapter),
@@ -295,7 +300,7 @@ def _speed_section(base: Base, loop: Loop, initial: Mapping[str, Tensor]) -> dic
     trainable = sum(tensor.numel() for tensor in initial.values())
     flops = step_flops(
         base.model, progress.computed_tokens, progress.positions, trainable, passes, progress.pairs,
-        loop.model.last_layer_parameters,
+        loop.model.last_layer_parameters, trainable if REFERENCE in adapter_names(base.model) else 0,
     )  # fmt: skip
     return {
         "data_tokens_per_second": progress.data_tokens / seconds,

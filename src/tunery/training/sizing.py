@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import Row, flatten, largest_unit, step_rows
+from tunery.data.batching import FlatBatch, Row, flatten, largest_unit, step_rows
 from tunery.data.prepare import Prepared, Rows
+from tunery.lora.attach import base_parameters
 from tunery.models.device import peak_memory, resident_memory
 from tunery.models.flat import FlatModel
 from tunery.models.memory import Lean, MemoryEstimate, estimate, logit_chunk, tokens_that_fit
@@ -45,19 +45,76 @@ class Sizing:
         return max(self.peak, self.estimate.total + self.resident)
 
 
-def sample_batches(task: Task, train: Rows) -> Iterator[list[Row]]:
-    """The batches of the first steps."""
-    for step in range(SAMPLED_STEPS):
-        yield step_rows(train.rows, train.unit, task.seed, step, task.train.batch_size)
+@dataclass(frozen=True)
+class Need:
+    """What the steps of a task need of memory, for any number of tokens at a time.
+
+    Attributes:
+        config: of the model.
+        tokens: computed at a time, unless memory forbids.
+        longest: computed tokens of the largest row (or pair): the least that must fit.
+        positions: most predicting positions.
+        sizes: what else tunery.models.memory.estimate takes.
+    """
+
+    config: Any
+    tokens: int
+    longest: int
+    positions: int
+    sizes: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, task: Task, train: Rows, model: Any, *, base_bytes: int, dtype_bytes: int, device: torch.device,
+        flattened: bool = True,
+    ) -> Need:  # fmt: skip
+        """Of a task.
+
+        Args:
+            model: with the adapter that is to be trained; its weights may be on PyTorch's "meta" device.
+            base_bytes: of the frozen weights.
+            dtype_bytes: of a number of the base.
+            device: where the model runs.
+            flattened: rows run as one flattened row, not one by one.
+        """
+        longest = largest_unit(train.rows, train.unit if flattened else 1)
+        tokens, positions = largest(sampled(task, train)) if flattened else (longest, longest)
+        sizes = {
+            "parameters": sum(numel(p) for p in base_parameters(model)),
+            "base_bytes": base_bytes,
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "dtype_bytes": dtype_bytes,
+            "keys": _kept_keys(train.rows, device),
+            "logit_chunk": logit_chunk(device.type),
+            "lean": Lean.of(model),
+        }
+        at_once = max(longest, -(-tokens * wanted_rows(task) // task.train.batch_size))
+        return cls(model.config.get_text_config(), at_once, longest, positions, sizes)
+
+    def estimate(self, tokens: int, recompute: bool) -> MemoryEstimate:
+        """With so many tokens at a time, activations recomputed or not."""
+        return estimate(
+            self.config, tokens_in_flight=tokens, trained_tokens=min(tokens, self.positions),
+            gradient_checkpointing=recompute, **self.sizes,
+        )  # fmt: skip
+
+    def tokens_within(self, budget: int, recompute: bool) -> int:
+        """How many tokens at a time keep to so many bytes."""
+        return tokens_that_fit(self.config, budget_bytes=budget, gradient_checkpointing=recompute, **self.sizes)
 
 
-def largest_batch(task: Task, train: Rows, *, share: bool = True) -> tuple[int, int]:
-    """(computed tokens, predicting positions) of the largest among the first steps' batches, unsplit."""
-    flat = [flatten(batch, share=share) for batch in sample_batches(task, train)]
-    return max(len(b.ids) for b in flat), max(len(b.sources) for b in flat)
+def sampled(task: Task, train: Rows, *, share: bool = True) -> list[FlatBatch]:
+    """The batches of the first steps, each as one flattened row."""
+    steps = (step_rows(train.rows, train.unit, task.seed, step, task.train.batch_size) for step in range(SAMPLED_STEPS))
+    return [flatten(rows, share=share) for rows in steps]
 
 
-def kept_keys(rows: Sequence[Row], device: torch.device) -> int:
+def largest(batches: Sequence[FlatBatch]) -> tuple[int, int]:
+    """(computed tokens, predicting positions): the most that any of them has."""
+    return max(len(batch.ids) for batch in batches), max(len(batch.sources) for batch in batches)
+
+
+def _kept_keys(rows: Sequence[Row], device: torch.device) -> int:
     """For how many keys attention keeps its weights until the backward pass: the longest row's; none on a GPU."""
     return max(len(row.inputs) for row in rows) if device.type == "cpu" else 0
 
@@ -68,47 +125,29 @@ def wanted_rows(task: Task) -> int:
     return task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
 
 
-def size_up(
-    task: Task, prepared: Prepared, base: Any, model: FlatModel, adapter: Mapping[str, Tensor], available: int
-) -> Sizing:
+def size_up(task: Task, prepared: Prepared, base: Any, model: FlatModel, available: int) -> Sizing:
     """Settle `micro_batch_size: auto` and `gradient_checkpointing: auto`.
 
     Args:
-        base: the model, for its config and number format.
+        base: the model with the adapter that is to be trained.
         available: bytes free now, the base already loaded.
     """
-    rows = prepared.train.rows
-    config = base.config.get_text_config()
-    longest = largest_unit(rows, prepared.train.unit if model.flattened else 1)
-    tokens, positions = largest_batch(task, prepared.train) if model.flattened else (longest, longest)
-    micro_rows = wanted_rows(task)
-    tokens = max(longest, -(-tokens * micro_rows // task.train.batch_size))
-    common: dict[str, Any] = {
-        "parameters": sum(numel(p) for p in base.parameters() if not p.requires_grad),
-        "base_bytes": held_bytes(base, base.dtype.itemsize),
-        "trainable": sum(tensor.numel() for tensor in adapter.values()),
-        "dtype_bytes": base.dtype.itemsize,
-        "keys": kept_keys(rows, base.device),
-        "logit_chunk": logit_chunk(base.device.type),
-        "lean": Lean.of(base),
-    }
-
-    def predict(tokens: int, recompute: bool) -> MemoryEstimate:
-        return estimate(
-            config, tokens_in_flight=tokens, trained_tokens=min(tokens, positions), gradient_checkpointing=recompute,
-            **common,
-        )  # fmt: skip
-
+    dtype_bytes, micro_rows = base.dtype.itemsize, wanted_rows(task)
+    need = Need.of(
+        task, prepared.train, base, base_bytes=held_bytes(base, dtype_bytes), dtype_bytes=dtype_bytes,
+        device=base.device, flattened=model.flattened,
+    )  # fmt: skip
+    held = need.estimate(0, False).base
     asked = task.train.gradient_checkpointing
     recompute = asked is True
-    resident = max(0, resident_memory(base.device) - predict(0, False).base)
+    resident = max(0, resident_memory(base.device) - held)
     peak = peak_memory(base.device)
-    budget = int(USED_SHARE * available) + predict(0, False).base  # the base is already there
-    if predict(tokens, recompute).total <= budget:
-        return Sizing(micro_rows, None, recompute, predict(tokens, recompute), resident, peak)
-    room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=recompute, **common)
-    if asked == "auto" and room < longest:
+    budget = int(USED_SHARE * available) + held  # the base is already there
+    if need.estimate(need.tokens, recompute).total <= budget:
+        return Sizing(micro_rows, None, recompute, need.estimate(need.tokens, recompute), resident, peak)
+    room = need.tokens_within(budget, recompute)
+    if asked == "auto" and room < need.longest:
         recompute = True
-        room = tokens_that_fit(config, budget_bytes=budget, gradient_checkpointing=True, **common)
-    room = max(longest, room)
-    return Sizing(micro_rows, room, recompute, predict(min(tokens, room), recompute), resident, peak)
+        room = need.tokens_within(budget, True)
+    room = max(need.longest, room)
+    return Sizing(micro_rows, room, recompute, need.estimate(min(need.tokens, room), recompute), resident, peak)

@@ -1,0 +1,137 @@
+"""The adapter that a run trains: a fresh one, or one that was trained before (`lora.start`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunery.config import BUILT_IN_MODELS, Kind, Task
+from tunery.errors import AdapterError
+from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_config
+from tunery.lora.attach import Piece, attach, place
+from tunery.lora.layer import DropoutClock
+from tunery.models.hashes import cached_sha256
+
+REFERENCE = "reference"
+"""Name of the frozen copy of the starting adapter that preference training compares with."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The folder that a run's adapter was taken from.
+
+    Attributes:
+        sha256: of its weights: what the receipt of the run that made it calls `adapter.sha256`.
+        config_sha256: of its adapter_config.json, which holds the scaling.
+        base: the model it was trained on, as its configuration names it.
+    """
+
+    path: str
+    sha256: str
+    config_sha256: str
+    base: str | None
+
+    @property
+    def hashes(self) -> tuple[str, str]:
+        """Equal for two folders that hold the same adapter."""
+        return self.sha256, self.config_sha256
+
+    def remark(self, base: str) -> str | None:
+        """What to say when the adapter was trained on a model of another name than `base`: one of the same shape takes
+        it without complaint, and makes nothing of it."""
+        if self.base is None or (then := _short(self.base)).casefold() == (now := _short(base)).casefold():
+            return None
+        return f"the adapter it goes on from was trained on {then}, and the base is {now}"
+
+
+def _short(name: str) -> str:
+    """The last part of a hub id, or of a path on whatever machine."""
+    return BUILT_IN_MODELS.get(name, name).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def read_start(task: Task) -> Start | None:
+    """The facts about `lora.start`; None for a task that has none.
+
+    Raises:
+        AdapterError: there is no adapter in that folder.
+    """
+    if task.lora.start is None:
+        return None
+    folder = Path(task.lora.start)
+    with _named():
+        config = read_config(folder)
+        try:
+            return Start(
+                str(folder),
+                cached_sha256(folder / WEIGHTS_FILE),
+                cached_sha256(folder / CONFIG_FILE),
+                config.get("base_model_name_or_path"),
+            )
+        except OSError as error:
+            raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Put the setting's name before what is wrong with the folder."""
+    try:
+        yield
+    except AdapterError as error:
+        raise AdapterError(f"lora.start: {error.message}", error.hint) from None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An adapter on a model, active under the name "default".
+
+    Attributes:
+        matched: names of the adapted layers.
+        clock: of its dropout.
+        start: where its values come from; None if they follow from the seed.
+    """
+
+    matched: list[str]
+    clock: DropoutClock
+    start: Start | None = None
+
+
+def attach_adapter(task: Task, kind: Kind, model: Any) -> Attached:
+    """Put the adapter to be trained on a base model, as the task says.
+
+    Dropout is a setting of this training, not of an adapter that it goes on from. For preference training such an
+    adapter is put on twice: the second one, REFERENCE, stays as it is.
+
+    Args:
+        kind: of the rows.
+
+    Raises:
+        TargetError: `lora.targets` matches nothing.
+        AdapterError: `lora.start` cannot be read, or does not fit the model.
+    """
+    lora, clock = task.lora, DropoutClock()
+    if lora.start is None:
+        matched = attach(
+            model,
+            rank=lora.rank,
+            alpha=lora.effective_alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            exclude=lora.exclude,
+            rank_stabilized=lora.rank_stabilized,
+            seed=task.seed,
+            clock=clock,
+        )
+        return Attached(matched, clock)
+    with _named():
+        pieces = read_adapter(model, Path(lora.start))
+    if kind == "preference":
+        place(model, REFERENCE, _with_dropout(pieces, 0.0), trainable=False)
+    place(model, "default", _with_dropout(pieces, lora.dropout), clock=clock)
+    return Attached(list(pieces), clock, read_start(task))
+
+
+def _with_dropout(pieces: Mapping[str, Piece], dropout: float) -> dict[str, Piece]:
+    return {path: replace(piece, settings=replace(piece.settings, dropout=dropout)) for path, piece in pieces.items()}
