@@ -70,7 +70,11 @@ def parse(model: type[T], body: bytes) -> T:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """The first of pydantic's complaints in OpenAI's words, with its codes."""
-    item = error.errors(include_url=False)[0]
+    return explain_first(error.errors(include_url=False)[0], model)
+
+
+def explain_first(item: Mapping[str, Any], model: type[BaseModel] | None = None) -> ApiError:
+    """A complaint of pydantic in OpenAI's words; `model` knows which keys there are."""
     kind, context, given = item["type"], item.get("ctx") or {}, item.get("input")
     param = _path(item["loc"])
     if kind == "json_invalid":
@@ -80,8 +84,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> ApiError:
         param = f"{param}.{at}" if param and at and not at.startswith("[") else f"{param}{at}"
         return ApiError(400, str(context["message"]), code=str(context["code"]), param=param or None)
     if kind == "extra_forbidden":
-        known = known_keys(model, item["loc"][:-1])
-        hint = did_you_mean(str(item["loc"][-1]), known)
+        hint = did_you_mean(str(item["loc"][-1]), known_keys(model, item["loc"][:-1]) if model else ())
         return ApiError(400, f"Unknown parameter: '{shorten(param)}'.{hint}", code="unknown_parameter", param=param)
     if kind == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
@@ -124,6 +127,8 @@ _TYPES = {
     "string_type": "a string",
     "int_type": "an integer",
     "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_parsing": "a number",
     "float_type": "a number",
     "bool_type": "a boolean",
     "list_type": "an array",
