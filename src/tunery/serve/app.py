@@ -8,7 +8,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -23,7 +23,6 @@ from starlette.responses import Response
 
 import tunery
 from tunery.errors import ConfigError
-from tunery.paths import lock
 from tunery.serve.errors import ApiError
 from tunery.serve.responses import error_response
 from tunery.serve.routes import ROUTERS
@@ -88,10 +87,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     async with contextlib.AsyncExitStack() as stack:
         try:
+            await run_in_threadpool(services.jobs.start)  # first: it finds out whether the folder is in use
+            stack.push_async_callback(run_in_threadpool, services.jobs.stop)
             await services.backend.start()
             stack.push_async_callback(services.backend.stop)
-            await run_in_threadpool(services.jobs.start)
-            stack.push_async_callback(run_in_threadpool, services.jobs.stop)
         except Exception as error:
             app.state.failure = error  # for serve(), which says it better than uvicorn's log
             raise
@@ -230,37 +229,22 @@ def run(settings: ServeSettings) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     settings.home.mkdir(parents=True, exist_ok=True)
-    with _only_server(settings), contextlib.ExitStack() as stack:
-        app = create_app(settings, *_parts(settings, stack))
+    with contextlib.ExitStack() as stack:
+        app = create_app(settings, *make_parts(settings, stack))
         serve(app, settings, lambda: sys.stderr.write(welcome(app.state.services)))
 
 
-@contextlib.contextmanager
-def _only_server(settings: ServeSettings) -> Iterator[None]:
-    try:
-        stack = contextlib.ExitStack()
-        stack.enter_context(lock(settings.home / ".server.lock"))
-    except ConfigError as error:
-        raise ConfigError(
-            f"another server uses {settings.home}", "stop it, or give this one a folder of its own with --home"
-        ) from error
-    with stack:
-        yield
-
-
-def _parts(settings: ServeSettings, stack: contextlib.ExitStack) -> tuple[Jobs, Files, Registry, Backend]:
+def make_parts(settings: ServeSettings, stack: contextlib.ExitStack) -> tuple[Jobs, Files, Registry, Backend]:
     from tunery.serve.files import Files
     from tunery.serve.jobs.service import Jobs
-    from tunery.serve.jobs.translate import check_defaults
     from tunery.serve.registry import Registry
     from tunery.serve.store import Store
 
-    check_defaults(settings.task_defaults)
     store = Store(settings.home / "server.sqlite3")
     stack.callback(store.close)
     files = Files(settings.home / "files", store, max_bytes=settings.upload_limit)
     registry = Registry(store, settings.home / "jobs", settings.bases, settings.aliases, adapters=settings.adapters)
-    jobs = Jobs(settings.home / "jobs", store, files, registry, slots=settings.slots, defaults=settings.task_defaults)
+    jobs = Jobs(settings.home, store, files, registry, slots=settings.slots, task_defaults=settings.task_defaults)
     return jobs, files, registry, _backend(settings)
 
 

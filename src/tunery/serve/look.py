@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.config import Kind, Task
-from tunery.serve.files import link_or_copy
+from tunery.serve.files import Files
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
 from tunery.serve.jobs.validate import kind_of
@@ -23,7 +23,8 @@ SAMPLES = 4
 
 
 def look(
-    content: Path,
+    files: Files,
+    file_id: str,
     base: str,
     start: Path | None,
     method: str,
@@ -34,7 +35,7 @@ def look(
     """What a job on this file would meet.
 
     Args:
-        content: the file's bytes.
+        files, file_id: the file, among the server's.
         base, start: of the model asked for: what Task.model names, and the adapter to go on from.
         asked: hyperparameters that are not left to "auto".
         defaults: settings for all jobs.
@@ -46,11 +47,12 @@ def look(
         seconds_estimate, notes}.
 
     Raises:
+        ApiError: 404, there is no such file.
         TuneryError: the settings for all jobs do not go together with this job.
     """
     with tempfile.TemporaryDirectory(prefix=".look-", dir=home) as temporary:
         folder = JobFolder(Path(temporary))
-        link_or_copy(content, folder.data("training_file"))
+        files.link(file_id, folder.data("training_file"))
         spec = JobSpec(base, method, 0, asked=dict(asked), goes_on=start is not None, defaults=dict(defaults))
         if start is not None:
             folder.start.symlink_to(start, target_is_directory=True)

@@ -24,7 +24,7 @@ from tunery.serve.settings import MEGABYTE, ServeSettings, is_loopback
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
-"""Need no key. Neither does /page/: the page asks for the key, and it must be there to ask."""
+"""Need no key. Neither does /web/: the page asks for the key, and it must be there to ask."""
 
 DATA_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 """Content-Security-Policy of answers that are data: if a browser shows one after all, nothing in it runs."""
@@ -125,7 +125,7 @@ def _digest(key: str) -> bytes:
 
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith("/page/")
+    return path in OPEN_PATHS or path.startswith("/web/")
 
 
 def host_name(host: str) -> str:

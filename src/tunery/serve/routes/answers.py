@@ -198,13 +198,20 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], alternatives: int, start
     for token in tokens:
         offsets.append(start)
         start += len(token.token)
-    shown = [{other.token: other.logprob for other in token.top} | {token.token: token.logprob} for token in tokens]
+    shown = [_alternatives(token) for token in tokens]
     return {
         "tokens": [token.token for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": shown if alternatives else None,
         "text_offset": offsets,
     }
+
+
+def _alternatives(token: TokenLogprob) -> Json | None:
+    """None for the first token of an echoed prompt, which nothing predicts."""
+    if token.logprob is None:
+        return None
+    return {other.token: other.logprob for other in token.top} | {token.token: token.logprob}
 
 
 def completion_body(head: Head, asked: CompletionRequest, deltas: Iterable[Delta], usage: Usage | None) -> Json:

@@ -121,9 +121,9 @@ async def check(
 
 
 def _look(services: Services, file_id: str, model: str, method: str, asked: dict[str, Any]) -> dict[str, Any]:
-    content = services.files.content(file_id)
     base, start = services.registry.base_of(model)
-    return look(content, base, start, method, asked, services.settings.task_defaults, services.settings.home)
+    settings = services.settings
+    return look(services.files, file_id, base, start, method, asked, settings.task_defaults, settings.home)
 
 
 # --------------------------------------------------------------------------- of a job

@@ -67,7 +67,7 @@ def page_router(parts: dict[str, Part]) -> APIRouter:
     def index(request: Request) -> Response:
         return part(request, "index.html")
 
-    @router.get("/page/{name}")
+    @router.get("/web/{name}")
     def file(request: Request, name: str) -> Response:
         return part(request, name)
 
