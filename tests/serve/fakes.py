@@ -323,7 +323,7 @@ class EchoBackend:
         self.asked: list[Any] = []
 
     async def start(self) -> None:
-        self.started = True
+        self.started, self.loop = True, asyncio.get_running_loop()
 
     async def stop(self) -> None:
         self.stopped = True
