@@ -246,12 +246,7 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
 )  # fmt: skip
 @click.option("--upload-limit", default=512, show_default=True, type=click.IntRange(1), help="Megabytes of one file.")
 def serve(task_defaults: Path | None, upload_limit: int, home: Path | None, **given: Any) -> None:
-    """Speak OpenAI's fine-tuning API on this machine: files, jobs, models and chat, and a page to see them.
-
-    \b
-    tunery serve --base smollm2-135m-instruct --alias gpt-4o-mini=smollm2-135m-instruct
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=anything python your_script.py
-    """
+    """Speak OpenAI's fine-tuning API on this machine, and serve a page for it. Scripts find it by OPENAI_BASE_URL."""
     _require("serve", ("fastapi", "uvicorn", "python_multipart", "llguidance"))
     with collector_paused(freeze=True):
         from tunery.serve import app, settings

@@ -219,7 +219,7 @@ def test_asynchronous(server: Running) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages[0].tool_call_id", None),
-        ({"temperature": 3}, "temperature", "integer_above_max_value"),
+        ({"temperature": 3}, "temperature", "decimal_above_max_value"),
         ({"temperature": "hot"}, "temperature", "invalid_type"),
         ({"n": 0}, "n", "integer_below_min_value"),
         ({"top_logprobs": 3}, "top_logprobs", None),

@@ -142,7 +142,7 @@ def test_a_bad_file_fails_the_job(client: openai.OpenAI) -> None:
         (
             {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}},
             "method.dpo.hyperparameters.beta",
-            "integer_above_max_value",
+            "decimal_above_max_value",
         ),
         ({"suffix": "x" * 65}, "suffix", "string_above_max_length"),
         ({"seed": -1}, "seed", "integer_below_min_value"),

@@ -14,7 +14,7 @@ from tunery.serve.responses import json_response
 from tunery.serve.routes.answers import ChatChunks, CompletionChunks, Head, chat_body, completion_body
 from tunery.serve.routes.body import json_body
 from tunery.serve.routes.services import Injected
-from tunery.serve.routes.streaming import Items, collect, streamed, while_connected
+from tunery.serve.routes.streaming import Items, collect, streamed
 from tunery.serve.schemas import ChatRequest, CompletionRequest
 
 router = APIRouter(prefix="/v1")
@@ -30,7 +30,7 @@ async def chat(
     items = Items(services.backend.chat(asked, model), services.closing)
     if asked.stream:
         return await streamed(request.receive, items, ChatChunks(head, asked), services.settings.keep_alive)
-    deltas, usage = await while_connected(request.receive, collect(items))
+    deltas, usage = await collect(request.receive, items)
     return json_response(chat_body(head, asked, deltas, usage))
 
 
@@ -44,5 +44,5 @@ async def complete(
     items = Items(services.backend.complete(asked, model), services.closing)
     if asked.stream:
         return await streamed(request.receive, items, CompletionChunks(head, asked), services.settings.keep_alive)
-    deltas, usage = await while_connected(request.receive, collect(items))
+    deltas, usage = await collect(request.receive, items)
     return json_response(completion_body(head, asked, deltas, usage))

@@ -123,18 +123,26 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await _cancel([working, leaving])
 
 
-async def collect(items: Items) -> tuple[list[Delta], Usage | None]:
-    """All items: the deltas, and the usage."""
-    deltas: list[Delta] = []
-    usage: Usage | None = None
+async def collect(receive: Receive, items: Items) -> tuple[list[Delta], Usage | None]:
+    """All items: the deltas, and the usage.
+
+    Raises:
+        ClientDisconnect: the client has left.
+    """
     try:
-        while not isinstance(item := await items.take(), End):
-            if isinstance(item, Usage):
-                usage = item
-            elif isinstance(item, Delta):
-                deltas.append(item)
+        return await while_connected(receive, _collect(items))
     finally:
         await items.close()
+
+
+async def _collect(items: Items) -> tuple[list[Delta], Usage | None]:
+    deltas: list[Delta] = []
+    usage: Usage | None = None
+    while not isinstance(item := await items.take(), End):
+        if isinstance(item, Usage):
+            usage = item
+        elif isinstance(item, Delta):
+            deltas.append(item)
     return deltas, usage
 
 

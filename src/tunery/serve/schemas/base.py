@@ -88,7 +88,7 @@ def explain_first(item: Mapping[str, Any], model: type[BaseModel] | None = None)
         return ApiError(400, f"Unknown parameter: '{shorten(param)}'.{hint}", code="unknown_parameter", param=param)
     if kind == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
-    where = f" '{shorten(param)}'" if param else ""
+    where = f" '{shorten(param)}'" if param else " the body of the request"
     message, code = _words(where, kind, context, given, str(item["msg"]))
     return ApiError(400, message, code=code, param=param or None)
 
@@ -151,12 +151,12 @@ _LENGTHS = {
 
 
 def _words(where: str, kind: str, context: Mapping[str, Any], given: Any, message: str) -> tuple[str, str]:
-    """(what to say, the code); `where` is " 'field'", or "" for the whole body."""
+    """(what to say, the code); `where` is what it is about, after a space."""
     if kind in _TYPES:
         return f"Invalid type for{where}: expected {_TYPES[kind]}, but got {kind_of(given)} instead.", "invalid_type"
     if kind in _BOUNDS:
         sign, key, code, words = _BOUNDS[kind]
-        number = "integer" if isinstance(given, int) else "decimal"
+        number = "integer" if isinstance(context[key], int) else "decimal"
         expected = f"Expected a value {sign} {shown(context[key])}, but got {shown(given)} instead."
         return f"Invalid{where}: {number} {words}. {expected}", f"{number}_{code}"
     if kind in _LENGTHS:

@@ -201,10 +201,9 @@ class ChatRequest(SamplingRequest):
     @model_validator(mode="after")
     def _combinations(self) -> ChatRequest:
         self.require_stream_for_options()
-        for name in ("tool_choice", "parallel_tool_calls"):
-            if not self.tools and name in self.model_fields_set and self.tool_mode[0] != "none":
-                raise problem(f"'{name}' is only allowed when 'tools' are specified.", at=name)
-        called = self.tool_mode[1]
+        mode, called = self.tool_mode
+        if not self.tools and mode != "none":
+            raise problem("'tool_choice' is only allowed when 'tools' are specified.", at="tool_choice")
         if called is not None and called not in {tool["function"]["name"] for tool in self.tools}:
             raise problem("Invalid 'tool_choice': it names a function that is not among 'tools'.", at="tool_choice")
         if self.top_logprobs and not self.logprobs:
