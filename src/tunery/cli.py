@@ -5,16 +5,17 @@ Heavy imports happen inside the commands, so that `tunery --help` needs neither 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tunery.errors import TuneryError
+from tunery.errors import ConfigError, TuneryError
 from tunery.startup import collector_paused
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -42,6 +43,7 @@ def cli() -> None:
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery chat runs/my-task            talk to the result
+    tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
     75 can be resumed, 130 interrupted, 143 terminated.
@@ -82,6 +84,15 @@ def _guarded(work: Callable[[], Any]) -> int:
             "  → run again with TUNERY_DEBUG=1 for the details, and please report them"
         )
         return 1
+
+
+def _require(extra: str, packages: Sequence[str]) -> None:
+    """Refuse a command whose packages are not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"tunery {extra} needs packages that are not installed: {', '.join(missing)}",
+            f"pip install 'tunery[{extra}]'",
+        )
 
 
 def _say(text: str) -> None:
@@ -199,6 +210,58 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     Conversation(
         tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     ).run()
+
+
+@cli.command()
+@click.option(
+    "--base", "bases", multiple=True, required=True, metavar="MODEL",
+    help="A model to answer and to train, named as in a task file. Repeatable; the first is loaded at the start.",
+)  # fmt: skip
+@click.option("--alias", "aliases", multiple=True, metavar="NAME=MODEL", help="Another name of a base. Repeatable.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME=RUN",
+    help="A run directory, or an adapter folder, to answer under NAME. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Any other than loopback needs keys in TUNERY_API_KEYS."
+)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--home", type=click.Path(path_type=Path), metavar="DIR",
+    help="Where files, jobs and models are kept.  [default: $TUNERY_HOME or ~/.local/share/tunery]",
+)  # fmt: skip
+@click.option("--slots", default=1, show_default=True, type=click.IntRange(1), help="Jobs trained at the same time.")
+@click.option("--engine", metavar="URL", help="A server that answers instead of this process.")
+@click.option("--engine-kind", default="vllm", show_default=True, type=click.Choice(["vllm", "llamacpp"]))
+@click.option(
+    "--task-defaults", type=click.Path(path_type=Path), metavar="FILE",
+    help="Settings for all jobs: sections of a task file, such as lora and train.",
+)  # fmt: skip
+@click.option("--max-rows", default=32, show_default=True, type=click.IntRange(1), help="Answers made at a time.")
+@click.option("--max-queue", default=256, show_default=True, type=click.IntRange(0), help="Requests that may wait.")
+@click.option("--allow-host", "allow_hosts", multiple=True, metavar="NAME", help="A further Host name. Repeatable.")
+@click.option(
+    "--allow-origin", "allow_origins", multiple=True, metavar="ORIGIN",
+    help="A web page's origin that may use the API from a browser. Repeatable.",
+)  # fmt: skip
+@click.option("--upload-limit", default=512, show_default=True, type=click.IntRange(1), help="Megabytes of one file.")
+def serve(task_defaults: Path | None, upload_limit: int, home: Path | None, **given: Any) -> None:
+    """Speak OpenAI's fine-tuning API on this machine, and serve a page for it. Scripts find it by OPENAI_BASE_URL."""
+    _require("serve", ("fastapi", "uvicorn", "python_multipart", "llguidance"))
+    with collector_paused(freeze=True):
+        from tunery.serve import app, settings
+
+    for option in ("aliases", "adapters"):
+        given[option] = settings.named(given[option], option)
+    if home is not None:
+        given["home"] = home
+    if task_defaults is not None:
+        given["task_defaults"] = settings.read_task_defaults(task_defaults)
+    app.run(
+        settings.make_settings(
+            upload_limit=upload_limit * settings.MEGABYTE, api_keys=settings.keys_from_environment(), **given
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,226 @@
+"""Answers that are made while they are sent, and clients that leave before the end.
+
+Whatever happens (the client leaves, the server stops, the engine fails), the engine's iterator is closed, which frees
+its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from typing import Any, Final, Protocol, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tunery.serve.engine.backend import Delta, Usage
+from tunery.serve.errors import ApiError, from_exception, server_error
+
+T = TypeVar("T")
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+
+_log = logging.getLogger("tunery.serve")
+
+
+class Silence:
+    """Nothing came within the time given."""
+
+
+class End:
+    """Nothing more will come."""
+
+
+SILENCE, END = Silence(), End()
+
+
+class Writer(Protocol):
+    """Turns an engine's items into the JSON of chunks."""
+
+    finished: Any
+
+    def write(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """The chunks of a delta."""
+        ...
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """The chunks after the last delta."""
+        ...
+
+
+class Items:
+    """An engine's items, one by one, with a wait that can be given up without losing one.
+
+    Args:
+        source: the engine's iterator.
+        closing: when it is set, the items end with an error.
+    """
+
+    def __init__(self, source: AsyncIterator[Delta | Usage], closing: asyncio.Event):
+        self._source = source
+        self._closing = asyncio.ensure_future(closing.wait())
+        self._next: asyncio.Task[Delta | Usage | End] | None = None
+
+    async def take(self, seconds: float | None = None) -> Delta | Usage | End | Silence:
+        """The next item; END after the last; SILENCE if none comes within `seconds`.
+
+        Raises:
+            ApiError: 503, the server is being stopped; or what the engine raises.
+        """
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._advance())
+        await asyncio.wait({self._next, self._closing}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._next.done():
+            task, self._next = self._next, None
+            return task.result()
+        if self._closing.done():
+            raise ApiError(
+                503, "The server is being stopped.", type="server_error", code="stopping", headers={"retry-after": "5"}
+            )
+        return SILENCE
+
+    async def _advance(self) -> Delta | Usage | End:
+        return await anext(self._source, END)
+
+    async def close(self) -> None:
+        """Close the engine's iterator; safe to call twice."""
+        waiting = [task for task in (self._next, self._closing) if task is not None]
+        self._next = None
+        await _cancel(waiting)
+        if isinstance(self._source, AsyncGenerator):
+            await self._source.aclose()
+
+
+async def _cancel(tasks: list[asyncio.Future[Any]] | list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves. The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: the client has left.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        await _cancel([working, leaving])
+
+
+async def collect(receive: Receive, items: Items) -> tuple[list[Delta], Usage | None]:
+    """All items: the deltas, and the usage.
+
+    Raises:
+        ClientDisconnect: the client has left.
+    """
+    try:
+        return await while_connected(receive, _collect(items))
+    finally:
+        await items.close()
+
+
+async def _collect(items: Items) -> tuple[list[Delta], Usage | None]:
+    deltas: list[Delta] = []
+    usage: Usage | None = None
+    while not isinstance(item := await items.take(), End):
+        if isinstance(item, Usage):
+            usage = item
+        elif isinstance(item, Delta):
+            deltas.append(item)
+    return deltas, usage
+
+
+# --------------------------------------------------------------------------- server-sent events
+
+
+def event(data: Any) -> bytes:
+    """A server-sent event. What some clients take for the end of a line is escaped."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in ("\x85", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f"data: {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """Sends what a generator yields until it ends or the client leaves; the generator is closed in any case."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], items: Items):
+        super().__init__(headers={"cache-control": "no-cache, no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events, self._items = events, items
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        try:
+            with contextlib.suppress(ClientDisconnect):
+                await while_connected(receive, self._send(send))
+        finally:
+            await self._events.aclose()
+            await self._items.close()  # a generator that was never begun closes nothing itself
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self._events:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def streamed(receive: Receive, items: Items, writer: Writer, keep_alive: float) -> EventStream:
+    """An answer sent as server-sent events.
+
+    Its status waits for the first item, so that a request refused by the engine gets the status of its error; but not
+    for longer than `keep_alive` seconds, after which comments keep the connection open.
+
+    Raises:
+        ApiError, ClientDisconnect: before anything was sent.
+    """
+    try:
+        first = await while_connected(receive, items.take(keep_alive))
+    except BaseException:
+        await items.close()
+        raise
+    return EventStream(_events(first, items, writer, keep_alive), items)
+
+
+async def _events(
+    item: Delta | Usage | End | Silence, items: Items, writer: Writer, keep_alive: float
+) -> AsyncGenerator[bytes, None]:
+    try:
+        while not isinstance(item, End):
+            if isinstance(item, Silence):
+                yield KEEP_ALIVE
+            elif isinstance(item, Usage):
+                writer.finished.usage = item
+            elif isinstance(item, Delta):
+                for chunk in writer.write(item):
+                    yield event(chunk)
+            item = await items.take(keep_alive)
+        for chunk in writer.end():
+            yield event(chunk)
+        yield DONE
+    except Exception as error:
+        answer = from_exception(error)
+        if answer is None:
+            _log.exception("a streamed answer broke off")
+            answer = server_error()
+        yield event(answer.body())
+    finally:
+        await items.close()
