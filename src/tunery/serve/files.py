@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tunery.paths import sync_folder, write_atomic
-from tunery.serve.errors import ApiError
+from tunery.serve.errors import FULL_DISK, ApiError, not_found, shorten
 from tunery.serve.records import Digest, File, new_id
 from tunery.serve.store import Order, Page, Store, UnknownRecordError
 
@@ -102,15 +102,15 @@ class Files:
         if purpose != UPLOAD_PURPOSE:
             raise ApiError(
                 400,
-                f"{purpose!r} is not a purpose that this server has a use for; it takes files with purpose "
-                f"{UPLOAD_PURPOSE!r}",
+                f"Unsupported value: 'purpose' {shorten(purpose)!r}. This server has a use for files with purpose "
+                f"{UPLOAD_PURPOSE!r}.",
                 code="invalid_value",
                 param="purpose",
             )
         if expires is not None and not SHORTEST_LIFE <= expires <= LONGEST_LIFE:
             raise ApiError(
                 400,
-                f"expires_after.seconds is {expires}; it must be from {SHORTEST_LIFE} to {LONGEST_LIFE}",
+                f"Invalid 'expires_after.seconds': {expires}. It goes from {SHORTEST_LIFE} to {LONGEST_LIFE}.",
                 code="invalid_value",
                 param="expires_after.seconds",
             )
@@ -126,7 +126,7 @@ class Files:
 
     def _keep(self, incoming: _Incoming, filename: str, purpose: str, expires: int | None) -> File:
         if not incoming.size:
-            raise ApiError(400, "the file is empty", code="empty_file", param="file")
+            raise ApiError(400, "The file is empty.", code="empty_file", param="file")
         now = int(self._clock())
         file = File(
             id=new_id("file-"),
@@ -162,7 +162,7 @@ class Files:
         """
         file = self._store.get(File, file_id)
         if file is None or self._expired(file):
-            raise ApiError(404, f"there is no file {file_id[:100]!r}", code="file_not_found", param="id")
+            raise not_found("File", file_id)
         return file
 
     def list(
@@ -178,7 +178,7 @@ class Files:
         try:
             return self._store.list(File, where=where, after=after, limit=min(limit, MOST_LISTED), order=order)
         except UnknownRecordError:
-            raise ApiError(400, f"after: there is no file {str(after)[:100]!r}", param="after") from None
+            raise ApiError(400, f"Invalid 'after': no such File: {shorten(str(after))}", param="after") from None
 
     def content(self, file_id: str) -> Path:
         """Where a file's bytes are.
@@ -188,7 +188,7 @@ class Files:
         """
         path = self.folder / self.get(file_id).id
         if not path.is_file():
-            raise ApiError(404, f"the bytes of file {file_id} are no longer there", code="file_not_found", param="id")
+            raise not_found("File", file_id)
         return path
 
     def sha256(self, file_id: str) -> str:
@@ -202,20 +202,17 @@ class Files:
         return digest.sha256
 
     def link(self, file_id: str, target: Path) -> None:
-        """Give a file's bytes a second name, which stays when the file is deleted: a hard link, or a copy where the
-        file system has none.
+        """Give a file's bytes a second name, which stays when the file is deleted.
 
         Raises:
             ApiError: 404, as `get`.
         """
         source = self.content(file_id)
         try:
-            os.link(source, target)
-        except FileNotFoundError:
-            raise ApiError(404, f"there is no file {file_id!r}", code="file_not_found", param="id") from None
-        except OSError:
             with _full_disk():
-                shutil.copyfile(source, target)
+                link_or_copy(source, target)
+        except FileNotFoundError:  # deleted in this moment
+            raise not_found("File", file_id) from None
 
     # ----------------------------------------------------------------- deleting
 
@@ -243,6 +240,16 @@ class Files:
             self._store.delete(File, file.id)
             self._store.delete(Digest, file.id)
         (self.folder / file.id).unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file: a hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 class _Incoming:
@@ -288,8 +295,8 @@ def _full_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+        if error.errno not in FULL_DISK:
             raise
         raise ApiError(
-            507, "the server's disk is full; free some space there and try again", type="server_error", code="disk_full"
+            507, "The disk of the server is full: free some space and try again.", type="server_error", code="disk_full"
         ) from error

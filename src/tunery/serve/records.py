@@ -94,6 +94,7 @@ class Job:
     estimated_finish: int | None = None
     trained_tokens: int | None = None
     result_files: list[str] = field(default_factory=list)
+    user_provided_suffix: str | None = None
     object: str = "fine_tuning.job"
 
 

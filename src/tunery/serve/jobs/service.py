@@ -15,14 +15,15 @@ from filelock import FileLock, Timeout
 
 from tunery.errors import ConfigError
 from tunery.paths import write_json
-from tunery.serve.errors import ApiError
+from tunery.serve.errors import ApiError, not_found, shorten
 from tunery.serve.files import UPLOAD_PURPOSE, Files
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.outcome import Outcome
 from tunery.serve.jobs.supervisor import Supervisor
-from tunery.serve.jobs.translate import SEEDS, JobSpec, check_defaults, method_of, trackers_of
+from tunery.serve.jobs.translate import SEEDS, JobSpec, asked_of, check_defaults, trackers_of
 from tunery.serve.records import FINAL, Checkpoint, Event, Job, Work, new_id
 from tunery.serve.registry import ORGANIZATION, Registry
+from tunery.serve.schemas import CreateJob
 from tunery.serve.store import Page, Store, UnknownRecordError
 
 PATIENCE_SECONDS = 60.0
@@ -96,18 +97,16 @@ class Jobs:
 
     # ----------------------------------------------------------------- create
 
-    def create(self, request: Any) -> Job:
+    def create(self, request: CreateJob) -> Job:
         """Create a job; its files are looked at after the call.
 
         Args:
-            request: with OpenAI's fields (tunery.serve.schemas.CreateJob).
+            request: a request that has been read.
 
         Raises:
-            ApiError: 400, a hyperparameter, method, integration or file that cannot be; 404, no such model.
+            ApiError: 400, an integration or a file that cannot be; 404, no such model.
         """
-        _check_seed(request.seed)
         base, adapter = self._registry.base_of(request.model)
-        method, asked = method_of(request)
         trackers, environment = trackers_of(request)
         files = {"training_file": request.training_file, "validation_file": request.validation_file}
         given = {param: file_id for param, file_id in files.items() if file_id}
@@ -116,9 +115,9 @@ class Jobs:
         job_id = new_id("ftjob-")
         spec = JobSpec(
             base=base,
-            method=method,
+            method=request.kind,
             seed=secrets.randbelow(SEEDS) if request.seed is None else request.seed,
-            asked=asked,
+            asked=asked_of(request),
             has_validation="validation_file" in given,
             goes_on=adapter is not None,
             trackers=trackers,
@@ -140,13 +139,15 @@ class Jobs:
             file = self._files.get(file_id)
         except ApiError:
             raise ApiError(
-                400, f"{param}: there is no file {file_id[:100]!r}", code="file_not_found", param=param
+                400, f"Invalid '{param}': no such File: {shorten(file_id)}", code="file_not_found", param=param
             ) from None
         if file.purpose != UPLOAD_PURPOSE:
             raise ApiError(
-                400, f"{param}: {file_id} has purpose {file.purpose!r}, not {UPLOAD_PURPOSE!r}", code="invalid_file",
+                400,
+                f"Invalid '{param}': {file_id} has purpose {file.purpose}, not {UPLOAD_PURPOSE}.",
+                code="invalid_file",
                 param=param,
-            )  # fmt: skip
+            )
 
     def _fill(self, folder: JobFolder, spec: JobSpec, files: Mapping[str, str], adapter: Path | None) -> None:
         """Give the job's folder all that its workers need, so that nothing which is deleted later is missed."""
@@ -157,7 +158,7 @@ class Jobs:
             shutil.copytree(adapter, folder.start)
         write_json(folder.request, asdict(spec))
 
-    def _keep(self, job_id: str, spec: JobSpec, request: Any) -> Job:
+    def _keep(self, job_id: str, spec: JobSpec, request: CreateJob) -> Job:
         hyperparameters = {name: spec.asked.get(name, "auto") for name in _shown(spec.method)}
         job = Job(
             id=job_id,
@@ -169,8 +170,9 @@ class Jobs:
             hyperparameters={name: value for name, value in hyperparameters.items() if name != "beta"},
             method={"type": spec.method, spec.method: {"hyperparameters": hyperparameters}},
             metadata=dict(request.metadata) if request.metadata else None,
-            integrations=[_plain(integration) for integration in request.integrations or ()] or None,
+            integrations=[integration.model_dump() for integration in request.integrations or ()] or None,
             organization_id=ORGANIZATION,
+            user_provided_suffix=request.suffix,
         )
         name = f"ft:{_root_name(request.model)}:{ORGANIZATION}:{request.suffix or ''}:{new_id('', 8)}"
         names = " and ".join(f"{param.replace('_', ' ')}: {getattr(request, param)}" for param in spec.params)
@@ -191,7 +193,7 @@ class Jobs:
         """
         job = self._store.get(Job, job_id)
         if job is None:
-            raise ApiError(404, f"there is no fine-tuning job {job_id[:100]!r}", code="job_not_found", param="id")
+            raise not_found("fine-tuning job", job_id)
         return job
 
     def list(self, after: str | None = None, limit: int = 20, metadata: Mapping[str, str] | None = None) -> Page[Job]:
@@ -214,7 +216,7 @@ class Jobs:
         try:
             return self._store.list(kind, after=after, limit=limit, **which)
         except UnknownRecordError:
-            raise ApiError(400, f"after: there is nothing with the id {str(after)[:100]!r}", param="after") from None
+            raise ApiError(400, f"Invalid 'after': no such id: {shorten(str(after))}", param="after") from None
 
     def folder(self, job_id: str) -> JobFolder:
         """Where a job's files lie."""
@@ -282,9 +284,11 @@ class Jobs:
             moved = self._store.move(job_id, "queued" if validated else "validating_files", expected={"paused"})
             if moved is None and (work is None or work.wanted is None):
                 raise ApiError(
-                    400, f"the job {job_id} is {job.status}; only a paused job can be resumed",
-                    code="invalid_job_status", param="id",
-                )  # fmt: skip
+                    400,
+                    f"The job {job_id} is {job.status}; only a paused job can be resumed.",
+                    code="invalid_job_status",
+                    param="id",
+                )
             self._store.update(Work, job_id, wanted=None, crashes=0)
             if moved:
                 self._outcome.say(job_id, "The job is resumed")
@@ -297,16 +301,11 @@ class Jobs:
             has = "is" if job.status == "cancelled" else "has"
             raise ApiError(
                 400,
-                f"the job {job_id} {has} {job.status} and cannot be {wanted}",
+                f"The job {job_id} {has} {job.status} and cannot be {wanted}.",
                 code="invalid_job_status",
                 param="id",
             )
         return job
-
-
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed < SEEDS:
-        raise ApiError(400, f"seed is {seed}; it must be from 0 to {SEEDS - 1}", code="invalid_value", param="seed")
 
 
 def _shown(method: str) -> tuple[str, ...]:
@@ -321,17 +320,3 @@ def _resuming(job_id: str) -> dict[str, str]:
 def _root_name(model: str) -> str:
     """What a fine-tuned model's name begins with: of "ft:NAME:…" NAME, so that names do not grow with each job."""
     return model.split(":")[1] if model.startswith("ft:") else model
-
-
-def _plain(integration: Any) -> dict[str, Any]:
-    """An integration as JSON values."""
-    wandb = integration.wandb
-    return {
-        "type": integration.type,
-        "wandb": {
-            "project": wandb.project,
-            "name": wandb.name,
-            "entity": wandb.entity,
-            "tags": list(wandb.tags or ()),
-        },
-    }

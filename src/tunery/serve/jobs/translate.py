@@ -27,7 +27,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -36,6 +36,9 @@ from tunery.errors import ConfigError
 from tunery.paths import read_json
 from tunery.serve.errors import ApiError
 from tunery.serve.jobs.folder import JobFolder
+
+if TYPE_CHECKING:
+    from tunery.serve.schemas import CreateJob
 
 FEWEST_EXAMPLES = 10
 CHECKPOINTS_KEPT = 3
@@ -47,14 +50,6 @@ _BATCH_SHARE, _SMALLEST_AUTO_BATCH, _LARGEST_BATCH = 0.002, 4, 256
 
 _KINDS: Mapping[str, tuple[Kind, ...]] = {"supervised": ("chat", "completion"), "dpo": ("preference",)}
 """Method → the kinds of rows it takes."""
-
-_LIMITS: Mapping[str, tuple[type, float, float, bool]] = {
-    "n_epochs": (int, 1, 50, True),
-    "batch_size": (int, 1, _LARGEST_BATCH, True),
-    "learning_rate_multiplier": (float, 0, math.inf, False),
-    "beta": (float, 0, 2, False),
-}
-"""Hyperparameter → (type, least, most, whether the least itself is allowed)."""
 
 _OF_THE_REQUEST = (
     "name", "model", "output", "seed", "data.train", "data.validation", "data.test", "data.kind", "data.columns",
@@ -113,69 +108,28 @@ class JobSpec:
 # --------------------------------------------------------------------------- the request
 
 
-def method_of(request: Any) -> tuple[str, dict[str, Any]]:
-    """(method, hyperparameters that were asked for) of a request, whether it uses `method` or the older field.
-
-    Raises:
-        ApiError: 400, the method is not supported, or a hyperparameter is out of range.
-    """
-    method = request.method
-    if method is None:
-        return "supervised", _checked(request.hyperparameters, "hyperparameters", "supervised")
-    if method.type not in _KINDS:
-        raise ApiError(
-            400,
-            f"method {method.type!r} is not supported by this server; it trains with 'supervised' and 'dpo'",
-            code="unsupported_method",
-            param="method.type",
-        )
-    part = getattr(method, method.type, None)
-    given, at = getattr(part, "hyperparameters", None), f"method.{method.type}.hyperparameters"
-    if given is None and request.hyperparameters is not None:
-        given, at = request.hyperparameters, "hyperparameters"
-    return method.type, _checked(given, at, method.type)
+def asked_of(request: CreateJob) -> dict[str, int | float]:
+    """The hyperparameters that a request does not leave to "auto"."""
+    names = ("n_epochs", "batch_size", "learning_rate_multiplier", *(("beta",) if request.kind == "dpo" else ()))
+    values = {name: getattr(request.hyperparameters, name) for name in names}
+    return {name: value for name, value in values.items() if value != "auto"}
 
 
-def _checked(given: Any, at: str, method: str) -> dict[str, Any]:
-    names = [name for name in _LIMITS if name != "beta" or method == "dpo"]
-    values = {name: getattr(given, name, None) for name in names} if given is not None else {}
-    return {name: _in_range(name, value, at) for name, value in values.items() if value is not None and value != "auto"}
-
-
-def _in_range(name: str, value: Any, at: str) -> int | float:
-    kind, least, most, included = _LIMITS[name]
-    number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and (least <= value if included else least < value) and value <= most:
-        return kind(value)
-    words = f"above {least:g}" if not included else f"from {least:g}"
-    words += "" if math.isinf(most) else f" to {most:g}" if included else f" and at most {most:g}"
-    noun = "a whole number" if kind is int else "a number"
-    raise ApiError(
-        400,
-        f"{at}.{name} is {value!r}; it must be 'auto' or {noun} {words}",
-        code="invalid_value",
-        param=f"{at}.{name}",
-    )
-
-
-def trackers_of(request: Any) -> tuple[list[str], dict[str, str]]:
+def trackers_of(request: CreateJob) -> tuple[list[str], dict[str, str]]:
     """(trackers, environment variables for them) of a request's integrations.
 
     Raises:
-        ApiError: 400, an integration other than wandb, or more than one.
+        ApiError: 400, wandb more than once, or a tag that it cannot have.
     """
-    integrations = list(request.integrations or ())
+    integrations = request.integrations or []
     if not integrations:
         return [], {}
-    if len(integrations) > 1 or integrations[0].type != "wandb":
-        raise ApiError(400, "the one integration supported is wandb, once", code="invalid_value", param="integrations")
+    if len(integrations) > 1:
+        raise ApiError(400, "Invalid 'integrations': wandb can stand there once.", param="integrations")
     wandb = integrations[0].wandb
-    tags = list(wandb.tags or ())
-    if any("," in tag for tag in tags):
-        raise ApiError(
-            400, "a tag of wandb cannot hold a comma", code="invalid_value", param="integrations.0.wandb.tags"
-        )
-    named = {"PROJECT": wandb.project, "ENTITY": wandb.entity, "NAME": wandb.name, "TAGS": ",".join(tags)}
+    if any("," in tag for tag in wandb.tags):
+        raise ApiError(400, "Invalid 'tags': a tag of wandb holds no comma.", param="integrations[0].wandb.tags")
+    named = {"PROJECT": wandb.project, "ENTITY": wandb.entity, "NAME": wandb.name, "TAGS": ",".join(wandb.tags)}
     return ["wandb"], {f"WANDB_{key}": value for key, value in named.items() if value}
 
 

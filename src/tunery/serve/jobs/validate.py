@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunery.config import DataConfig, Kind
-from tunery.data.detect import check_columns, detect
+from tunery.config import Kind
+from tunery.data.examine import Examined
 from tunery.data.example import Problem
 from tunery.data.formats import open_source
 from tunery.data.source import Row, printable, shown_path
-from tunery.data.validate import check_row
-from tunery.errors import ConfigError, DataError
+from tunery.errors import DataError
 from tunery.paths import write_atomic, write_json
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
 
 PROBLEMS_SHOWN = 20
 
+_PARAMS = {"train": "training_file", "validation": "validation_file"}
 _FORMS = {
     "supervised": 'each line of a file holds {"messages": […]}, or each {"prompt": …, "completion": …}',
     "dpo": 'each line of a file holds {"input": {"messages": […]}, "preferred_output": […], '
@@ -69,26 +69,25 @@ def validate(folder: JobFolder) -> Facts:
         BadFileError: a file that cannot be used; the message names the examples and what is wrong with them.
         TuneryError: the job cannot run for another reason: a missing tracker, settings that do not go together.
     """
-    from tunery.api import check
+    from tunery import api
     from tunery.training.metrics import require_tracker
 
     spec = JobSpec.read(folder)
     for tracker in spec.trackers:
         require_tracker(tracker)
-    kind = _kind(spec, folder.data("training_file"))
-    counts = {param: _count(folder.data(param), param, kind, spec) for param in spec.params}
-    examples = counts["training_file"]
-    settled = settle(spec.asked, spec.method, examples)
-    task = make_task(spec, folder, kind, settled, _precision(spec))
+    kind, precision = kind_of(spec, folder.data("training_file")), _precision(spec)
+    task = make_task(spec, folder, kind, settle(spec.asked, spec.method, FEWEST_EXAMPLES), precision)
+    counts = _counts(api.examine(task), spec)
+    settled = settle(spec.asked, spec.method, counts["train"])
+    task = make_task(spec, folder, kind, settled, precision)
     try:
-        report = check(task, samples=0)
+        report = api.check(task, samples=0)
     except DataError as error:
-        message = f"{error.message}. {error.hint}" if error.hint and "--" not in error.hint else error.message
-        raise _bad(_blamed(message, spec, folder), _plain(message, folder)) from error
+        raise _bad(_blamed(error.message, spec, folder), _plain(error.message, folder)) from error
     facts = Facts(
         kind=kind,
-        examples=examples,
-        validation_examples=counts.get("validation_file", 0),
+        examples=counts["train"],
+        validation_examples=counts.get("validation", 0),
         hyperparameters=settled,
         steps=report["training"]["steps"],
         seconds=report["training"]["seconds"],
@@ -124,7 +123,7 @@ def _warnings(report: dict[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------- examples
 
 
-def _kind(spec: JobSpec, path: Path) -> Kind:
+def kind_of(spec: JobSpec, path: Path) -> Kind:
     """What the rows are. A supervised file holds completions if its first sound row does, else conversations."""
     if len(spec.kinds) == 1:
         return spec.kinds[0]
@@ -135,52 +134,30 @@ def _kind(spec: JobSpec, path: Path) -> Kind:
     return "completion" if "messages" not in first and {"prompt", "completion"} <= set(first) else "chat"
 
 
-def _count(path: Path, param: str, kind: Kind, spec: JobSpec) -> int:
-    """How many examples a file holds.
+def _counts(found: Mapping[str, Examined], spec: JobSpec) -> dict[str, int]:
+    """How many examples each file holds.
 
     Raises:
         BadFileError: one of them has a problem, or there are too few.
     """
-    try:
-        problems, bad, rows = _read(path, kind)
-    except ConfigError as error:  # not a single row has what its kind needs
-        raise _bad(param, f"{_plain(error.message, JobFolder(path.parent))}; {_FORMS[spec.method]}") from error
-    except DataError as error:
-        raise _bad(param, _plain(f"{error.message}. {error.hint}", JobFolder(path.parent))) from error
-    if problems:
-        raise _bad(param, _listed(problems, bad, rows))
-    if param == "training_file" and rows < FEWEST_EXAMPLES:
-        raise _bad(param, f"it has {rows} example{'s' * (rows != 1)}, and at least {FEWEST_EXAMPLES} are needed")
-    if not rows:
-        raise _bad(param, "it holds no examples")
-    return rows
+    for split, examined in found.items():
+        if examined.problems:
+            raise _bad(_PARAMS[split], _listed(examined.problems, examined.rows, _FORMS[spec.method]))
+    rows = found["train"].rows
+    if rows < FEWEST_EXAMPLES:
+        raise _bad("training_file", f"it has {rows} examples, and at least {FEWEST_EXAMPLES} are needed")
+    return {split: examined.rows for split, examined in found.items()}
 
 
-def _read(path: Path, kind: Kind) -> tuple[list[Problem], int, int]:
-    """(all problems of a file's rows, how many rows have one, how many rows there are)."""
-    source = open_source(str(path))
-    items = list(source.items)
-    values = [item.value for item in items if isinstance(item, Row)]
-    problems: list[Problem] = [problem for item in items if not isinstance(item, Row) for problem in item]
-    bad = len(items) - len(values)
-    if not values:
-        return problems, bad, len(items)
-    shape = detect(values, DataConfig(train=str(path), kind=kind))
-    check_columns(shape, values, source.shown)
-    for item in items:
-        found = check_row(source.shown, item, shape) if isinstance(item, Row) else None
-        if isinstance(found, list):
-            bad += 1
-            problems += found
-    return sorted(problems, key=lambda problem: problem.line), bad, len(items)
-
-
-def _listed(problems: Sequence[Problem], bad: int, rows: int) -> str:
-    count = len(problems)
-    lines = [f"{count:,} problem{'s' * (count > 1)} in {bad:,} of {rows:,} examples:"]
+def _listed(problems: Sequence[Problem], rows: int, form: str) -> str:
+    """What is wrong with a file of so many rows, the first problems one by one."""
+    if problems[0].line == 0:  # the file as a whole
+        return f"{printable(problems[0].message, 500)}. What is needed: {form}"
+    bad = len({problem.line for problem in problems})
+    lines = [f"{len(problems):,} problem{'s' * (len(problems) > 1)} in {bad:,} of {rows:,} examples:"]
     lines += [printable(sentence(problem), 500) for problem in problems[:PROBLEMS_SHOWN]]
-    if count > PROBLEMS_SHOWN:
-        lines.append(f"… and {count - PROBLEMS_SHOWN:,} more")
+    if len(problems) > PROBLEMS_SHOWN:
+        lines.append(f"… and {len(problems) - PROBLEMS_SHOWN:,} more")
     return "\n".join(lines)
 
 
