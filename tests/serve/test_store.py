@@ -143,11 +143,16 @@ def test_a_job_moves_along_the_arrows_only(store: Store) -> None:
 
 def test_a_transaction_is_kept_whole_or_not_at_all(store: Store) -> None:
     store.add(job(1))
-    with pytest.raises(KeyError), store.transaction():
-        store.move("ftjob-1", "queued", expected={"validating_files"})
+
+    def half_done() -> None:
         with store.transaction():
-            store.add(Event("ftevent-1", 1, "queued"), owner="ftjob-1")
-        store.update(File, "file-0", bytes=1)  # there is no such file
+            store.move("ftjob-1", "queued", expected={"validating_files"})
+            with store.transaction():
+                store.add(Event("ftevent-1", 1, "queued"), owner="ftjob-1")
+            store.update(File, "file-0", bytes=1)  # there is no such file
+
+    with pytest.raises(KeyError):
+        half_done()
     now = store.get(Job, "ftjob-1")
     assert now is not None
     assert now.status == "validating_files"

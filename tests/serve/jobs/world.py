@@ -1,11 +1,11 @@
-"""A small server's inside for tests: store, files, registry and jobs over one folder, and requests as routes give them."""
+"""The inside of a small server for tests: store, files, registry and jobs over one folder."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,59 +15,11 @@ from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.service import Jobs
 from tunery.serve.records import FINAL, Event, Job
 from tunery.serve.registry import Registry
+from tunery.serve.schemas import CreateJob
 from tunery.serve.store import Store
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 PATIENCE = 120.0
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    n_epochs: Any = None
-    batch_size: Any = None
-    learning_rate_multiplier: Any = None
-    beta: Any = None
-
-
-@dataclass(frozen=True)
-class Part:
-    hyperparameters: Hyperparameters | None = None
-
-
-@dataclass(frozen=True)
-class Method:
-    type: str
-    supervised: Part | None = None
-    dpo: Part | None = None
-
-
-@dataclass(frozen=True)
-class Wandb:
-    project: str
-    name: str | None = None
-    entity: str | None = None
-    tags: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class Integration:
-    type: str
-    wandb: Wandb
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request for a job, with the attributes of tunery.serve.schemas.CreateJob."""
-
-    model: str
-    training_file: str
-    validation_file: str | None = None
-    suffix: str | None = None
-    seed: int | None = None
-    metadata: dict[str, str] | None = None
-    integrations: Sequence[Integration] | None = None
-    method: Method | None = None
-    hyperparameters: Hyperparameters | None = None
 
 
 @dataclass
@@ -107,6 +59,11 @@ class World:
         content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
         return self.files.upload([content.encode()], name, "fine-tune").id
 
+    def create(self, training_file: str, **fields: Any) -> Job:
+        """A new job, as POST /v1/fine_tuning/jobs makes it."""
+        given = {"model": self.base, "training_file": training_file, **fields}
+        return self.jobs.create(CreateJob.model_validate(given))
+
     def folder(self, job: Job) -> JobFolder:
         """Of a job."""
         return self.jobs.folder(job.id)
@@ -139,6 +96,15 @@ class World:
         """What the job's workers printed."""
         log = self.folder(job).log
         return log.read_text(errors="replace") if log.exists() else ""
+
+
+def fake_world(home: Path, *, validate: str | list[str] = "ok", train: str | list[str] = "ok", **more: Any) -> World:
+    """A world whose workers do at once what they are told (fake_worker.py)."""
+    home.mkdir(exist_ok=True)
+    plan = {"validate": [validate] if isinstance(validate, str) else validate}
+    plan["train"] = [train] if isinstance(train, str) else train
+    (home / "fake.json").write_text(json.dumps(plan))
+    return World(home, "a-base", python=str(FAKE_WORKER), **more)
 
 
 def until(happened: Callable[[], Any], patience: float = PATIENCE) -> None:
