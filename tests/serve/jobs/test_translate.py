@@ -107,7 +107,7 @@ def test_the_owners_settings_hold_where_the_job_does_not_decide(tmp_path: Path) 
         ({"lora": {"rank": -1}}, "lora.rank"),
         ({"lora": {"rnak": 4}}, "lora.rnak"),
         ({"lora": 4}, "lora is not a section"),
-        ({"model": {"a": 1}}, "model"),
+        ({"model": {"a": 1}}, "model is not a section"),
     ],
 )
 def test_settings_for_all_jobs_that_cannot_be_are_refused(defaults: dict[str, Any], words: str) -> None:

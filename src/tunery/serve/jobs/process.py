@@ -68,7 +68,7 @@ class Worker:
 def is_locked(folder: JobFolder) -> bool:
     """Whether a worker of this job lives, perhaps one that an earlier server has started."""
     try:
-        with FileLock(folder.lock, blocking=False):
+        with FileLock(folder.lock).acquire(blocking=False):
             return False
     except Timeout:
         return True

@@ -51,6 +51,9 @@ _BATCH_SHARE, _SMALLEST_AUTO_BATCH, _LARGEST_BATCH = 0.002, 4, 256
 _KINDS: Mapping[str, tuple[Kind, ...]] = {"supervised": ("chat", "completion"), "dpo": ("preference",)}
 """Method → the kinds of rows it takes."""
 
+_SECTIONS = ("lora", "train", "data", "evaluate")
+"""Sections of a task that can be set for all jobs."""
+
 _OF_THE_REQUEST = (
     "name", "model", "output", "seed", "data.train", "data.validation", "data.test", "data.kind", "data.columns",
     "lora.start", "train.epochs", "train.batch_size", "train.beta", "train.learning_rate_multiplier", "train.report_to",
@@ -165,7 +168,7 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
         ConfigError: names the setting.
     """
     for section, values in defaults.items():
-        if not isinstance(values, Mapping):
+        if section not in _SECTIONS or not isinstance(values, Mapping):
             raise ConfigError(
                 f"settings for all jobs: {section} is not a section of settings",
                 "write lora:, train:, data: or evaluate:",
