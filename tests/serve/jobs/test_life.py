@@ -77,7 +77,7 @@ def test_events_and_checkpoints_tell_the_run(world: World, finished: Job) -> Non
     assert len(checkpoints) == 3
     assert checkpoints[0].step_number == 18
     assert checkpoints[0].metrics["valid_loss"] == validated[18]
-    assert all(f"Checkpoint created at step {step}" in messages for step in validated)
+    assert all(f"Checkpoint created at step {checkpoint.step_number}" in messages for checkpoint in checkpoints)
     assert not [message for message in messages if str(world.home) in message]
 
 

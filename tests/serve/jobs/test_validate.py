@@ -141,7 +141,7 @@ def test_rows_that_the_template_refuses_or_that_leave_nothing_to_train_are_refus
     assert str(tmp_path) not in same.message
     long = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "word " * 200}]}] * 12
     short = {**quick, "data": {"max_length": 32}}
-    assert "max_length" in refusal(check, long, defaults=short).message
+    assert "longer than 32 tokens" in refusal(check, long, defaults=short).message
 
 
 def test_what_will_be_cut_is_told(check: Check, quick: dict[str, Any]) -> None:

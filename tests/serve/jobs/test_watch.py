@@ -39,7 +39,7 @@ class Run:
         )
 
     def note(self, text: str) -> None:
-        append_line(self.folder.status, {"kind": "note", "text": text, "at": 6.0})
+        append_line(self.folder.status, {"kind": "note", "text": text, "level": "info", "at": 6.0})
 
     def step(self, step: int, loss: float = 1.0) -> None:
         line = {
@@ -212,13 +212,26 @@ def test_events_are_in_the_order_of_the_steps_also_when_they_are_read_late(run: 
     ]
 
 
-def test_advice_and_trouble_are_warnings(run: Run) -> None:
+def test_what_the_worker_says_becomes_an_event_of_its_level(run: Run) -> None:
     run.note("computing in float32")
-    run.note("the loss rises → lower the rate")
-    run.note("memory ran out: the step was computed again, 1 row at a time")
+    append_line(run.folder.status, {"kind": "note", "text": "the loss rises", "level": "warn", "at": 7.5})
     run.watch.poll()
-    assert [event.level for event in run.events()] == ["info", "warn", "warn"]
-    assert all(event.created_at == 6 for event in run.events())
+    said = [(event.message, event.level, event.created_at, event.type) for event in run.events()]
+    assert said == [("computing in float32", "info", 6, "message"), ("the loss rises", "warn", 7, "message")]
+
+
+def test_what_could_not_be_kept_is_taken_up_next_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.plan(4)
+    run.step(1)
+    run.checkpoint(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.watch, "_estimate", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.watch.poll()
+    assert run.events() == []
+    run.watch.poll()
+    assert run.messages() == ["Step 1/4: training loss=1.00", "Checkpoint created at step 1"]
+    assert [checkpoint.step_number for checkpoint in run.checkpoints()] == [1]
 
 
 def test_the_end_is_estimated_from_the_pace(run: Run) -> None:

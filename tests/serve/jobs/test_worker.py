@@ -141,13 +141,23 @@ def test_the_view_writes_the_plan_and_notes_without_paths(folder: JobFolder) -> 
     view = worker.StatusView(folder, task)
     view.start(88, 4)
     view.note(f"going on from step 4 ({folder.run.checkpoints / 'step-4'})")
+    view.note("the loss rises → start over with --set train.learning_rate=1e-4")
+    view.note("the validation loss rises → fewer epochs")
     view.log({"step": 5})
     view.close()
-    plan, note = map(json.loads, folder.status.read_text().splitlines())
+    plan, note, *advice = map(json.loads, folder.status.read_text().splitlines())
+    assert [(one["text"], one["level"]) for one in advice] == [
+        ("the loss rises", "warn"),
+        ("the validation loss rises → fewer epochs", "warn"),
+    ]
     assert {key: plan[key] for key in ("kind", "total", "done", "eval_every")} == {
         "kind": "plan", "total": 88, "done": 4, "eval_every": 9,
     }  # fmt: skip
-    assert (note["kind"], note["text"]) == ("note", "going on from step 4 (run/checkpoints/step-4)")
+    assert (note["kind"], note["level"], note["text"]) == (
+        "note",
+        "info",
+        "going on from step 4 (run/checkpoints/step-4)",
+    )
     alone = Task.model_validate({"model": "m", "data": {**data, "validation": None}})
     worker.StatusView(folder, alone).start(88, 0)
     assert json.loads(folder.status.read_text().splitlines()[-1])["eval_every"] is None

@@ -14,6 +14,7 @@ A change and its events are one transaction, and none is made twice: `end` can b
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, Literal
 
@@ -22,13 +23,13 @@ from tunery.serve.files import Files
 from tunery.serve.jobs.folder import JobFolder, read_error
 from tunery.serve.jobs.process import Worker, describe_exit, last_lines
 from tunery.serve.jobs.results import FILENAME, results_csv
-from tunery.serve.jobs.watch import Watch
+from tunery.serve.jobs.watch import Tail, Watch
 from tunery.serve.records import Event, Job, JobError, JobStatus, Model, Work, derived_id, new_id
 from tunery.serve.store import Store
 from tunery.training.checkpoint import checkpoint_steps
-from tunery.training.metrics import read_metrics
 
 RETRIES = 3
+logger = logging.getLogger(__name__)
 Level = Literal["info", "warn", "error"]
 
 _RESUMABLE = 75
@@ -53,6 +54,13 @@ class Outcome:
         work = self._store.get(Work, worker.job_id)
         assert job is not None  # jobs are not deleted
         assert work is not None
+        try:
+            self._end(job, work, worker, code, watch)
+        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:  # what it left is not what it should be
+            logger.exception("jobs: the end of %s cannot be understood", job.id)
+            self.fail(job, JobError("server_error", f"What the worker left cannot be read ({type(error).__name__})"))
+
+    def _end(self, job: Job, work: Work, worker: Worker, code: int, watch: Watch | None) -> None:
         if code == 0 and worker.validating:
             self._validated(job, worker.folder)
         elif code == 0:
@@ -85,14 +93,9 @@ class Outcome:
     def _succeeded(self, job: Job, work: Work, folder: JobFolder, watch: Watch | None) -> None:
         if watch:
             watch.poll(final=True)
-        try:
-            receipt = read_json(folder.run.receipt)
-        except (OSError, ValueError) as error:
-            self.fail(job, JobError("worker_crashed", f"The run's receipt cannot be read: {type(error).__name__}"))
-            return
-        results = self._files.add_result(
-            derived_id("file-", job.id, "results"), FILENAME, results_csv(read_metrics(folder.run.metrics))
-        )
+        receipt = read_json(folder.run.receipt)
+        table = results_csv(Tail(folder.run.metrics).read())
+        results = self._files.add_result(derived_id("file-", job.id, "results"), FILENAME, table)
         now = int(time.time())
         with self._store.transaction():
             done = self._store.move(

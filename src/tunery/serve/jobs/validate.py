@@ -77,7 +77,7 @@ def validate(folder: JobFolder) -> Facts:
         require_tracker(tracker)
     kind, precision = kind_of(spec, folder.data("training_file")), _precision(spec)
     task = make_task(spec, folder, kind, settle(spec.asked, spec.method, FEWEST_EXAMPLES), precision)
-    counts = _counts(api.examine(task), spec)
+    counts = _counts(api.examine(task), spec, folder)
     settled = settle(spec.asked, spec.method, counts["train"])
     task = make_task(spec, folder, kind, settled, precision)
     try:
@@ -134,7 +134,7 @@ def kind_of(spec: JobSpec, path: Path) -> Kind:
     return "completion" if "messages" not in first and {"prompt", "completion"} <= set(first) else "chat"
 
 
-def _counts(found: Mapping[str, Examined], spec: JobSpec) -> dict[str, int]:
+def _counts(found: Mapping[str, Examined], spec: JobSpec, folder: JobFolder) -> dict[str, int]:
     """How many examples each file holds.
 
     Raises:
@@ -142,7 +142,8 @@ def _counts(found: Mapping[str, Examined], spec: JobSpec) -> dict[str, int]:
     """
     for split, examined in found.items():
         if examined.problems:
-            raise _bad(_PARAMS[split], _listed(examined.problems, examined.rows, _FORMS[spec.method]))
+            listed = _listed(examined.problems, examined.rows, _FORMS[spec.method])
+            raise _bad(_PARAMS[split], _plain(listed, folder))
     rows = found["train"].rows
     if rows < FEWEST_EXAMPLES:
         raise _bad("training_file", f"it has {rows} examples, and at least {FEWEST_EXAMPLES} are needed")

@@ -32,7 +32,6 @@ _NAMES = {
 """Our names in metrics.jsonl → OpenAI's. Those of preference training (rewards_…) are kept."""
 
 _LEFT_OUT = ("step", "epoch", "learning_rate", "grad_norm", "seconds")
-_SIGNS_OF_A_WARNING = ("→", "memory ran out", "warning")
 
 
 class Tail:
@@ -85,12 +84,11 @@ class Watch:
     def __init__(self, store: Store, job_id: str, folder: JobFolder, *, full_validation: bool = False):
         self._store, self._job_id, self._folder = store, job_id, folder
         self._full_validation = full_validation
-        self._status, self._metrics = Tail(folder.status), Tail(folder.run.metrics)
+        self._rewind()
         self._total: int | None = None
         self._eval_every: int | None = None
         self._by_step: dict[int, dict[str, Any]] = {}
         self._step = 0
-        self._held: int | None = None
         self._pace: list[float] = []
         self._known: set[int] = set()
 
@@ -107,22 +105,33 @@ class Watch:
             return
         if self._metrics.replaced:
             self._held = None  # it comes again
-        with self._store.transaction():
-            for line in status:
-                self._take_status(line)
-            new = [step for step in steps if step not in self._known]
-            for line in metrics:
-                while new and line.get("step", 0) > new[0]:
-                    self._add_checkpoint(new.pop(0))
-                self._take_metrics(line)
-            if final:
-                self._release()
-            for step in new:
-                self._add_checkpoint(step)
-            self._drop_checkpoints(steps)
-            if metrics:
-                self._estimate()
+        try:
+            with self._store.transaction():
+                self._take(steps, metrics, status, final)
+        except BaseException:  # a full disk, say: all is read again next time
+            self._rewind()
+            raise
         self._known = set(steps)
+
+    def _rewind(self) -> None:
+        self._status, self._metrics = Tail(self._folder.status), Tail(self._folder.run.metrics)
+        self._held: int | None = None
+
+    def _take(self, steps: list[int], metrics: list[dict[str, Any]], status: list[dict[str, Any]], final: bool) -> None:
+        for line in status:
+            self._take_status(line)
+        new = [step for step in steps if step not in self._known]
+        for line in metrics:
+            while new and line.get("step", 0) > new[0]:
+                self._add_checkpoint(new.pop(0))
+            self._take_metrics(line)
+        if final:
+            self._release()
+        for step in new:
+            self._add_checkpoint(step)
+        self._drop_checkpoints(steps)
+        if metrics:
+            self._estimate()
 
     # ----------------------------------------------------------------- status
 
@@ -130,9 +139,7 @@ class Watch:
         if line.get("kind") == "plan":
             self._total, self._eval_every = line["total"], line["eval_every"]
         elif line.get("kind") == "note":
-            text = str(line["text"])
-            level = "warn" if any(sign in text for sign in _SIGNS_OF_A_WARNING) else "info"
-            self._add(Event(self._id("note", text), int(line["at"]), text, level))
+            self._add(Event(self._id("note", line["text"]), int(line["at"]), line["text"], line["level"]))
 
     def _id(self, *what: object) -> str:
         return derived_id("ftevent-", self._job_id, *what)

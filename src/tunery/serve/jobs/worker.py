@@ -153,7 +153,7 @@ def _remove_leftovers(folder: JobFolder) -> None:
 class StatusView:
     """Writes what the run says into status.jsonl, for the server to read.
 
-    Lines: {"kind": "plan", "total", "done", "eval_every", "at"} and {"kind": "note", "text", "at"}.
+    Lines: {"kind": "plan", "total", "done", "eval_every", "at"} and {"kind": "note", "text", "level", "at"}.
 
     `eval_every` is null where nothing is validated.
     """
@@ -170,7 +170,9 @@ class StatusView:
 
     def note(self, text: str) -> None:
         """A sentence for the user."""
-        self._write(kind="note", text=without_paths(text, self._folder))
+        said, arrow, hint = without_paths(text, self._folder).partition(" → ")
+        level = "warn" if arrow or said.startswith("memory ran out") else "info"
+        self._write(kind="note", text=said if "--" in hint else f"{said}{arrow}{hint}", level=level)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl, where the server finds it."""
