@@ -27,7 +27,8 @@ def results_csv(metrics: Iterable[Mapping[str, Any]]) -> bytes:
     """
     steps: dict[int, dict[str, Any]] = {}
     for line in metrics:
-        steps.setdefault(line["step"], {}).update(line)
+        if "step" in line:
+            steps.setdefault(line["step"], {}).update(line)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
