@@ -53,6 +53,10 @@ bench-scaling: $(VENV_TEST)/.installed  ## cost of a step against length, rank, 
 bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA GPU: the same page
 	$(BIN_TEST)/python -m bench.gpu $(ARGS)
 
+.PHONY: torture
+torture: $(VENV_TEST)/.installed  ## kill server and workers 20 times: jobs must end as if nothing had happened, 8 min
+	TUNERY_KILLS=20 $(BIN_TEST)/python -m pytest -m torture
+
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -68,7 +68,8 @@ def safe_name(name: str) -> str:
     return cleaned[:100] or "run"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder survive a power cut."""
     if os.name == "nt":  # Windows cannot open a folder; its renames are journalled
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -110,7 +111,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -145,11 +146,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
                 if file.is_file():
                     with open(file, "r+b") as handle:  # Windows flushes only what is open for writing
                         os.fsync(handle.fileno())
-            _sync_folder(temporary)
+            sync_folder(temporary)
             if target.exists():
                 os.rename(target, retired)
             os.rename(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(retired, ignore_errors=True)

@@ -186,7 +186,7 @@ def open_sinks(
 
     Args:
         names: among tensorboard, wandb, trackio. The latter two take their project from WANDB_PROJECT or
-            TRACKIO_PROJECT, else "tunery".
+            TRACKIO_PROJECT, else "tunery", and the run's name from WANDB_NAME or TRACKIO_NAME, else `run_name`.
         run_name: shown in the tracker.
         config: the task's settings, shown in the tracker.
         run_dir: TensorBoard's files go to `run_dir`/tensorboard, wandb's to `run_dir`/wandb.
@@ -197,7 +197,7 @@ def open_sinks(
     """
     names = list(names)
     for name in names:
-        _require(name)
+        require_tracker(name)
     sinks: list[Sink] = []
     for name in names:
         try:
@@ -213,7 +213,12 @@ def open_sinks(
     return sinks
 
 
-def _require(name: str) -> None:
+def require_tracker(name: str) -> None:
+    """Make sure that a tracker can be used.
+
+    Raises:
+        ConfigError: it is unknown, or its package is missing.
+    """
     if name not in _NEEDS:
         raise ConfigError(f"train.report_to: unknown tracker {name!r}", f"known: {', '.join(_NEEDS)}")
     try:
@@ -229,6 +234,7 @@ def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first
         return _TensorBoard(run_dir, first_step)
     module: Any = importlib.import_module(name)
     project = os.environ.get(f"{name.upper()}_PROJECT", "tunery")
+    run_name = os.environ.get(f"{name.upper()}_NAME") or run_name
     where = {"dir": str(run_dir)} if name == "wandb" else {}
     return _Run(module.init(project=project, name=run_name, config=config, **where))
 

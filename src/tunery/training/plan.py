@@ -53,6 +53,15 @@ def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> f
     return float(f"{rate * objective.rate_share:.2g}") * config.learning_rate_multiplier
 
 
+def validation_every(config: TrainConfig, total: int) -> int | None:
+    """Steps between two validations in a run of `total` steps that has rows to validate on; None for never."""
+    return _auto_every(total) if config.eval_steps == "auto" else config.eval_steps
+
+
+def _auto_every(total: int) -> int:
+    return max(1, round(total / VALIDATIONS))
+
+
 def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
     """The plan of a run.
 
@@ -63,10 +72,8 @@ def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
     config, objective = task.train, make_objective(task, prepared.data.kind)
     rows, validation_rows = prepared.train.units, prepared.validation.units
     total = total_steps(config, rows)
-    every = max(1, round(total / VALIDATIONS))
-    eval_every = every if config.eval_steps == "auto" else config.eval_steps
-    eval_every = eval_every if validation_rows else None
-    save_every = (eval_every or every) if config.save_steps == "auto" else config.save_steps
+    eval_every = validation_every(config, total) if validation_rows else None
+    save_every = (eval_every or _auto_every(total)) if config.save_steps == "auto" else config.save_steps
     restore = config.early_stopping_patience is not None if config.restore_best == "auto" else config.restore_best
     return Plan(
         config=config,
