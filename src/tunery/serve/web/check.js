@@ -21,7 +21,7 @@ function problems(result, filename, short) {
       "tr",
       {},
       h("th", { scope: "row", class: "n" }, line ? whole(line) : "file"),
-      h("td", { class: "field" }, h("code", {}, field)),
+      h("td", { class: "path" }, h("code", {}, field)),
       h("td", { class: "what" }, message),
       h("td", { class: "fix" }, fix),
     ),
@@ -29,7 +29,7 @@ function problems(result, filename, short) {
   const heads = ["Line", "Field", "Problem", "What to do"];
   return h(
     "div",
-    { class: "check bad" },
+    { class: "findings bad" },
     h("h3", {}, `${plural(total, "problem")} in ${filename}`, !cut && lines > 1 && `, on ${whole(lines)} lines`),
     !short && h("p", {}, "Nothing was started. Put these right and choose the file again."),
     h(
@@ -46,7 +46,7 @@ function sound(result, filename) {
   const unit = result.kind === "preference" ? "pair" : "row";
   return h(
     "div",
-    { class: "check good" },
+    { class: "findings good" },
     h("h3", {}, `No problems in ${filename}`),
     h(
       "dl",

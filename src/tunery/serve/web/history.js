@@ -79,7 +79,7 @@ function makeEvent(event) {
   const level = LEVELS[event.level];
   return h(
     "li",
-    { class: level ? event.level : event.type },
+    { class: level ? `level-${event.level}` : event.type },
     h("time", { datetime: new Date(event.created_at * 1000).toISOString() }, moment(event.created_at)),
     h("span", { class: "text" }, level && h("b", {}, `${level}: `), event.message),
   );

@@ -107,7 +107,7 @@ function jobForm(server, models, { signal }) {
     const mine = (check = new AbortController());
     const both = AbortSignal.any([signal, mine.signal]);
     result.setAttribute("aria-busy", "true");
-    if (!result.querySelector(".check")) result.replaceChildren(h("p", { class: "note" }, `Checking ${training.file().filename}…`));
+    if (!result.querySelector(".findings")) result.replaceChildren(h("p", { class: "note" }, `Checking ${training.file().filename}…`));
     try {
       const files = [training.file(), validation.file()].filter(Boolean);
       const [trained, held] = await Promise.all(files.map((file) => api.checkFile(file.id, request(), both)));
