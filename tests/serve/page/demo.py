@@ -15,6 +15,15 @@ QUESTIONS = (
     ("Do you ship to Norway?", "Yes, in four to six days. The customs fee is shown before you pay."),
 )
 
+PLANS = (
+    ("tone", 1.0, 90_000),
+    ("export", 0.0, 50_000),
+    ("returns", 0.34, 9_000),
+    ("help-desk", 0.56, 130),
+    ("", 0.0, 40),
+)
+"""Suffix, share of the steps that are done, and age in seconds."""
+
 
 def chat_rows(count: int) -> bytes:
     """JSON lines of a help desk."""
