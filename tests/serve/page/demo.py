@@ -19,7 +19,7 @@ PLANS = (
     ("tone", 1.0, 90_000),
     ("export", 0.0, 50_000),
     ("returns", 0.34, 9_000),
-    ("help-desk", 0.56, 130),
+    ("desk", 0.56, 130),
     ("", 0.0, 40),
 )
 """Suffix, share of the steps that are done, and age in seconds."""
@@ -61,7 +61,7 @@ def fill(state: State) -> None:
         ("tone", 1.0, 90_000),
         ("export", 0.0, 50_000),
         ("returns", 0.34, 9_000),
-        ("help-desk", 0.56, 130),
+        ("desk", 0.56, 130),
         ("", 0, 40),
     )
     for suffix, share, age in plans:

@@ -44,6 +44,18 @@ def points(page: Any) -> int:
     return curve(page).count("L") + 1
 
 
+def wait_for_points(page: Any, count: int) -> None:
+    """Wait until the first chart's main curve has more than `count` points."""
+    count_points = "document.querySelector('.plot path.curve.main').getAttribute('d').split('L').length"
+    page.wait_for_function(f"count => {count_points} > count", arg=count)
+
+
+def ask(page: Any, text: str) -> None:
+    """Send a message to the chat."""
+    page.get_by_role("textbox", name="Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
 def audit(page: Any) -> list[str]:
     """What is wrong with contrast, structure and sizes, by audit.js."""
     return page.evaluate(AUDIT)
@@ -79,7 +91,7 @@ FOCUSED = """() => {
 
 
 def tab_stops(page: Any, most: int = 120) -> list[dict[str, Any]]:
-    """What Tab reaches from the top of the page, in order: name, whether the focus is visible, place in the document."""
+    """What Tab reaches from the top of the page: name, whether the focus is visible, place in the document."""
     page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges(); document.body.focus()")
     stops: list[dict[str, Any]] = []
     for _ in range(most):

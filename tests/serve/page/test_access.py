@@ -22,14 +22,14 @@ def filled(page: Any, site: Site) -> Any:
     fake.state.seconds_a_step = 1.0
     fill(fake.state)
     page.reload()
-    page.get_by_role("link", name="help-desk", exact=False).first.wait_for()
+    page.get_by_role("link", name="desk").first.wait_for()
     return page
 
 
 def views(page: Any, files: Files) -> Any:
     """Each view in turn, once it has something to show."""
     yield "jobs"
-    for name in ("help-desk", "tone", "export"):
+    for name in ("desk", "tone", "export"):
         page.locator(".jobs a").filter(has=page.locator(".name", has_text=name)).click()
         page.get_by_role("heading", name=name, level=1).wait_for()
         if name == "export":
