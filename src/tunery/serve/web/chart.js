@@ -29,6 +29,7 @@ export class LineChart {
     this.cursor = null;
     this.range = null; // where the y axis is going
     this.shown = null; // where it is now
+    this.gliding = null;
     this.build(unit);
     this.sizes = new ResizeObserver(() => this.draw());
     this.sizes.observe(this.plot);
@@ -74,7 +75,7 @@ export class LineChart {
     this.element = h(
       "figure",
       { class: "chart" },
-      h("figcaption", {}, h("h3", {}, this.title), h("span", { class: "unit" }, unit)),
+      h("figcaption", {}, h("h2", {}, this.title), h("span", { class: "unit" }, unit)),
       h("div", { class: "readout" }, this.step, legend),
       this.plot,
     );
@@ -89,7 +90,7 @@ export class LineChart {
     this.range = grownRange(before, values, 4, this.floor, this.ceiling);
     this.empty.hidden = this.range !== null;
     if (before && this.range !== before && !calm.matches && !document.hidden) this.glide();
-    else {
+    else if (!this.gliding) {
       this.shown = this.range;
       this.draw();
     }
@@ -99,13 +100,16 @@ export class LineChart {
   glide() {
     const from = this.shown;
     const start = performance.now();
+    const mine = (this.gliding = {}); // a later glide takes over from where this one is
     const frame = (now) => {
+      if (this.gliding !== mine) return;
       const part = Math.min(1, Math.max(0, now - start) / GLIDE);
       const eased = part * (2 - part);
       const { low, high } = this.range;
       this.shown = { low: from.low + (low - from.low) * eased, high: from.high + (high - from.high) * eased };
       this.draw();
       if (part < 1 && this.svg.isConnected) requestAnimationFrame(frame);
+      else this.gliding = null;
     };
     requestAnimationFrame(frame);
   }
@@ -144,8 +148,8 @@ export class LineChart {
       parts.push(s("text", { x: left - 8, y: Number(y) + 4, "text-anchor": "end" }, text));
     }
     parts.push(s("line", { class: "axis", x1: left, x2: width - RIGHT, y1: bottom, y2: bottom }));
-    // the last label keeps clear of the axis' name
-    const end = this.total && this.x(steps.at(-1)) > width - 60 ? steps.at(-1) : null;
+    // the label of a tick at the very end stays inside
+    const end = this.x(steps.at(-1)) > width - RIGHT - 14 ? steps.at(-1) : null;
     for (const step of steps) {
       const x = this.x(step).toFixed(1);
       const anchor = step === end ? "end" : "middle";

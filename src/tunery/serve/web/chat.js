@@ -172,10 +172,10 @@ function chatView(state, signal) {
     const side = turn.answers.indexOf(answer);
     const messages = state.system ? [{ role: "system", content: state.system }] : [];
     for (const earlier of state.turns) {
-      messages.push({ role: "user", content: earlier.text });
-      if (earlier === turn) return messages;
+      const question = { role: "user", content: earlier.text };
+      if (earlier === turn) return [...messages, question];
       const own = earlier.answers.find((each) => each.model === answer.model) ?? earlier.answers[side] ?? earlier.answers[0];
-      messages.push({ role: "assistant", content: own.text });
+      if (own.text) messages.push(question, { role: "assistant", content: own.text }); // else nothing came of it
     }
     return messages;
   }
@@ -189,7 +189,7 @@ function chatView(state, signal) {
       h(
         "article",
         { class: `turn${views.length === 1 ? " single" : ""}` },
-        h("div", { class: "you" }, h("h3", {}, "You"), h("p", { class: "text" }, turn.text)),
+        h("div", { class: "you" }, h("h2", {}, "You"), h("p", { class: "text" }, turn.text)),
         h("div", { class: "answers" }, views.map((view) => view.element)),
       ),
     );

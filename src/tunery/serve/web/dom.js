@@ -62,9 +62,11 @@ export function reconcile(parent, items, keyOf, make, update = () => {}) {
   }
 }
 
-/** Say something to a screen reader, when it has a moment. */
+/** Say something to a screen reader, when it has a moment. Lines are added, so that two said at once are both read. */
 export function announce(text) {
-  setText(document.getElementById("live"), text);
+  const line = h("p", {}, text);
+  document.getElementById("live").append(line);
+  setTimeout(() => line.remove(), 10_000);
 }
 
 let count = 0;

@@ -101,17 +101,19 @@ function steering(id, refresh) {
   const again = h("a", { class: "button", href: `#/new?from=${encodeURIComponent(id)}` }, "New job like this");
   const chat = h("a", { class: "button primary" }, "Chat");
   const buttons = [pause, resume, cancel];
+  let busy = false; // not `disabled`, which would take the focus away
 
   async function steer(verb) {
     const text = "Training ends for good; the checkpoints made so far stay. To go on later, pause it instead.";
     if (verb === "cancel" && !(await confirmed("Cancel this job?", text, "Cancel job", "Let it run"))) return;
-    for (const button of buttons) button.disabled = true;
+    if (busy) return;
+    busy = true;
     try {
       await api.steer(id, verb);
     } catch (error) {
       message(`The job could not be ${{ pause: "paused", resume: "resumed", cancel: "cancelled" }[verb]}`, error.message);
     }
-    for (const button of buttons) button.disabled = false;
+    busy = false;
     refresh();
   }
 
