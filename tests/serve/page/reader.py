@@ -1,0 +1,103 @@
+"""What a reader does with the page, in words of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
+
+
+def go(page: Any, name: str) -> None:
+    """Follow a link of the bar at the top."""
+    page.get_by_role("navigation", name="Pages").get_by_role("link", name=name, exact=True).click()
+
+
+def choose_file(page: Any, path: Path, label: str = "Training file") -> None:
+    """Give the form a file."""
+    page.get_by_role("group", name=label).locator("input[type=file]").set_input_files(path)
+
+
+def start_job(page: Any, path: Path, suffix: str) -> None:
+    """Start a job on `path` and wait until it trains."""
+    go(page, "New job")
+    choose_file(page, path)
+    page.get_by_label("Name", exact=True).fill(suffix)
+    page.get_by_role("heading", name="No problems in").wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("heading", name=suffix, level=1).wait_for()
+    wait_for_curves(page)
+
+
+def wait_for_curves(page: Any) -> None:
+    """Wait until there are steps to see."""
+    page.wait_for_function("document.querySelector('.plot path.curve.main')?.getAttribute('d')?.includes('L')")
+
+
+def curve(page: Any) -> str:
+    """The shape of the first chart's main curve."""
+    return page.locator(".plot path.curve.main").first.get_attribute("d")
+
+
+def points(page: Any) -> int:
+    """How many points that curve has."""
+    return curve(page).count("L") + 1
+
+
+def wait_for_points(page: Any, count: int) -> None:
+    """Wait until the first chart's main curve has more than `count` points."""
+    count_points = "document.querySelector('.plot path.curve.main').getAttribute('d').split('L').length"
+    page.wait_for_function(f"count => {count_points} > count", arg=count)
+
+
+def ask(page: Any, text: str) -> None:
+    """Send a message to the chat."""
+    page.get_by_role("textbox", name="Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def audit(page: Any) -> list[str]:
+    """What is wrong with contrast, structure and sizes, by audit.js."""
+    return page.evaluate(AUDIT)
+
+
+def unnamed(page: Any) -> list[str]:
+    """Roles of what can be operated but has no name for a screen reader, from Chromium's own accessibility tree."""
+    operable = {"button", "link", "textbox", "combobox", "checkbox", "radio", "slider", "spinbutton", "progressbar"}
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    found = []
+    for node in nodes:
+        role = node.get("role", {}).get("value", "")
+        if not node.get("ignored") and role in operable and not node.get("name", {}).get("value", "").strip():
+            found.append(role)
+    return found
+
+
+FOCUSED = """() => {
+  const at = document.activeElement;
+  if (!at || at === document.body) return null;
+  const shown = at.matches(".zone input[type=file]") ? at.closest(".zone") : at;
+  const style = getComputedStyle(shown);
+  const order = [...document.querySelectorAll("*")].indexOf(at);
+  const box = shown.getBoundingClientRect();
+  return {
+    order,
+    name: `${at.tagName.toLowerCase()} “${(at.getAttribute("aria-label") ?? at.textContent).trim().slice(0, 40)}”`,
+    ring: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+    seen: box.width > 0 && box.bottom > 0 && box.top < innerHeight,
+  };
+}"""
+
+
+def tab_stops(page: Any, most: int = 120) -> list[dict[str, Any]]:
+    """What Tab reaches from the top of the page: name, whether the focus is visible, place in the document."""
+    page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges(); document.body.focus()")
+    stops: list[dict[str, Any]] = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUSED)
+        if at is None or (stops and at["order"] == stops[0]["order"]):
+            break
+        stops.append(at)
+    return stops
