@@ -141,15 +141,26 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
     check_name(name)
     if name in adapter_names(model):
         raise AdapterError(f"the model already has an adapter named {name!r}", "load it under another name")
+    place(model, name, read_pieces(dict(plain_modules(model)), folder), trainable=trainable)
+
+
+def read_pieces(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[str, Piece]:
+    """An adapter folder's part in each layer that it adapts, by full module name in model order; nothing is placed.
+
+    Args:
+        modules: of the model as it is without adapters (`plain_modules`).
+
+    Raises:
+        AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA.
+    """
+    folder = Path(folder)
     config, tensors = _read_config(folder), _read_tensors(folder)
-    plain = dict(plain_modules(model))
-    pairs = _pairs(tensors, plain, folder)
-    pieces = {
-        path: _piece(path, plain[path], *pairs[path], _settings(config, path, folder), folder)
-        for path in plain
+    pairs = _pairs(tensors, modules, folder)
+    return {
+        path: _piece(path, module, *pairs[path], _settings(config, path, folder), folder)
+        for path, module in modules.items()
         if path in pairs
     }
-    place(model, name, pieces, trainable=trainable)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
