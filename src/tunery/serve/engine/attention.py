@@ -1,9 +1,9 @@
 """Attention of one step over cached keys and values, through transformers' public attention interface.
 
 A step is one flattened row [1, T] of tokens of many rows. A row gives either one token (it is decoding, or one token of
-its prompt is left) or a stretch of its prompt. The single tokens of a shelf are computed together, as a batch over slots:
-the queries that share a key head are folded into one matrix, so that no key is ever copied, and a mask hides what is
-beyond each row's length. Stretches are computed one by one. Sliding windows, soft caps (Gemma 2) and attention sinks
+its prompt is left) or a stretch of its prompt. The single tokens of a shelf are computed together, as a batch over its
+slots: the queries that share a key head are folded into one matrix, so that no key is copied, and a mask hides what
+is beyond each row's length. Stretches are computed one by one. Sliding windows, soft caps (Gemma 2) and attention sinks
 (gpt-oss) are honoured.
 """
 
@@ -24,7 +24,7 @@ from tunery.serve.engine.cache import LayerShape, Shelf
 NAME = "tunery_served"
 
 STRIDE = 64
-"""The number of keys of a batched product is rounded up to a multiple of this: libraries prepare code for each shape."""
+"""Keys of a batched product are rounded up to a multiple of this: libraries prepare code for each shape."""
 
 WRITTEN_OUT = 1 << 22
 """Most scores that are held at once where attention is written out."""

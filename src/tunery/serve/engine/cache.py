@@ -1,9 +1,9 @@
 """Keys and values of the rows that are being answered.
 
 Rows stand on shelves by how long they are: a shelf holds rows of up to C tokens, C a power of two, as one slab
-[layers, slots, G, C, D] for each shape of layer. So all decoding rows of a shelf are read by one batched product without
-gathering anything, no row takes more than twice the memory it needs, and short rows are not padded to the longest one of
-the whole batch. A row that outgrows its shelf is copied to the next.
+[layers, slots, G, C, D] for each shape of layer. So all decoding rows of a shelf are read by one batched product with
+nothing gathered, no row takes more than twice the memory it needs, and short rows are not padded to the longest one of
+the batch. A row that outgrows its shelf is copied to the next.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class Slabs:
         make = torch.zeros if zeros else torch.empty
         pairs = [
             tuple(
-                make(
-                    self.shapes.count(kind), rows, kind.kv_heads, length, width, dtype=self.dtype, device=self.device
-                )
+                make(self.shapes.count(kind), rows, kind.kv_heads, length, width, dtype=self.dtype, device=self.device)
                 for width in (kind.key_width, kind.value_width)
             )
             for kind in self.kinds
@@ -122,9 +120,7 @@ class Shelf:
     def copy(self, source: Place, slot: int, length: int) -> None:
         """Copy the first tokens of a row, from this shelf or another, into a slot."""
         theirs = source.shelf.slabs
-        for old, new in zip(
-            (*theirs.keys, *theirs.values), (*self.slabs.keys, *self.slabs.values), strict=True
-        ):
+        for old, new in zip((*theirs.keys, *theirs.values), (*self.slabs.keys, *self.slabs.values), strict=True):
             new[:, slot, :, :length] = old[:, source.slot, :, :length]
 
     def wipe(self, slot: int) -> None:

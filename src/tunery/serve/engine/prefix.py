@@ -70,9 +70,7 @@ class PrefixStore:
             return
         at = torch.tensor([self._blocks[name][0] for name in names], device=self._slabs.device)
         target = place.shelf.slabs
-        for pool, slab in zip(
-            (*self._slabs.keys, *self._slabs.values), (*target.keys, *target.values), strict=True
-        ):
+        for pool, slab in zip((*self._slabs.keys, *self._slabs.values), (*target.keys, *target.values), strict=True):
             row = slab[:, place.slot, :, : len(names) * BLOCK]  # [layers, G, n · BLOCK, D]
             row.unflatten(2, (len(names), BLOCK)).copy_(pool.index_select(1, at).transpose(1, 2))
 
@@ -104,6 +102,10 @@ class PrefixStore:
 
     def forget(self, key: str) -> None:
         """Drop the blocks of an adapter."""
-        for name in [name for name, (_, owner) in self._blocks.items() if owner == key]:
-            at, _ = self._blocks.pop(name)
-            self._free.append(at)
+        self.drop([name for name, (_, owner) in self._blocks.items() if owner == key])
+
+    def drop(self, names: Sequence[bytes]) -> None:
+        """Drop these blocks, if they are here."""
+        for name in names:
+            if name in self._blocks:
+                self._free.append(self._blocks.pop(name)[0])

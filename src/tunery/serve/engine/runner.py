@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,12 @@ class Part:
     """What one row gives to a step.
 
     Attributes:
+        row: whose it is; the runner does not ask.
         tokens: to compute, from position `start` on; what is before them is in the cache.
         keep: the logits after so many of the last of them are wanted.
     """
 
+    row: Any
     place: Place
     adapter: Adapter | None
     tokens: Sequence[int]
@@ -153,9 +155,9 @@ class Runner:
         """Logits of one row as transformers computes them, [T, vocabulary]."""
         return self.model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0]
 
-    @torch.inference_mode()
     def _with_layers(self, row: Sequence[int]) -> None:
-        seen = watch(self.model, lambda: self._plain(row))
+        with torch.inference_mode():
+            seen = watch(self.model, lambda: self._plain(row))
         self._groups = serve_layers(self.model, seen, len(row), self.bank)
         self.bank.serve(self._groups)
 
@@ -177,7 +179,7 @@ class Runner:
         got: list[list[Tensor]] = [[] for _ in rows]
         for low, high in _pieces(max(map(len, rows))):
             parts = [
-                Part(place, None, row[low:high], low, len(row[low:high]))
+                Part(None, place, None, row[low:high], low, len(row[low:high]))
                 for place, row in zip(places, rows, strict=True)
                 if row[low:high]
             ]
@@ -198,7 +200,7 @@ class Runner:
 def _pieces(length: int) -> list[tuple[int, int]]:
     """Six tokens, a stretch, and the last four one by one."""
     borders = [0, 6, *range(max(7, length - 4), length + 1)]
-    return list(zip(borders, borders[1:], strict=False))
+    return list(pairwise(borders))
 
 
 def _runs(runs: Any) -> list[Run]:
