@@ -104,9 +104,11 @@ class LocalBackend:
     async def _stream(self, fill: Callable[[Asked], None], model: Served) -> AsyncIterator[Item]:
         engine = self._running(model)
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[list[Item | Exception]]()
-        asked = Asked(
-            model.key, model.adapter, lambda items: _ignore(loop.call_soon_threadsafe(queue.put_nowait, items))
-        )
+
+        def deliver(items: list[Item | Exception]) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, items)
+
+        asked = Asked(model.key, model.adapter, deliver)
         await asyncio.to_thread(fill, asked)
         engine.submit(asked)
         try:
@@ -212,7 +214,3 @@ class LocalBackend:
             bias=request.logit_bias,
             top_logprobs=top_logprobs,
         )
-
-
-def _ignore(_: Any) -> None:
-    """For a callback whose answer nobody needs."""
