@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,18 +43,28 @@ class RemoteBackend:
 
     Args:
         url: with or without /v1 at its end.
-        api_key: sent to that server; None sends none.
+        api_key: sent to that server; None is $TUNERY_ENGINE_API_KEY, or none.
+        kind: "vllm" or "llamacpp"; None finds out.
         model: the base's name there; None is the only one, or the first.
         transport: for tests.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, model: str | None = None, transport: Any = None):
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        kind: str | None = None,
+        model: str | None = None,
+        transport: Any = None,
+    ):
         self.url = url.rstrip("/").removesuffix("/v1")
+        api_key = api_key or os.environ.get("TUNERY_ENGINE_API_KEY")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._model, self._transport = model, transport
         self._http = _client_library()
         self._client: Any = None
-        self._kind = "vllm"
+        self._kind = kind
         self._adapters: dict[str, Any] = {}
         """vLLM: key → its name there. llama.cpp: path → id."""
         self._loading: dict[str, asyncio.Lock] = {}
@@ -76,9 +87,10 @@ class RemoteBackend:
             answer = await self._client.get("/v1/models")
             answer.raise_for_status()
             models = [entry["id"] for entry in answer.json()["data"] if not entry.get("parent")]
-            adapters = await self._client.get("/lora-adapters")
-            if adapters.status_code == 200:
-                self._kind = "llama.cpp"
+            if self._kind != "vllm":
+                adapters = await self._client.get("/lora-adapters")
+                self._kind = "llamacpp" if adapters.status_code == 200 else self._kind or "vllm"
+            if self._kind == "llamacpp":
                 self._adapters = {entry["path"]: entry["id"] for entry in adapters.json()}
         except (self._http.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
@@ -143,7 +155,7 @@ class RemoteBackend:
         body |= {name: value for name, default in plain.items() if (value := getattr(request, name)) != default}
         if request.logit_bias:
             body["logit_bias"] = {str(token): bias for token, bias in request.logit_bias.items()}
-        if self._kind == "llama.cpp":
+        if self._kind == "llamacpp":
             wanted = self._llama_adapter(model)
             if self._adapters:
                 body["lora"] = [{"id": i, "scale": float(i == wanted)} for i in self._adapters.values()]
