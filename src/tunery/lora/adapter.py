@@ -156,21 +156,24 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
     check_name(name)
     if name in adapter_names(model):
         raise AdapterError(f"the model already has an adapter named {name!r}", "load it under another name")
-    place(model, name, read_adapter(model, folder), trainable=trainable)
+    place(model, name, read_adapter(dict(plain_modules(model)), folder), trainable=trainable)
 
 
-def read_adapter(model: nn.Module, folder: Path) -> dict[str, Piece]:
-    """An adapter folder's part in each layer of a model, by full module name in model order; nothing is changed.
+def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[str, Piece]:
+    """An adapter folder's part in each layer that it adapts, by full module name in model order; nothing is changed.
+
+    Args:
+        modules: of the model as it is without adapters (`plain_modules`).
 
     Raises:
-        AdapterError: as `load_adapter`.
+        AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA.
     """
+    folder = Path(folder)
     config, tensors = read_config(folder), _read_tensors(folder)
-    plain = dict(plain_modules(model))
-    pairs = _pairs(tensors, plain, folder)
+    pairs = _pairs(tensors, modules, folder)
     return {
-        path: _piece(path, plain[path], *pairs[path], _settings(config, path, folder), folder)
-        for path in plain
+        path: _piece(path, module, *pairs[path], _settings(config, path, folder), folder)
+        for path, module in modules.items()
         if path in pairs
     }
 

@@ -16,8 +16,8 @@ from tunery.lora.targets import find_targets, plain_modules, untouched_linear_we
 
 __all__ = [
     "Piece", "active_adapter", "adapter_names", "adapter_state", "apply_lora", "attach", "base_parameters", "disabled",
-    "find_targets", "lora_layers", "place", "remove", "require_adapter", "set_active", "trainable_parameters",
-    "untouched_linear_weights", "using",
+    "find_targets", "lora_layers", "place", "remove", "require_adapter", "set_active", "swap_modules",
+    "trainable_parameters", "untouched_linear_weights", "using",
 ]  # fmt: skip
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -134,7 +134,7 @@ def place(
     layers = lora_layers(model)
     fresh = {path: wrap(plain[path]) for path in pieces if path not in layers}
     layers.update(fresh)
-    _swap(model, {plain[path]: layer for path, layer in fresh.items()})
+    swap_modules(model, {plain[path]: layer for path, layer in fresh.items()})
     for number, (path, piece) in enumerate(pieces.items()):
         dropout = Dropout(piece.settings.dropout, clock, number)
         layers[path].add(name, piece.settings, piece.A, piece.B, dropout, trainable)
@@ -143,7 +143,7 @@ def place(
     set_active(model, name)
 
 
-def _swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+def swap_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Put modules in the place of others, wherever those stand (a layer may be shared by several parents)."""
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
@@ -258,4 +258,4 @@ def remove(model: nn.Module, name: str) -> None:
         layer.discard(name)
         if not layer.settings:
             bare[layer] = layer.base
-    _swap(model, bare)
+    swap_modules(model, bare)

@@ -13,6 +13,7 @@ from tunery.errors import AdapterError
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_config
 from tunery.lora.attach import Piece, attach, place
 from tunery.lora.layer import DropoutClock
+from tunery.lora.targets import plain_modules
 from tunery.models.hashes import cached_sha256
 
 REFERENCE = "reference"
@@ -126,7 +127,7 @@ def attach_adapter(task: Task, kind: Kind, model: Any) -> Attached:
         )
         return Attached(matched, clock)
     with _named():
-        pieces = read_adapter(model, Path(lora.start))
+        pieces = read_adapter(dict(plain_modules(model)), lora.start)
     if kind == "preference":
         place(model, REFERENCE, _with_dropout(pieces, 0.0), trainable=False)
     place(model, "default", _with_dropout(pieces, lora.dropout), clock=clock)

@@ -1,0 +1,272 @@
+"""Attention of one step over cached keys and values, through transformers' public attention interface.
+
+A step is one flattened row [1, T] of tokens of many rows. A row gives either one token (it is decoding, or one token of
+its prompt is left) or a stretch of its prompt. The single tokens of a shelf are computed together, as a batch over its
+slots: the queries that share a key head are folded into one matrix, so that no key is copied, and a mask hides what
+is beyond each row's length. Stretches are computed one by one. Sliding windows, soft caps (Gemma 2) and attention sinks
+(gpt-oss) are honoured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tunery.serve.engine.cache import LayerShape, Shelf
+
+NAME = "tunery_served"
+
+STRIDE = 64
+"""Keys of a batched product are rounded up to a multiple of this: libraries prepare code for each shape."""
+
+WRITTEN_OUT = 1 << 22
+"""Most scores that are held at once where attention is written out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a layer's attention is besides its inputs.
+
+    Attributes:
+        scale: scores are scale · q k.
+        window: how many keys a query sees, its own included; None for all before it.
+        cap: scores become cap · tanh(score / cap).
+        sinks: [H], score of one more key, which has no value.
+    """
+
+    scale: float
+    window: int | None = None
+    cap: float | None = None
+    sinks: Tensor | None = None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Tensor | None) -> Tensor:
+    """Softmax attention, q [B, G, N, D], k [B, G, L, D], v [B, G, L, E] → [B, G, N, E].
+
+    Args:
+        mask: added to the scores, [B or 1, 1, N or 1, L] in the number format of q.
+        sinks: [1, G, N, 1], or None.
+    """
+    if rule.cap is None and sinks is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rule.scale)
+    at_once = max(1, WRITTEN_OUT // (q.shape[0] * q.shape[1] * k.shape[2]))
+    parts = []
+    for low in range(0, q.shape[2], at_once):
+        rows = slice(low, low + at_once)
+        seen = mask if mask.shape[2] == 1 else mask[:, :, rows]
+        parts.append(_written_out(q[:, :, rows], k, v, seen, rule, None if sinks is None else sinks[:, :, rows]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Tensor | None) -> Tensor:
+    """As `attend`, operation by operation; the softmax in float32 or wider."""
+    scores = torch.matmul(q, k.transpose(-1, -2)) * rule.scale
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if rule.cap is not None:
+        scores = rule.cap * torch.tanh(scores / rule.cap)
+    scores = scores + mask
+    if sinks is None:
+        return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+    sink = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    weights = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+    return torch.matmul(weights.to(v.dtype), v)
+
+
+def _hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to add: -inf where `hidden`, else 0."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+@dataclass(slots=True)
+class Singles:
+    """The rows of one shelf that give a single token each.
+
+    Attributes:
+        at: where these tokens stand in the flattened row.
+        slots: int64 [n], ascending.
+        positions: int64 [n], of the tokens; the keys before them are in the cache.
+        longest, shortest: the largest and the smallest position, plus one.
+        span: one past the last slot.
+    """
+
+    shelf: Shelf
+    at: slice
+    slots: Tensor
+    positions: Tensor
+    longest: int
+    shortest: int
+    span: int
+    _rows: dict[int, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], tuple[int, Tensor]] = field(default_factory=dict)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
+        keys, values = self.shelf.slabs.layers[layer]
+        groups, count = k.shape[1], q.shape[0]
+        rows = self._written(groups)
+        keys.view(-1, k.shape[2]).index_copy_(0, rows, k.reshape(-1, k.shape[2]))
+        values.view(-1, v.shape[2]).index_copy_(0, rows, v.reshape(-1, v.shape[2]))
+        if self.span != count:  # slots between these rows' are computed too, on whatever stands there
+            q = q.new_zeros(self.span, *q.shape[1:]).index_copy_(0, self.slots, q)
+        low, mask = self._mask(rule.window, q.dtype)
+        folded = q.reshape(self.span, groups, -1, q.shape[-1])
+        sinks = None if rule.sinks is None else rule.sinks.view(1, groups, -1, 1)
+        seen = slice(low, low + mask.shape[-1])
+        out = attend(folded, keys[: self.span, :, seen], values[: self.span, :, seen], mask, rule, sinks)
+        out = out.reshape(self.span, -1, v.shape[-1])
+        return out if self.span == count else out.index_select(0, self.slots)
+
+    def _written(self, groups: int) -> Tensor:
+        """Where the new keys go: rows of the slab seen as [slots · G · capacity, D]."""
+        if groups not in self._rows:
+            heads = torch.arange(groups, device=self.slots.device)
+            rows = (self.slots[:, None] * groups + heads) * self.shelf.capacity + self.positions[:, None]
+            self._rows[groups] = rows.reshape(-1)
+        return self._rows[groups]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor]:
+        """(first key, mask [span, 1, 1, keys]) with which every row sees its own keys, and only those of its window."""
+        if window is not None and window >= self.longest:
+            window = None
+        if (window, dtype) not in self._masks:
+            low = 0 if window is None else max(0, self.shortest - window) // STRIDE * STRIDE
+            high = min(self.shelf.capacity, -(-self.longest // STRIDE) * STRIDE)
+            last = self.positions.new_zeros(self.span).index_copy_(0, self.slots, self.positions)[:, None]
+            key = torch.arange(low, high, device=last.device)[None, :]
+            hidden = key > last
+            if window is not None:
+                hidden |= key <= last - window
+            self._masks[window, dtype] = low, _hide(hidden, dtype)[:, None, None, :]
+        return self._masks[window, dtype]
+
+
+@dataclass(slots=True)
+class Stretch:
+    """Successive tokens of one row's prompt.
+
+    Attributes:
+        at: where they stand in the flattened row.
+        start, stop: their positions.
+    """
+
+    shelf: Shelf
+    slot: int
+    at: slice
+    start: int
+    stop: int
+    _masks: dict[tuple[int, int | None, torch.dtype], tuple[int, Tensor]] = field(default_factory=dict)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
+        keys, values = (slab[self.slot] for slab in self.shelf.slabs.layers[layer])
+        keys[:, self.start : self.stop] = k.transpose(0, 1)
+        values[:, self.start : self.stop] = v.transpose(0, 1)
+        return stretch_attention(q, keys, values, self.start, rule, self._masks)
+
+
+def stretch_attention(
+    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[Any, tuple[int, Tensor]]
+) -> Tensor:
+    """Causal attention of successive tokens of one row.
+
+    Args:
+        q: [n, H, D], of the positions from `start` on.
+        keys: [G, at least start + n, D]; values: [G, …, E].
+        masks: those made before, for the other layers of the step.
+
+    Returns:
+        [n, H, E].
+    """
+    count, groups = q.shape[0], keys.shape[0]
+    fold, stop = q.shape[1] // groups, start + count
+    window = rule.window if rule.window is not None and rule.window < stop else None
+    name = fold, window, q.dtype
+    if name not in masks:
+        low = 0 if window is None else max(0, start + 1 - window)
+        query = torch.arange(start, stop, device=q.device)[:, None]
+        key = torch.arange(low, stop, device=q.device)[None, :]
+        hidden = key > query
+        if window is not None:
+            hidden |= key <= query - window
+        masks[name] = low, _hide(hidden, q.dtype).repeat(fold, 1)[None, None]
+    low, mask = masks[name]
+    folded = q.transpose(0, 1).reshape(1, groups, fold * count, -1)
+    sinks = None
+    if rule.sinks is not None:
+        sinks = rule.sinks.view(groups, fold).repeat_interleave(count, dim=1)[None, :, :, None]
+    out = attend(folded, keys[None, :, low:stop], values[None, :, low:stop], mask, rule, sinks)
+    return out.view(groups * fold, count, -1).transpose(0, 1)
+
+
+class Layers(Protocol):
+    """What the model's attention layers call, one after another."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """The next layer: q [T, H, D], k [T, G, D], v [T, G, E] → [T, H, E]."""
+        ...
+
+
+class Layout:
+    """The attention of one step; given to the model as the keyword argument `served`. Its layers call in order.
+
+    Args:
+        parts: covering the flattened row in order.
+    """
+
+    def __init__(self, parts: Sequence[Singles | Stretch]):
+        self.parts = parts
+        self._layer = 0
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """See Layers."""
+        layer, self._layer = self._layer, self._layer + 1
+        outs = [part.attend(layer, q[part.at], k[part.at], v[part.at], rule) for part in self.parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+class Watcher:
+    """Attends over a single row without a cache, and notes the shapes of the layers."""
+
+    def __init__(self) -> None:
+        self.shapes: list[LayerShape] = []
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """See Layers."""
+        self.shapes.append(LayerShape(k.shape[1], k.shape[2], v.shape[2]))
+        return stretch_attention(q, k.transpose(0, 1), v.transpose(0, 1), 0, rule, {})
+
+
+def served_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    served: Layers,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
+    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return served.attend(q, k, v, rule)[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The layout says who sees whom."""
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, served_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
