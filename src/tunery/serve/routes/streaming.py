@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -56,6 +56,8 @@ class Writer(Protocol):
 class Items:
     """An engine's items, one by one, with a wait that can be given up without losing one.
 
+    One task draws them from the engine, so that a token costs the event loop little.
+
     Args:
         source: the engine's iterator.
         closing: when it is set, the items end with an error.
@@ -63,8 +65,25 @@ class Items:
 
     def __init__(self, source: AsyncIterator[Delta | Usage], closing: asyncio.Event):
         self._source = source
-        self._closing = asyncio.ensure_future(closing.wait())
-        self._next: asyncio.Task[Delta | Usage | End] | None = None
+        self._queue: asyncio.Queue[Delta | Usage | End | Exception] = asyncio.Queue()
+        self._tasks = [asyncio.ensure_future(self._draw()), asyncio.ensure_future(self._end_when(closing))]
+
+    async def _draw(self) -> None:
+        last: End | Exception = END
+        try:
+            async for item in self._source:
+                self._queue.put_nowait(item)
+        except Exception as error:
+            last = error
+        self._queue.put_nowait(last)
+
+    async def _end_when(self, closing: asyncio.Event) -> None:
+        await closing.wait()
+        self._queue.put_nowait(
+            ApiError(
+                503, "The server is being stopped.", type="server_error", code="stopping", headers={"retry-after": "5"}
+            )
+        )
 
     async def take(self, seconds: float | None = None) -> Delta | Usage | End | Silence:
         """The next item; END after the last; SILENCE if none comes within `seconds`.
@@ -72,31 +91,25 @@ class Items:
         Raises:
             ApiError: 503, the server is being stopped; or what the engine raises.
         """
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._advance())
-        await asyncio.wait({self._next, self._closing}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if self._next.done():
-            task, self._next = self._next, None
-            return task.result()
-        if self._closing.done():
-            raise ApiError(
-                503, "The server is being stopped.", type="server_error", code="stopping", headers={"retry-after": "5"}
-            )
-        return SILENCE
-
-    async def _advance(self) -> Delta | Usage | End:
-        return await anext(self._source, END)
+        if self._queue.empty():
+            try:
+                item = await asyncio.wait_for(self._queue.get(), seconds)
+            except TimeoutError:
+                return SILENCE
+        else:
+            item = self._queue.get_nowait()
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     async def close(self) -> None:
         """Close the engine's iterator; safe to call twice."""
-        waiting = [task for task in (self._next, self._closing) if task is not None]
-        self._next = None
-        await _cancel(waiting)
+        await _cancel(self._tasks)
         if isinstance(self._source, AsyncGenerator):
             await self._source.aclose()
 
 
-async def _cancel(tasks: list[asyncio.Future[Any]] | list[asyncio.Task[Any]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

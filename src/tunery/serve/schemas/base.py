@@ -94,7 +94,7 @@ def explain_first(item: Mapping[str, Any], model: type[BaseModel] | None = None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" with a space in front, or ""."""
+    """A hint, with a space in front; nothing if no known name is close."""
     close = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
