@@ -31,7 +31,8 @@ MISTRAL = (
     + "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% elif m.tool_calls %}"
     + "[TOOL_CALLS] [{% for call in m.tool_calls %}"
     + '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}, "id": "{{ call.id }}"}'
-    + "{% if not loop.last %}, {% endif %}{% endfor %}]<|im_end|>{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    + "{% if not loop.last %}, {% endif %}{% endfor %}]<|im_end|>"
+    + "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
 )
 
 MISTRAL_NAMES = (

@@ -29,9 +29,7 @@ def random_answer(matcher: Matcher, seed: int, most: int = 2000) -> tuple[str, b
     rng, tokens = random.Random(seed), []
     for _ in range(most):
         allowed = matcher.allowed().nonzero().flatten().tolist()
-        ends = [
-            token for token in allowed if b'"' in TOKENIZER.convert_ids_to_tokens(token).encode()[:1] or token == END
-        ]
+        ends = [token for token in allowed if token == END or TOKENIZER.convert_ids_to_tokens(token).startswith('"')]
         token = rng.choice(ends if ends and rng.random() < 0.4 else allowed)
         if token == END:
             return TOKENIZER.decode(tokens), True
