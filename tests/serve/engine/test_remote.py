@@ -71,8 +71,9 @@ USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2,
 
 
 def test_a_chat_is_passed_on_with_its_settings() -> None:
-    there = Elsewhere([{"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hel"}}]},
-                       {"choices": [{"index": 0, "delta": {"content": "lo"}, "finish_reason": "stop"}]}, USAGE])  # fmt: skip
+    first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hel"}}]}
+    last = {"choices": [{"index": 0, "delta": {"content": "lo"}, "finish_reason": "stop"}]}
+    there = Elsewhere([first, last, USAGE])
     request = chat("hi", temperature=0.5, seed=3, stop=["x"], max_tokens=7, logit_bias={"4": 1}, presence_penalty=1)
     items = run(there, lambda backend: collect(backend.chat(request, Model("base"))))
     assert items == [Delta(0, "Hel"), Delta(0, "lo", finish_reason="stop"), Usage(5, 2, 4)]
