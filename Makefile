@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api test lint bench bench-scaling bench-gpu clean
+.PHONY: help demo demo-chat demo-write demo-api test torture lint bench bench-scaling bench-serve bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -50,10 +50,12 @@ bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT and LitGPT
 bench-scaling: $(VENV_TEST)/.installed  ## cost of a step against length, rank, batch and width, 6 min: the same page
 	$(BIN_TEST)/python -m bench.scaling $(ARGS)
 
+bench-serve: $(VENV_TEST)/.installed  ## the serving engine: mixed adapters, against PEFT, first token, 5 min: the same page
+	$(BIN_TEST)/python -m bench.serve $(ARGS)
+
 bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA GPU: the same page
 	$(BIN_TEST)/python -m bench.gpu $(ARGS)
 
-.PHONY: torture
 torture: $(VENV_TEST)/.installed  ## kill server and workers 20 times: jobs must end as if nothing had happened, 8 min
 	TUNERY_KILLS=20 $(BIN_TEST)/python -m pytest -m torture
 

@@ -56,8 +56,9 @@ The peers:
 
 def main_report() -> str:
     """The whole page, from whatever results are there."""
-    found = {name: load(name) for name in ("cpu", "scaling", "gpu")}
-    parts = ["# Benchmarks\n", "Written by `make bench`, `make bench-scaling` and `make bench-gpu`; do not edit.\n"]
+    found = {name: load(name) for name in ("cpu", "scaling", "serve", "gpu")}
+    made_by = "`make bench`, `make bench-scaling`, `make bench-serve` and `make bench-gpu`"
+    parts = ["# Benchmarks\n", f"Written by {made_by}; do not edit.\n"]
     if not any(found.values()):
         parts.append("Nothing is recorded yet.")
     if found["cpu"]:
@@ -66,6 +67,10 @@ def main_report() -> str:
         from bench.scaling_report import scaling_section
 
         parts += scaling_section(found["scaling"])
+    if found["serve"]:
+        from bench.serve_report import serve_section
+
+        parts += serve_section(found["serve"])
     if found["gpu"]:
         parts += gpu_section(found["gpu"])
     return "\n".join(parts).rstrip() + "\n"

@@ -49,7 +49,7 @@ class LocalBackend:
         precision: str = "auto",
         limits: Limits | None = None,
     ):
-        given = {"rows": max_rows, "waiting": max_queue}
+        given = {key: value for key, value in (("rows", max_rows), ("waiting", max_queue)) if value is not None}
         self._limits = replace(
             limits or Limits(), **{name: value for name, value in given.items() if value is not None}
         )

@@ -1,0 +1,243 @@
+"""The serving engine: one adapter against several in one batch, PEFT's mixed `generate`, and the time to the first token.
+
+    make bench-serve                   # 16 rows over 4 adapters, on this machine's CPU or GPU, a few minutes
+    make bench-serve ARGS="--quick"    # one round, printed
+
+tunery and PEFT compute the same prompts with the same adapters in the same number format in one process, in turn. Writes
+the section "Serving" of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import plan, report
+from bench.run import heading, say, usable_cores
+from tunery.lora.adapter import save_adapter
+from tunery.lora.attach import apply_lora, remove, trainable_parameters
+from tunery.models.load import Base, load_base
+from tunery.serve.engine.backend import Usage
+from tunery.serve.engine.batch import Limits
+from tunery.serve.engine.engine import Engine
+from tunery.serve.engine.rows import Asked, Row
+from tunery.serve.engine.sampling import Sampler, Sampling
+from tunery.serve.engine.text import Detokenizer, TextStream, TokenTexts
+
+ROWS, ADAPTERS, PROMPT, ANSWER = 16, 4, 64, 64
+FIRST_PROMPT = 256
+"""Tokens of the prompts whose first token is waited for."""
+
+
+@dataclass
+class Served:
+    """tunery's engine with its adapters."""
+
+    engine: Engine
+    tokenizer: Any
+    folders: Sequence[Path]
+
+    def submit(self, prompt: Sequence[int], adapter: int | None, answer: int = ANSWER) -> queue.Queue[Any]:
+        """Ask for exactly `answer` tokens."""
+        items: queue.Queue[Any] = queue.Queue()
+        asked = Asked("" if adapter is None else str(adapter), None if adapter is None else self.folders[adapter],
+                      items.put)  # fmt: skip
+        stream = TextStream(Detokenizer(self.tokenizer.backend_tokenizer.decode))
+        sampler = Sampler(Sampling(temperature=0.0, top_logprobs=0))
+        asked.rows.append(Row(asked, 0, prompt, sampler, stream, TokenTexts(self.tokenizer), answer, frozenset()))
+        self.engine.submit(asked)
+        return items
+
+    def speed(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int | None]) -> float:
+        """Tokens answered a second, all rows together."""
+        started = time.perf_counter()
+        waiting = [self.submit(prompt, which) for prompt, which in zip(prompts, adapters, strict=True)]
+        for items in waiting:
+            finish(items)
+        return len(prompts) * ANSWER / (time.perf_counter() - started)
+
+    def first_token_seconds(self, prompt: Sequence[int]) -> float:
+        """From the question to the first token of its answer."""
+        started = time.perf_counter()
+        items = self.submit(prompt, 0, answer=1)
+        items.get()
+        return time.perf_counter() - started
+
+    def first(self, prompt: Sequence[int], adapter: int) -> tuple[int, float]:
+        """The first token of an answer, and its log-probability."""
+        items = self.submit(prompt, adapter, answer=1)
+        (delta, *_) = items.get()
+        if isinstance(delta, Exception):
+            raise delta
+        token = delta.logprobs[0]
+        found = self.tokenizer.backend_tokenizer.encode(token.token, add_special_tokens=False).ids
+        return (found[0] if len(found) == 1 else -1), float(token.logprob)
+
+
+def finish(items: queue.Queue[Any]) -> None:
+    """Wait for an answer's end."""
+    while True:
+        for item in items.get():
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, Usage):
+                return
+
+
+@dataclass
+class Peft:
+    """PEFT with the same adapters, in the base's number format."""
+
+    model: Any
+
+    @classmethod
+    def load(cls, base: Base, folders: Sequence[Path]) -> Peft:
+        """Put the adapters on the base."""
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(base.model, str(folders[0]), "0", autocast_adapter_dtype=False)
+        for number, folder in enumerate(folders[1:], 1):
+            model.load_adapter(str(folder), str(number), autocast_adapter_dtype=False)
+        return cls(model.to(base.model.dtype).eval())
+
+    @torch.inference_mode()
+    def speed(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int]) -> float:
+        """Tokens answered a second, all rows together."""
+        ids = torch.tensor(prompts, device=self.model.device)
+        started = time.perf_counter()
+        out = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=[str(which) for which in adapters],
+            max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+        if out.shape[1] != len(prompts[0]) + ANSWER:
+            raise RuntimeError("PEFT's answers have another length")
+        return len(prompts) * ANSWER / (time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def log_probability(self, prompt: Sequence[int], adapter: int, token: int) -> float:
+        """Of a first token."""
+        ids = torch.tensor([prompt], device=self.model.device)
+        logits = self.model(input_ids=ids, adapter_names=[str(adapter)]).logits[0, -1]
+        return float(torch.log_softmax(logits.double(), -1)[token])
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round instead of five, nothing is recorded")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Load both, compare their first tokens, time them in turn, report."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(Path(folder), options.device, 1 if options.quick else 5)
+    results = {**heading(options.threads, results["device"]), **results}
+    from bench.serve_report import serve_section
+
+    print("\n".join(serve_section(results)))
+    if not options.quick:
+        report.save("serve", results)
+
+
+def measure(folder: Path, device: str, rounds: int) -> dict[str, Any]:
+    """All figures."""
+    base = load_base(plan.MODEL, device=device)
+    folders = [write_adapter(base.model, folder / str(number), number) for number in range(ADAPTERS)]
+    peft = Peft.load(load_base(plan.MODEL, device=device, precision=base.info.dtype), folders)
+    # No prefix is kept: every prompt is computed by both.
+    engine = Engine(base, Limits(rows=2 * ROWS, adapters=ADAPTERS, prefix_bytes=0))
+    engine.start()
+    try:
+        return timed(Served(engine, base.tokenizer, folders), peft, base, rounds)
+    finally:
+        engine.stop()
+
+
+def timed(served: Served, peft: Peft, base: Base, rounds: int) -> dict[str, Any]:
+    """One round to warm up, then the others."""
+    words = torch.Generator().manual_seed(plan.SEED)
+
+    def prompts(count: int, length: int) -> list[list[int]]:
+        return torch.randint(1000, 40_000, (count, length), generator=words).tolist()
+
+    mixed = [number % ADAPTERS for number in range(ROWS)]
+    difference = disagreement(served, peft, prompts(ADAPTERS, PROMPT))
+    runs: list[dict[str, float]] = []
+    for number in range(rounds + 1):
+        asked = prompts(ROWS, PROMPT)
+        runs.append({
+            "base": served.speed(asked, [None] * ROWS),
+            "single": served.speed(asked, [0] * ROWS),
+            "mixed": served.speed(asked, mixed),
+            "peft": peft.speed(asked, mixed),
+        })  # fmt: skip
+        say(f"  round {number}: " + ", ".join(f"{name} {value:,.0f} tokens/s" for name, value in runs[-1].items()))
+    alone = [served.first_token_seconds(prompt) for prompt in prompts(rounds + 1, FIRST_PROMPT)][1:]
+    return {
+        "device": str(base.model.device), "dtype": base.info.dtype, "rows": ROWS, "adapters": ADAPTERS,
+        "prompt": PROMPT, "answer": ANSWER, "first_prompt": FIRST_PROMPT, "disagreement": difference,
+        "rounds": runs[1:], "first_token_alone": alone,
+        "first_token_loaded": under_load(served, prompts(ROWS - 1, PROMPT), prompts(rounds, FIRST_PROMPT)),
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def disagreement(served: Served, peft: Peft, prompts: Sequence[Sequence[int]]) -> float:
+    """Largest difference between the log-probabilities that both give to tunery's first tokens."""
+    worst = 0.0
+    for number, prompt in enumerate(prompts):
+        token, logprob = served.first(prompt, number)
+        if token >= 0:
+            worst = max(worst, abs(logprob - peft.log_probability(prompt, number, token)))
+    return worst
+
+
+def under_load(served: Served, others: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> list[float]:
+    """Seconds to the first token while other rows over all adapters are being answered."""
+    running = [served.submit(prompt, i % ADAPTERS, answer=1000) for i, prompt in enumerate(others)]
+    for items in running:
+        items.get()
+    seconds = []
+    for prompt in prompts:
+        time.sleep(0.2)
+        seconds.append(served.first_token_seconds(prompt))
+    for row in list(served.engine.batch.active):
+        served.engine.cancel(row.asked)
+    return seconds
+
+
+def write_adapter(model: Any, folder: Path, seed: int) -> Path:
+    """An adapter on all linear layers that moves the answers a little, as a folder; the model is left bare."""
+    apply_lora(model, rank=plan.RANK, alpha=plan.ALPHA, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(model, folder, base_model=plan.MODEL)
+    remove(model, "default")
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Of what was measured."""
+    import peft
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+
+
+if __name__ == "__main__":
+    main()
