@@ -51,7 +51,7 @@ def test_every_problem_is_listed_and_the_good_rows_are_kept(look: Any) -> None:
     )
     assert (found.kind, found.rows) == ("chat", 6)
     assert [example.messages[0]["content"] for example in found.examples] == ["one", "six"]
-    assert places(found) == [(2, "(row)"), (3, "messages[1].content"), (4, "messages"), (5, "messages[1].weight")]
+    assert places(found) == [(2, "column 2"), (3, "messages[1].content"), (4, "messages"), (5, "messages[1].weight")]
     assert all(problem.file == "rows.jsonl" and problem.message and problem.fix for problem in found.problems)
     assert "skipped" not in " ".join(found.notes)
 
@@ -92,7 +92,7 @@ def test_what_concerns_the_whole_file_is_a_problem_too(look: Any, content: bytes
 
 def test_a_file_of_broken_lines_only_names_each(look: Any) -> None:
     found = look("nonsense\nmore\n")
-    assert places(found) == [(1, "(row)"), (2, "(row)")]
+    assert places(found) == [(1, "column 1"), (2, "column 1")]
     assert (found.kind, found.rows) == (None, 2)
 
 

@@ -106,7 +106,10 @@ def call(number: int) -> dict:
     return {"id": f"c{number}", "type": "function", "function": {"name": "look_up", "arguments": '{"q": "x"}'}}
 
 
-@pytest.mark.parametrize("template", [CHATML, WITH_TOOLS, THINKING])
+CALLS = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_TOOLS, THINKING.replace("{{ m.content }}", CALLS)])
 def test_a_request_gives_the_prompt_that_was_trained(template: str) -> None:
     """Messages as OpenAI's client sends them (nulls, parts, refusals, developer), and the row of the same messages."""
     nothing = {"refusal": None, "tool_calls": None, "name": None}
