@@ -195,7 +195,7 @@ def test_a_full_disk_is_said_and_nothing_is_kept(files: Files, monkeypatch: pyte
         return real(path, mode, *rest, **more)
 
     monkeypatch.setattr(builtins, "open", opening)
-    with pytest.raises(ApiError, match="disk is full") as error:
+    with pytest.raises(ApiError, match="disk of the server is full") as error:
         files.upload([ROWS], "rows", "fine-tune")
     assert (error.value.status, error.value.type) == (507, "server_error")
     assert on_disk(files) == set()

@@ -109,7 +109,8 @@ class Registry:
                 f"adapter {name}: it was trained on {trained_on}, which is not among the bases",
                 f"add --base {trained_on}",
             )
-        return ServedModel(name, (same or self.bases)[0], folder, f"adapter/{name}", created, ORGANIZATION)
+        base = same[0] if same else self.bases[0]
+        return ServedModel(name, base, folder, f"adapter/{name}", created, ORGANIZATION)
 
     # ----------------------------------------------------------------- looking up
 

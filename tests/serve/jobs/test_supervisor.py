@@ -15,11 +15,18 @@ from filelock import FileLock
 from tests.serve.jobs.world import World, chat_rows, fake_world, until
 from tunery.errors import ConfigError
 from tunery.serve.errors import ApiError
-from tunery.serve.jobs import process
+from tunery.serve.jobs import process, supervisor
 from tunery.serve.jobs.process import Worker
 from tunery.serve.records import Job, Model, Work
 
 ROWS = chat_rows(10)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins are quick, so the supervisor looks at them often."""
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "RETRY_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -153,7 +160,7 @@ def test_pausing_waits_for_the_checkpoint_and_resuming_goes_on(tmp_path: Path) -
         assert (world.folder(job).run.checkpoints / "step-1").is_dir()
         assert [checkpoint.step_number for checkpoint in world.jobs.checkpoints(job.id).data] == [1]
         assert world.jobs.pause(job.id).status == "paused"  # again: nothing changes
-        time.sleep(1)
+        time.sleep(0.5)
         assert world.jobs.get(job.id).status == "paused"
         assert world.jobs.resume(job.id).status == "queued"
         world.wait(job, "succeeded")
@@ -170,7 +177,7 @@ def test_a_paused_job_frees_its_slot(tmp_path: Path) -> None:
         world.jobs.pause(first.id)
         until(lambda: waiting(world, second))
         assert world.jobs.resume(first.id).status == "queued"
-        time.sleep(1)
+        time.sleep(0.5)
         assert world.jobs.get(first.id).status == "queued"
 
 
@@ -208,6 +215,7 @@ def test_a_cancelled_worker_that_does_not_listen_is_killed(
         world.jobs.cancel(job.id)
         until(lambda: [worker.exit_code() for worker in started if worker.job_id == job.id] == [0, -signal.SIGKILL])
         until(lambda: world.jobs.get(other.id).status == "running")  # the slot is free
+        world.jobs.cancel(other.id)
 
 
 def test_what_is_over_cannot_be_cancelled_paused_or_resumed(tmp_path: Path) -> None:
@@ -264,7 +272,7 @@ def test_jobs_of_a_server_that_was_killed_are_taken_up_once_their_workers_are_go
     world.store.close()
     with FileLock(worker_lock(tmp_path, job)), fake_world(tmp_path) as again:  # its worker still writes a checkpoint
         until(lambda: again.jobs.get(paused.id).status == "paused")
-        time.sleep(1)
+        time.sleep(0.5)
         assert again.jobs.get(job.id).status == "running"
         assert not (tmp_path / "starts.log").exists()
     with fake_world(tmp_path) as again:

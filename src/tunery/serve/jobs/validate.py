@@ -107,7 +107,7 @@ def _precision(spec: JobSpec) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _warnings(report: dict[str, Any]) -> list[str]:
+def _warnings(report: Mapping[str, Any]) -> list[str]:
     data, training = report["data"], report["training"]
     found = list(report["remarks"])
     if data["dropped"]:
