@@ -6,7 +6,6 @@ without those that need to break it; its jobs take longer, which TUNERY_PAGE_SEC
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.serve.page.demo import bad_rows, chat_rows
+from tests.serve.page.reader import REAL, SECONDS
 
-REAL = os.environ.get("TUNERY_PAGE_URL")
-SECONDS = float(os.environ.get("TUNERY_PAGE_SECONDS", "300" if REAL else "15"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

@@ -90,7 +90,8 @@ class StoredFile:
             "trained_tokens": sum(count for count, trained in words if trained),
             "previews": previews,
             "steps": steps,
-            "hyperparameters": {**settled, "learning_rate": 4e-4 * settled["learning_rate_multiplier"]},
+            "hyperparameters": settled,
+            "notes": [],
             "seconds_estimate": steps * 1.4,
         }
 
@@ -233,7 +234,9 @@ class FakeJob:
             line |= {"rewards_margin": 2.4 * share + self.noise.gauss(0, 0.2), "rewards_accuracy": accuracy}
         else:
             line["train_token_accuracy"] = accuracy
-        self.lines.append({**line, "learning_rate": 4e-4 * (1 - share), "seconds": self.seconds_a_step})
+        self.lines.append(
+            {**line, "learning_rate": 4e-4 * (1 - share), "data_tokens_per_second": 1900 / self.seconds_a_step}
+        )
         data = {"step": step, "total_steps": self.total, "train_loss": loss, "train_mean_token_accuracy": accuracy}
         self.say(f"Step {step}/{self.total}: training loss={loss:.2f}", kind="metrics", data=data)
         if step % max(1, self.total // 8) == 0 or step == self.total:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.serve.page.conftest import Files, Site, Watch
-from tests.serve.page.reader import ask, go, start_job
+from tests.serve.page.reader import ask, go, start_job, until
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 
@@ -28,8 +28,8 @@ def test_base_and_tuned_answer_side_by_side(page: Any, files: Files) -> None:
     page.get_by_label("Most tokens").fill("40")
     ask(page, "My parcel has not come")
     grown = "side => document.querySelectorAll('.answer .text')[side].textContent.length > 10"
-    page.wait_for_function(grown, arg=0)
-    page.wait_for_function(grown, arg=1)
+    until(page, grown, 0)
+    until(page, grown, 1)
     answers = page.locator(".answer")
     for side in (0, 1):
         expect(answers.nth(side)).to_have_attribute("data-state", re.compile("done|length"))
@@ -58,7 +58,7 @@ def test_stop_keeps_what_came(page: Any, site: Site) -> None:
     fake.state.seconds_a_token = 0.2
     go(page, "Chat")
     ask(page, "tell me a lot")
-    page.wait_for_function("document.querySelector('.answer .text')?.textContent.length > 8")
+    until(page, "() => document.querySelector('.answer .text')?.textContent.length > 8")
     page.get_by_role("button", name="Stop").click()
     answer = page.locator(".answer").first
     expect(answer).to_have_attribute("data-state", "stopped")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.serve.page.conftest import Files, Site, Watch
-from tests.serve.page.reader import ask, go, points, start_job, wait_for_points
+from tests.serve.page.reader import ask, go, points, start_job, until, wait_for_points
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 
@@ -31,7 +31,7 @@ def test_a_stream_goes_on_after_a_restart(page: Any, site: Site, watch: Watch) -
     fake.state.seconds_a_token = 0.1
     go(page, "Chat")
     ask(page, "hello")
-    page.wait_for_function("document.querySelector('.answer .text')?.textContent.length > 4")
+    until(page, "() => document.querySelector('.answer .text')?.textContent.length > 4")
     fake.stop()
     answer = page.locator(".answer").first
     expect(answer.locator(".about")).to_contain_text("asking again")

@@ -124,7 +124,7 @@ function describe({ state, note, text, tokens, first, seconds }) {
   if (state === "streaming") return text ? "" : "waiting for the first token";
   if (state === "stopped") return "stopped";
   const speed = tokens && seconds > first ? ` · ${(tokens / seconds).toFixed(tokens / seconds < 10 ? 1 : 0)} tokens/s` : "";
-  const wait = first === null ? "" : ` · first after ${first < 10 ? `${first.toFixed(1)} s` : duration(first)}`;
+  const wait = first === null ? "" : ` · first after ${first < 1 ? `${Math.round(first * 1000)} ms` : duration(first)}`;
   const parts = tokens === null ? "" : `${plural(tokens, "token")}${wait}${speed}`;
   return state === "length" ? `${parts}${parts && " · "}cut at the limit` : parts;
 }

@@ -108,7 +108,7 @@ export const api = {
   createJob: (body) => ask("/v1/fine_tuning/jobs", { method: "POST", json: body }),
   /** @param verb pause, resume or cancel */
   steer: (id, verb) => ask(`${job(id)}/${verb}`, { method: "POST" }),
-  events: (id, page, signal) => ask(`${job(id)}/events${query({ limit: 50, ...page })}`, { signal }),
+  events: (id, page, signal) => ask(`${job(id)}/events${query({ limit: 100, ...page })}`, { signal }),
   checkpoints: (id, page, signal) => ask(`${job(id)}/checkpoints${query({ limit: 50, ...page })}`, { signal }),
   metrics: (id, after, signal) => ask(`/api/jobs/${part(id)}/metrics${query({ after })}`, { signal }),
 };

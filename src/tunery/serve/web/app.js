@@ -32,6 +32,7 @@ function route() {
     if (link.dataset.page === page) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  document.body.dataset.page = page;
   const setTitle = (text) => (document.title = `${text} · tunery`);
   setTitle(view.title);
   main.replaceChildren();

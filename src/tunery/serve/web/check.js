@@ -2,7 +2,6 @@
 
 import { h } from "./dom.js";
 import { duration, percent, plural, rate, whole } from "./format.js";
-import { facts } from "./parts.js";
 
 /**
  * @param result of /api/files/{id}/check
@@ -19,11 +18,11 @@ function problems(result, filename, short) {
   const rows = result.problems.map(({ line, field, message, fix }) =>
     h(
       "tr",
-      {},
-      h("th", { scope: "row", class: "n" }, line ? whole(line) : "file"),
-      h("td", { class: "path" }, h("code", {}, field)),
-      h("td", { class: "what" }, message),
-      h("td", { class: "fix" }, fix),
+      { role: "row" }, // roles are said outright: the narrow layout makes blocks of the cells, which takes them away
+      h("th", { scope: "row", role: "rowheader", class: "n" }, line ? whole(line) : "file"),
+      h("td", { role: "cell", class: "path" }, h("code", {}, field)),
+      h("td", { role: "cell", class: "what" }, message),
+      h("td", { role: "cell", class: "fix" }, fix),
     ),
   );
   const heads = ["Line", "Field", "Problem", "What to do"];
@@ -35,7 +34,7 @@ function problems(result, filename, short) {
     h(
       "div",
       { class: "scroll", tabindex: 0, role: "region", "aria-label": `Problems in ${filename}` },
-      h("table", { class: "problems" }, h("thead", {}, h("tr", {}, heads.map((head, index) => h("th", { scope: "col", class: index ? "" : "n" }, head)))), h("tbody", {}, rows)),
+      h("table", { class: "problems", role: "table" }, h("thead", {}, h("tr", {}, heads.map((head, index) => h("th", { scope: "col", class: index ? "" : "n" }, head)))), h("tbody", {}, rows)),
     ),
     cut && h("p", { class: "note" }, `These are the first ${whole(result.problems.length)}.`),
   );
@@ -56,14 +55,16 @@ function sound(result, filename) {
       number("Trained tokens", whole(trained), tokens ? percent(trained / tokens) : ""),
       steps !== undefined && number("Steps", whole(steps), seconds ? `about ${duration(seconds)}` : ""),
     ),
-    steps !== undefined &&
-      facts([
-        ["Epochs", numbers.n_epochs && whole(numbers.n_epochs)],
-        ["Batch size", numbers.batch_size && whole(numbers.batch_size)],
-        ["Learning rate", numbers.learning_rate && rate(numbers.learning_rate)],
-      ]),
+    steps !== undefined && numbers.n_epochs && h("p", { class: "note plan" }, plan(numbers, unit)),
+    result.notes?.length > 0 && h("ul", { class: "notes" }, result.notes.map((note) => h("li", {}, note))),
     result.previews?.length > 0 && previews(result.previews),
   );
+}
+
+/** 3 epochs in batches of 12 rows, learning-rate multiplier 1 */
+function plan({ n_epochs: epochs, batch_size: batch, learning_rate_multiplier: multiplier, beta }, unit) {
+  const rest = [multiplier && `learning-rate multiplier ${rate(multiplier)}`, beta && `beta ${rate(beta)}`];
+  return [`${plural(epochs, "epoch")} in batches of ${plural(batch, unit)}`, ...rest].filter(Boolean).join(", ");
 }
 
 function number(name, value, note) {

@@ -3,8 +3,8 @@
 import { api } from "./api.js";
 import { LineChart } from "./chart.js";
 import { h, setText } from "./dom.js";
-import { NONE, duration, loss, percent, whole } from "./format.js";
-import { figure } from "./parts.js";
+import { duration, loss, percent, whole } from "./format.js";
+import { figure, isFinal } from "./parts.js";
 import { trailingMean } from "./scale.js";
 
 const LOSS = { title: "Loss", unit: "nats a token, lower is better", floor: 0 };
@@ -39,12 +39,12 @@ export class Metrics {
     this.adapterBytes = null;
     this.last = null;
     this.points = new Map(); // key → Map step → value
-    this.seconds = [];
   }
 
   /** Fetch what is new. */
   async refresh(signal) {
-    const answer = await api.metrics(this.id, this.last, signal);
+    // From the last step on, not after it: its validation may have been written since.
+    const answer = await api.metrics(this.id, this.last === null ? null : this.last - 1, signal);
     this.total = answer.total_steps ?? this.total;
     this.report = answer.report ?? false;
     this.adapterBytes = answer.adapter_bytes ?? null;
@@ -63,6 +63,12 @@ export class Metrics {
   /** [[step, value]] by rising step. */
   curve(name) {
     return [...(this.points.get(name) ?? [])].sort((one, other) => one[0] - other[0]);
+  }
+
+  /** Tokens a second over the last steps; undefined before the first. */
+  speed() {
+    const last = this.curve("data_tokens_per_second").slice(-10);
+    return last.length ? last.reduce((sum, [, value]) => sum + value, 0) / last.length : undefined;
   }
 
   /** The last step of training. */
@@ -91,19 +97,23 @@ export function curvesView(method) {
       if (name) figures.push({ ...figure(name), key: one.keys[index], format: one.share ? percent : loss });
     });
   }
+  const speed = figure("Tokens per second");
   const tokens = figure("Trained tokens");
   const note = h("p", { class: "note" });
   const element = h(
     "div",
     {},
-    h("dl", { class: "figures" }, figures.map((each) => each.element), tokens.element),
+    h("dl", { class: "figures" }, figures.map((each) => each.element), speed.element, tokens.element),
     h("div", { class: "charts" }, charts.map((each) => each.chart.element)),
     note,
   );
 
   function update(job, metrics) {
     for (const each of figures) setText(each.value, each.format(metrics.curve(each.key).at(-1)?.[1]));
-    setText(tokens.value, job.trained_tokens ? whole(job.trained_tokens) : NONE);
+    setText(speed.value, whole(metrics.speed()));
+    setText(tokens.value, whole(job.trained_tokens));
+    speed.element.hidden = Boolean(job.trained_tokens); // of a job under way; then what it came to
+    tokens.element.hidden = !job.trained_tokens;
     const reach = Math.max(1, Math.round(metrics.total / 40));
     for (const { chart, keys } of charts) {
       const training = metrics.curve(keys[0]);
@@ -126,7 +136,7 @@ export function progressView() {
   function update(job, metrics) {
     const { total } = metrics;
     const step = metrics.step();
-    element.hidden = job.status === "failed" && !step;
+    bar.hidden = isFinal(job.status);
     setText(where, total ? `Step ${whole(step)} of ${whole(total)}` : waiting(job.status));
     setText(left, remaining(job));
     bar.value = total ? step / total : 0;

@@ -100,8 +100,8 @@ export function shortModel(id) {
   return `${suffix ? `${suffix} ` : ""}${code}${step ? `, step ${step}` : ""}`;
 }
 
-/** What to call a job: its suffix, else its model. */
+/** What to call a job: its suffix, else the end of its id. */
 export function jobName(job) {
   const suffix = job.user_provided_suffix ?? job.fine_tuned_model?.split(":").at(-2);
-  return suffix || shortModel(job.model);
+  return suffix || `Job ${job.id.slice(-8)}`;
 }

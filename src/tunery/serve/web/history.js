@@ -4,8 +4,9 @@ import { api } from "./api.js";
 import { announce, copyButton, h, reconcile } from "./dom.js";
 import { loss, moment, percent, whole } from "./format.js";
 
-const KEPT = 500; // more are fetched on request, and a long list would be slow to draw
+const KEPT = 2000; // more are fetched on request, and a long list would be slow to draw
 const PAGES_AT_ONCE = 10;
+const ENOUGH = 8; // messages that a first look shows; there may be a page of steps between two of them
 
 /** Events, newest first: {element, refresh(signal) → whether there are new ones}. */
 export function eventsView(id) {
@@ -43,6 +44,7 @@ export function eventsView(id) {
     if (!first) speak(fresh);
     first = false;
     events = [...fresh, ...events];
+    for (let count = 1; more && messages().length < ENOUGH && count < PAGES_AT_ONCE; count += 1) await addOlder(signal);
     if (events.length > KEPT) {
       events = events.slice(0, KEPT);
       more = true;
@@ -56,17 +58,24 @@ export function eventsView(id) {
     if (told.length) announce(told.reverse().map((event) => event.message).join(". "));
   }
 
-  async function showOlder() {
-    const page = await api.events(id, { after: events.at(-1).id });
+  async function addOlder(signal) {
+    const page = await api.events(id, { after: events.at(-1).id }, signal);
     const known = new Set(events.map((event) => event.id));
     events = [...events, ...page.data.filter((event) => !known.has(event.id))];
     more = page.has_more;
+  }
+
+  async function showOlder() {
+    const before = shown().length;
+    for (let count = 0; more && shown().length === before && count < PAGES_AT_ONCE; count += 1) await addOlder();
     draw();
   }
 
+  const messages = () => events.filter((event) => event.type !== "metrics");
+  const shown = () => (steps.checked ? events : messages());
+
   function draw() {
-    const shown = steps.checked ? events : events.filter((event) => event.type !== "metrics");
-    reconcile(list, shown, (event) => event.id, makeEvent);
+    reconcile(list, shown(), (event) => event.id, makeEvent);
     older.hidden = !more;
   }
 

@@ -59,13 +59,14 @@ function jobView(job, refresh) {
   const settings = h("div", {});
   const events = eventsView(job.id);
   const checkpoints = checkpointsView(job.id);
+  const training = h("section", { class: "card", "aria-label": "Training" }, progress.element, curves.element);
   const element = h(
     "article",
     {},
     head,
     trouble,
     results,
-    h("section", { class: "card", "aria-label": "Training" }, progress.element, curves.element),
+    training,
     h("div", { class: "halves" }, checkpoints.element, events.element),
     h("section", { class: "card", "aria-labelledby": "settings-title" }, h("div", { class: "card-head" }, h("h2", { id: "settings-title" }, "Settings")), settings),
   );
@@ -77,6 +78,8 @@ function jobView(job, refresh) {
     buttons.update(now);
     curves.update(now, metrics);
     const share = progress.update(now, metrics);
+    const nothing = isFinal(now.status) && !metrics.step(); // it ended before the first step
+    training.hidden = checkpoints.element.hidden = nothing;
     // The rest changes rarely; drawing it anew each second would lose a selection or an open menu.
     const { status, fine_tuned_model, hyperparameters, error, result_files } = now;
     const state = JSON.stringify([status, fine_tuned_model, now.method, hyperparameters, error, result_files, metrics.report, metrics.adapterBytes]);
@@ -210,12 +213,22 @@ function showSettings(place, job) {
       ["Learning-rate multiplier", number(numbers.learning_rate_multiplier, rate)],
       method === "dpo" ? ["Beta", number(numbers.beta, loss)] : [],
       ["Seed", job.seed === null || job.seed === undefined ? "" : String(job.seed)],
-      ["Training file", fileLink(paths.content(job.training_file), "training.jsonl", job.training_file)],
-      ["Validation file", job.validation_file && fileLink(paths.content(job.validation_file), "validation.jsonl", job.validation_file)],
+      ["Training file", filePart(job.training_file)],
+      ["Validation file", job.validation_file && filePart(job.validation_file)],
       ["Created", day(job.created_at)],
       ["Finished", job.finished_at ? day(job.finished_at) : ""],
       ["Job", job.id],
       ...Object.entries(job.metadata ?? {}).map(([name, value]) => [name, value]),
     ]),
   );
+}
+
+/** A file by its name, to download; by its id once it has been deleted. */
+function filePart(id) {
+  const place = h("span", {}, id);
+  api.file(id).then(
+    ({ filename }) => place.replaceChildren(fileLink(paths.content(id), filename, filename)),
+    () => setText(place, `${id}, deleted`),
+  );
+  return place;
 }

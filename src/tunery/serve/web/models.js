@@ -45,7 +45,7 @@ export function show(main, { signal }) {
       "li",
       {},
       h("div", { class: "model-head" }, h("h2", {}, name), h("p", { class: "id" }, h("code", {}, model.id), copyButton(model.id))),
-      h("dl", { class: "facts" }, about.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)))),
+      h("dl", { class: "inline" }, about.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)))),
       h(
         "div",
         { class: "actions" },

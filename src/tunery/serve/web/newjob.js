@@ -47,8 +47,8 @@ function jobForm(server, models, { signal }) {
   const validation = fileField({ label: "Validation file (optional)", hint: "Rows that are not trained, to measure the validation loss on.", signal, onChange: changed, limit: upTo });
   const method = methodChoice(changed);
   const numbers = Object.entries(NUMBERS).map(([key, rule]) => numberField(key, rule, changed));
-  const suffix = textField("suffix", "Name", "in the model's name; 1 to 64 letters, digits, - or _", { maxlength: 64, placeholder: "none" });
-  const seed = textField("seed", "Seed", "the same seed gives the same run", { inputmode: "numeric", placeholder: "auto" });
+  const suffix = textField("suffix", "Name", "goes into the model's name; letters, digits, - or _", { maxlength: 64, placeholder: "none" });
+  const seed = textField("seed", "Seed", "same seed, same run", { inputmode: "numeric", placeholder: "auto" });
   for (const each of [suffix, seed]) each.input.addEventListener("input", save);
   const result = h("section", { class: "card", "aria-label": "Check of the files", "aria-live": "polite" });
   const start = h("button", { type: "submit", class: "primary", "aria-describedby": "start-note" }, "Start");
@@ -68,7 +68,13 @@ function jobForm(server, models, { signal }) {
         training.element,
         validation.element,
       ),
-      h("div", { class: "card" }, h("h2", {}, "Settings"), numbers.map((each) => each.element), suffix.element, seed.element),
+      h(
+        "div",
+        { class: "card" },
+        h("h2", {}, "Settings"),
+        suffix.element,
+        h("div", { class: "numbers" }, numbers.map((each) => each.element), seed.element),
+      ),
     ),
     result,
     error,
@@ -130,6 +136,7 @@ function jobForm(server, models, { signal }) {
     if (held?.problems.length) views.push(checkView(held, validation.file().filename));
     result.replaceChildren(...views);
     if (bad.length) {
+      result.scrollIntoView({ block: "nearest" });
       const total = bad.reduce((sum, each) => sum + (each.problems_total ?? each.problems.length), 0);
       setReady(false, `${plural(total, "problem")} to put right first.`);
     } else {
@@ -264,7 +271,7 @@ function textField(id, name, hint, props) {
 
 /** A number, or nothing for auto; once the files are checked it says what auto comes to. */
 function numberField(key, rule, change) {
-  const field = textField(freshId(key), rule.name, `${rule.hint}; empty is auto`, { placeholder: "auto", inputmode: "decimal", change });
+  const field = textField(freshId(key), rule.name, rule.hint, { placeholder: "auto", inputmode: "decimal", change });
   const value = () => field.input.value.trim();
   function check() {
     const number = Number(value());
