@@ -62,7 +62,9 @@ def test_an_answer_ends_before_the_first_stop_string_and_shows_nothing_of_it(tex
     """The first is the one that is complete first."""
     tokens = ids(text)
     sent, reader = stream(tokens, stops)
-    shown = next((part for n in range(len(tokens) + 1) if any(stop in (part := DECODE(tokens[:n])) for stop in stops)), "")
+    shown = next(
+        (part for n in range(len(tokens) + 1) if any(stop in (part := DECODE(tokens[:n])) for stop in stops)), ""
+    )
     cut = min((at for stop in stops if (at := shown.find(stop)) >= 0), default=None)
     assert reader.stopped == (cut is not None)
     assert "".join(sent) == text[:cut]
