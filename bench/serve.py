@@ -1,10 +1,10 @@
-"""The serving engine: one adapter against several in one batch, PEFT's mixed `generate`, and the time to the first token.
+"""The serving engine: one adapter against several in one batch, PEFT's mixed `generate`, time to the first token.
 
     make bench-serve                   # 16 rows over 4 adapters, on this machine's CPU or GPU, a few minutes
     make bench-serve ARGS="--quick"    # one round, printed
 
-tunery and PEFT compute the same prompts with the same adapters in the same number format in one process, in turn. Writes
-the section "Serving" of docs/benchmarks.md.
+tunery and PEFT compute the same prompts with the same adapters in the same number format, in one process, in turn.
+Writes the section "Serving" of docs/benchmarks.md.
 """
 
 from __future__ import annotations

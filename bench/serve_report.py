@@ -16,10 +16,10 @@ AGREEMENT = 0.25
 ABOUT = """\
 {rows} questions at once, {prompt} tokens each, answered with {answer} tokens each by {model} in {dtype}; prompts of
 random tokens, nothing shared. Adapters are random, rank {rank} on all linear layers, {adapters} of them; in the mixed
-batch every {adapters}th row has the same one. PEFT computes the same rows with `generate(adapter_names=…)`, its adapters
-in the number format of the base. Speeds count answered tokens, the prompts' time included. All are timed in turn in one
-process; the median of {rounds} rounds after one to warm up, ratios by round. The first token is that of a prompt of
-{first_prompt} tokens: alone, and while {others} other rows over all adapters are being answered.
+batch every {adapters}th row has the same one. PEFT computes the same rows with `generate(adapter_names=…)`, its
+adapters in the number format of the base. Speeds count answered tokens, the prompts' time included. All are timed in
+turn in one process; the median of {rounds} rounds after one to warm up, ratios by round. The first token is that of a
+prompt of {first_prompt} tokens: alone, and while {others} other rows over all adapters are being answered.
 """
 
 

@@ -10,7 +10,7 @@ _ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 HERMES = (
     _HEAD
     + "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    + "{% for call in m.tool_calls or [] %}{% if m.content or not loop.first %}\n{% endif %}<tool_call>\n"
+    + "{% for call in m.tool_calls or [] %}{% if m.content or not loop.first %}{{ '\n' }}{% endif %}<tool_call>\n"
     + '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
     + "{% endfor %}<|im_end|>\n{% endfor %}"
     + _ASK

@@ -325,12 +325,11 @@ def test_a_failing_step_fails_only_the_rows_that_cause_it(error: Exception, stat
 
 def test_numbers_that_are_not_finite_fail_their_row_and_poison_nothing() -> None:
     base = tiny_base()
-    bad = 77
+    prompts = [prompt_of(40, seed=i) for i in range(3)]
+    wanted = [greedy(base.model, prompt, 10) for prompt in prompts]
+    bad = next(t for t in range(3, VOCABULARY) if not any(t in each for each in (*prompts, *wanted)))
     with torch.no_grad():
         base.model.get_input_embeddings().weight[bad] = float("nan")  # type: ignore[union-attr, index]
-    prompts = [[t for t in prompt_of(40, seed=i) if t != bad] for i in range(3)]
-    wanted = [greedy(base.model, prompt, 10) for prompt in prompts]
-    assert all(bad not in tokens for tokens in wanted)
     with running(base) as engine:
         poisoned = ask(engine, [*prompts[0], bad, *prompts[0]], 10)
         answers = [ask(engine, prompt, 10) for prompt in prompts]

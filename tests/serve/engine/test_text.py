@@ -59,8 +59,13 @@ def test_a_character_of_several_tokens_comes_when_it_is_whole() -> None:
     st.lists(st.text(alphabet="ab\n ", min_size=1, max_size=5), min_size=1, max_size=4),
 )
 def test_an_answer_ends_before_the_first_stop_string_and_shows_nothing_of_it(text: str, stops: list[str]) -> None:
-    sent, reader = stream(ids(text), stops)
-    cut = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+    """The first is the one that is complete first."""
+    tokens = ids(text)
+    sent, reader = stream(tokens, stops)
+    shown = next(
+        (part for n in range(len(tokens) + 1) if any(stop in (part := DECODE(tokens[:n])) for stop in stops)), ""
+    )
+    cut = min((at for stop in stops if (at := shown.find(stop)) >= 0), default=None)
     assert reader.stopped == (cut is not None)
     assert "".join(sent) == text[:cut]
     so_far = ""

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from tunery.errors import AdapterError
 from tunery.lora.adapter import read_adapter
 from tunery.lora.attach import Piece
 from tunery.lora.layer import LoRAEmbedding, wrap
+from tunery.models.device import on_device
 from tunery.serve.engine.layers import Group, Low, Site
 
 PATIENCE = 32
@@ -63,8 +65,8 @@ class Tokens:
         owners = [-1 if adapter is None else number[adapter] for adapter, _ in runs]
         self._alone = len(members) == 1 and -1 not in owners
         if not self._alone:
-            counts = torch.tensor([count for _, count in runs])
-            self._owners = torch.tensor(owners).repeat_interleave(counts).to(device)
+            each = np.repeat(np.asarray(owners, np.int64), np.asarray([count for _, count in runs], np.int64))
+            self._owners = on_device(each, device)
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def mask(self, columns: tuple[int, ...]) -> Tensor | None:
@@ -72,7 +74,7 @@ class Tokens:
         if self._alone:
             return None
         if columns not in self._masks:
-            owner = torch.tensor(columns, device=self._owners.device)
+            owner = on_device(np.asarray(columns, np.int64), self._owners.device)
             self._masks[columns] = self._owners[:, None] != owner[None, :]
         return self._masks[columns]
 

@@ -46,6 +46,7 @@ class Batch:
     Attributes:
         waiting: in order of arrival.
         active: with a place in the cache, in order of joining.
+        put_back: the last plan let rows wait again, because memory is short.
     """
 
     def __init__(self, runner: Runner, limits: Limits):
@@ -59,6 +60,7 @@ class Batch:
         self.context = min(runner.context, max(self.cache.longest_row, SMALLEST))
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
+        self.put_back = False
         self._step_tokens = limits.step_tokens or STEP_TOKENS.get(device.type, STEP_TOKENS["cpu"])
         self._coming: dict[bytes, Row] = {}
         """Blocks that are being computed, and by which row."""
@@ -155,6 +157,7 @@ class Batch:
 
     def plan(self) -> list[Part]:
         """What every row gives to the next step."""
+        self.put_back = False
         self.cache.tidy()
         decoding = sum(row.pending == 1 for row in self.active)
         budget = self._step_tokens - decoding if decoding else 2 * self._step_tokens
@@ -187,6 +190,7 @@ class Batch:
         self.leave(row)
         row.computed, row.names = 0, None
         self.waiting.appendleft(row)
+        self.put_back = True
 
     def keep_blocks(self, row: Row) -> None:
         """Put the blocks of its prompt that are complete now into the prefix store."""

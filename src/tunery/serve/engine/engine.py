@@ -132,7 +132,7 @@ class Engine:
         self._fail_all(_shutting_down())
 
     def _turn(self) -> bool:
-        """One step, with what comes before it; false if there is nothing to compute."""
+        """One step, with what comes before it; false if there is nothing to do but to wait."""
         self._read_inbox()
         for row in [row for row in self.batch.active if row.asked.cancelled]:
             self.batch.leave(row)
@@ -142,7 +142,7 @@ class Engine:
         if parts:
             self._compute(parts)
             self._counts["steps"] += 1
-        return bool(parts)
+        return bool(parts) or self.batch.put_back
 
     def _read_inbox(self) -> None:
         while self._inbox:

@@ -105,6 +105,7 @@ class Sampler:
         return self._random.random()
 
 
+@torch.inference_mode()
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice | Exception]:
     """The next token of each row.
 

@@ -248,15 +248,17 @@ def _by_form(text: str, form: Form) -> list[Call]:
             return []
         calls.append(Call(name, _dumped(value)))
         rest = rest[stop:]
-        following = None if form.joint is None else _after(rest, form.joint.partition(_ID))
+        following = None if form.joint is None else _after(rest, form.joint)
         if following is None:
-            return calls
+            left = _after(rest, form.closing)
+            ended = form.closing.startswith(rest.rstrip()) if left is None else not left.strip()
+            return calls if ended else []
         at = len(text) - len(following)
 
 
-def _after(rest: str, joint: tuple[str, str, str]) -> str | None:
-    """What follows the joint between two calls; None where there is no further call."""
-    before, there, after = joint
+def _after(rest: str, fixed: str) -> str | None:
+    """What follows a fixed text that may hold a call's id; None where another text stands there."""
+    before, there, after = fixed.partition(_ID)
     if not rest.startswith(before):
         return None
     rest = rest[len(before) :]
