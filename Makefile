@@ -56,8 +56,8 @@ bench-serve: $(VENV_TEST)/.installed  ## the serving engine: mixed adapters, aga
 bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA GPU: the same page
 	$(BIN_TEST)/python -m bench.gpu $(ARGS)
 
-torture: $(VENV_TEST)/.installed  ## kill server and workers 20 times: jobs must end as if nothing had happened, 8 min
-	TUNERY_KILLS=20 $(BIN_TEST)/python -m pytest -m torture
+torture: $(VENV_TEST)/.installed  ## server and workers killed 20 times, 20 bursts of 64 clients: as if nothing had happened, 12 min
+	TUNERY_KILLS=20 TUNERY_BURSTS=20 $(BIN_TEST)/python -m pytest -m torture
 
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
