@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -63,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psut
 
 
 def burst(seed: int) -> list[Ask]:
-    """64 clients: prompts that begin alike and end differently, for all adapters and the base; every second hangs up."""
+    """64 clients: prompts that begin alike, for all adapters and the base; every second hangs up."""
     draw = random.Random(seed)
     return [
         Ask(
