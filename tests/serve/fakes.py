@@ -384,7 +384,7 @@ class EchoBackend:
 
 
 def _words(request: Any, index: int, words: Sequence[str], limit: int | None) -> list[Delta]:
-    wanted = request.logprobs not in (False, None)
+    wanted = request.logprobs is not None and request.logprobs is not False
     top = request.top_logprobs if isinstance(request, ChatRequest) else request.logprobs or 0
     shown = words[:limit]
     deltas = [Delta(index, word, logprobs=(_logprob(word, top),) if wanted else ()) for word in shown]
