@@ -237,7 +237,7 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     "--task-defaults", type=click.Path(path_type=Path), metavar="FILE",
     help="Settings for all jobs: sections of a task file, such as lora and train.",
 )  # fmt: skip
-@click.option("--max-rows", default=32, show_default=True, type=click.IntRange(1), help="Answers made at a time.")
+@click.option("--max-rows", default=64, show_default=True, type=click.IntRange(1), help="Answers made at a time.")
 @click.option("--max-queue", default=256, show_default=True, type=click.IntRange(0), help="Requests that may wait.")
 @click.option("--allow-host", "allow_hosts", multiple=True, metavar="NAME", help="A further Host name. Repeatable.")
 @click.option(

@@ -258,7 +258,7 @@ class FakeJobs:
             job, fine_tuned_model=name, finished_at=int(time.time()), trained_tokens=123, result_files=[file.id]
         )
 
-    def list(self, after: str | None, limit: int, metadata: Any) -> Page:
+    def list(self, after: str | None, limit: int, metadata: dict[str, str] | None = None) -> Page:
         jobs = [job for job in list(self.jobs.values())[::-1] if _matches(job.metadata, metadata)]
         return page(jobs, after, limit)
 
@@ -297,9 +297,7 @@ class FakeJobs:
         return self.folder / self._find(job_id).id / "run"
 
 
-def _matches(metadata: dict[str, str] | None, wanted: Any) -> bool:
-    if wanted == "null":
-        return not metadata
+def _matches(metadata: dict[str, str] | None, wanted: dict[str, str] | None) -> bool:
     return all((metadata or {}).get(key) == value for key, value in (wanted or {}).items())
 
 
@@ -384,7 +382,7 @@ class EchoBackend:
 
 
 def _words(request: Any, index: int, words: Sequence[str], limit: int | None) -> list[Delta]:
-    wanted = request.logprobs not in (False, None)
+    wanted = request.logprobs is not None and request.logprobs is not False
     top = request.top_logprobs if isinstance(request, ChatRequest) else request.logprobs or 0
     shown = words[:limit]
     deltas = [Delta(index, word, logprobs=(_logprob(word, top),) if wanted else ()) for word in shown]

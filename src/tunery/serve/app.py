@@ -142,7 +142,7 @@ class Server(uvicorn.Server):
         ready: called when connections are accepted.
     """
 
-    def __init__(self, app: FastAPI, settings: ServeSettings, ready: Callable[[], None] = lambda: None):
+    def __init__(self, app: FastAPI, settings: ServeSettings, ready: Callable[[], object] = lambda: None):
         super().__init__(
             uvicorn.Config(
                 app,
@@ -204,7 +204,7 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: FastAPI, settings: ServeSettings, ready: Callable[[], None]) -> None:
+def serve(app: FastAPI, settings: ServeSettings, ready: Callable[[], object]) -> None:
     """Answer requests until a signal comes.
 
     Raises:

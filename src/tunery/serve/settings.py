@@ -59,7 +59,7 @@ class ServeSettings(BaseModel):
     engine: str | None = None
     engine_kind: Literal["vllm", "llamacpp"] = "vllm"
     task_defaults: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    max_rows: Annotated[int, Field(ge=1)] = 32
+    max_rows: Annotated[int, Field(ge=1)] = 64
     max_queue: Annotated[int, Field(ge=0)] = 256
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from tests.serve.fakes import EchoBackend, FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tests.tiny import save_tiny_llama, tiny_tokenizer
+from tunery.serve.app import make_parts
 from tunery.serve.settings import make_settings
 
 ALIAS = "gpt-4o-mini"
@@ -30,13 +30,6 @@ _CHATML_WITH_TOOLS = (
 )
 
 
-def _has(*modules: str) -> bool:
-    try:
-        return all(importlib.util.find_spec(module) is not None for module in modules)
-    except ModuleNotFoundError:
-        return False
-
-
 @pytest.fixture(scope="session", params=["stand-ins", "real"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with one base under the name gpt-4o-mini."""
@@ -48,10 +41,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         with running(settings, jobs, files, registry, EchoBackend()) as found:
             yield found
         return
-    if not _has("tunery.serve.jobs.service", "tunery.serve.engine.local"):
-        pytest.skip("the real parts are not there yet")
-    from tunery.serve.app import make_parts
-
     base = save_tiny_llama(home / "base", tiny_tokenizer(_CHATML_WITH_TOOLS))
     settings = make_settings(bases=(str(base),), aliases={ALIAS: str(base)}, home=home)
     with contextlib.ExitStack() as stack, running(settings, *make_parts(settings, stack)) as found:
@@ -121,6 +110,18 @@ def trained(client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory) -> 
         },
     )
     assert job.status in ("validating_files", "queued")
+    done = wait_for(client, job.id)
+    assert done.status == "succeeded", done.error
+    return done
+
+
+@pytest.fixture(scope="session")
+def older(client: openai.OpenAI) -> Any:
+    """A job that has succeeded, its hyperparameters in their older place; its model may be deleted."""
+    file = client.files.create(file=("rows.jsonl", chat_rows()), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model=ALIAS, training_file=file.id, hyperparameters={"n_epochs": 1, "batch_size": "auto"}
+    )
     done = wait_for(client, job.id)
     assert done.status == "succeeded", done.error
     return done

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.contract.conftest import ALIAS, async_client, chat_rows, wait_for
+from tests.serve.contract.conftest import ALIAS, async_client
 from tests.serve.running import Running
 
 
@@ -27,13 +27,8 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_deleting(client: openai.OpenAI) -> None:
-    file = client.files.create(file=("rows.jsonl", chat_rows()), purpose="fine-tune")
-    job = client.fine_tuning.jobs.create(
-        model=ALIAS, training_file=file.id, hyperparameters={"n_epochs": 1, "batch_size": 12}
-    )
-    name = wait_for(client, job.id).fine_tuned_model
-    assert name
+def test_deleting(client: openai.OpenAI, older: Any) -> None:
+    name = older.fine_tuned_model
     gone = client.models.delete(name)
     assert (gone.id, gone.deleted) == (name, True)
     with pytest.raises(openai.NotFoundError):

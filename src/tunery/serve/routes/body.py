@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -43,8 +43,8 @@ def require_id(what: str, given: str) -> str:
     return given
 
 
-def metadata_filter(request: HttpRequest) -> dict[str, str] | str | None:
-    """`metadata[key]=value` pairs of the query; "null" for `metadata=null`; None without any.
+def metadata_filter(request: HttpRequest) -> dict[str, str] | Literal["null"]:
+    """The `metadata[key]=value` pairs of the query; "null" for `metadata=null`, which asks for objects without any.
 
     Raises:
         ApiError: 400, both forms are there, or another value.
@@ -56,9 +56,9 @@ def metadata_filter(request: HttpRequest) -> dict[str, str] | str | None:
     }
     plain = request.query_params.get("metadata")
     if plain is None:
-        return pairs or None
+        return pairs
     if plain != "null" or pairs:
         raise ApiError(
             400, "A filter is written metadata[key]=value, or metadata=null.", code="invalid_value", param="metadata"
         )
-    return plain
+    return "null"

@@ -15,7 +15,6 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 import tunery
 from tunery.paths import RunPaths, safe_name
 from tunery.serve.errors import ApiError
-from tunery.serve.look import look
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import require_id
 from tunery.serve.routes.services import Injected, Services
@@ -121,6 +120,8 @@ async def check(
 
 
 def _look(services: Services, file_id: str, model: str, method: str, asked: dict[str, Any]) -> dict[str, Any]:
+    from tunery.serve.look import look  # brings what training needs
+
     base, start = services.registry.base_of(model)
     settings = services.settings
     return look(services.files, file_id, base, start, method, asked, settings.task_defaults, settings.home)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from starlette.concurrency import run_in_threadpool
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import json_body, metadata_filter, require_id
-from tunery.serve.routes.services import Injected
+from tunery.serve.routes.services import Injected, Services
 from tunery.serve.schemas import CreateJob
 from tunery.serve.schemas.objects import Checkpoint, Event, Job, listed, one
 
@@ -31,8 +31,22 @@ async def create(asked: Annotated[CreateJob, Depends(json_body(CreateJob))], ser
 @router.get("")
 def list_jobs(request: Request, services: Injected, after: str | None = None, limit: Limit = 20) -> Response:
     """A page of the jobs, newest first."""
-    page = services.jobs.list(after=after, limit=limit, metadata=metadata_filter(request))
+    wanted = metadata_filter(request)
+    if wanted == "null":
+        return json_response(listed(Job, *_without_metadata(services, after, limit)))
+    page = services.jobs.list(after=after, limit=limit, metadata=wanted)
     return json_response(listed(Job, page.data, page.has_more))
+
+
+def _without_metadata(services: Services, after: str | None, limit: int) -> tuple[list[Any], bool]:
+    """(jobs that have no metadata, whether there are more)."""
+    found: list[Any] = []
+    while True:
+        page = services.jobs.list(after=after, limit=100)
+        found += [job for job in page.data if not job.metadata]
+        if len(found) > limit or not page.has_more:
+            return found[:limit], len(found) > limit
+        after = page.data[-1].id
 
 
 @router.get("/{job_id}")
