@@ -176,6 +176,16 @@ def test_reading_does_not_wait_for_a_writer_and_sees_nothing_unfinished(store: S
     assert now.estimated_finish == 99
 
 
+def test_threads_that_have_ended_leave_no_connection_open(store: Store) -> None:
+    store.add(job(1))
+    for _ in range(30):
+        thread = threading.Thread(target=lambda: store.get(Job, "ftjob-1"))
+        thread.start()
+        thread.join()
+    assert len(store._connections) <= 2  # this thread's, and that of the last one
+    assert store.get(Job, "ftjob-1") == job(1)
+
+
 def test_what_was_committed_survives_a_killed_process(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom tunery.serve.records import Event\n"

@@ -98,7 +98,7 @@ class Store:
     def __init__(self, path: Path):
         self.path = path
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: dict[threading.Thread, sqlite3.Connection] = {}
         self._guard = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -113,13 +113,15 @@ class Store:
     def _connection(self) -> sqlite3.Connection:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            # isolation_level None: transactions are ours to begin. Only `close` comes from another thread.
+            # isolation_level None: transactions are ours to begin. Another thread only ever closes it.
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             self._local.connection = connection
             with self._guard:
-                self._connections.append(connection)
+                for thread in [thread for thread in self._connections if not thread.is_alive()]:
+                    self._connections.pop(thread).close()
+                self._connections[threading.current_thread()] = connection
         return connection
 
     def _migrate(self) -> None:
@@ -138,7 +140,7 @@ class Store:
     def close(self) -> None:
         """Close the connections of all threads; no thread may use the store any more."""
         with self._guard:
-            for connection in self._connections:
+            for connection in self._connections.values():
                 connection.close()
             self._connections.clear()
         self._local = threading.local()

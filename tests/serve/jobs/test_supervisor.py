@@ -312,6 +312,26 @@ def test_the_supervisor_outlives_trouble_with_one_job(tmp_path: Path, monkeypatc
         assert world.messages(job).count("The job has successfully completed") == 1
 
 
+def test_a_deleted_file_is_gone_from_jobs_too_once_they_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SWEEP_SECONDS", 0.0)
+    with fake_world(tmp_path, train=["wait", "ok"]) as world:
+        deleted, kept = world.upload(ROWS), world.upload(ROWS[:4])
+        job = world.create(deleted, validation_file=kept)
+        until(lambda: waiting(world, job))
+        world.files.delete(deleted)
+        time.sleep(0.5)
+        folder = world.folder(job)
+        assert folder.data("training_file").exists()  # the job needs it
+        world.jobs.pause(job.id)
+        assert folder.data("training_file").exists()
+        world.jobs.resume(job.id)
+        world.wait(job, "succeeded")
+        until(lambda: not folder.data("training_file").exists())
+        assert folder.data("validation_file").exists()
+
+
 def test_a_worker_is_in_a_session_of_its_own_and_does_not_import_from_the_current_folder(
     tmp_path: Path, started: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:

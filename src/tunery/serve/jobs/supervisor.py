@@ -22,7 +22,7 @@ from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.outcome import Outcome
 from tunery.serve.jobs.process import Worker, is_locked
 from tunery.serve.jobs.watch import Watch, validates_on_all
-from tunery.serve.records import Job, JobStatus, Work
+from tunery.serve.records import FINAL, File, Job, JobStatus, Work
 from tunery.serve.store import Store
 from tunery.task_file import load_task
 
@@ -152,9 +152,15 @@ class Supervisor:
             worker.kill()
 
     def _sweep(self) -> None:
-        if time.monotonic() >= self._next_sweep:
-            self._files.sweep()
-            self._next_sweep = time.monotonic() + SWEEP_SECONDS
+        """Delete files whose time is over, and with every deleted file the links of jobs that need it no more."""
+        if time.monotonic() < self._next_sweep:
+            return
+        self._next_sweep = time.monotonic() + SWEEP_SECONDS
+        self._files.sweep()
+        for job in self._store.list(Job, where={"status": tuple(FINAL)}).data:
+            for param, file_id in (("training_file", job.training_file), ("validation_file", job.validation_file)):
+                if file_id is not None and self._store.get(File, file_id) is None:
+                    self._folder(job.id).data(param).unlink(missing_ok=True)
 
     # ----------------------------------------------------------------- starting
 
