@@ -161,8 +161,8 @@ def test_cancelling_asks_first(page: Any, files: Files) -> None:
     expect(page.locator(".page-head .status")).to_have_text("Cancelled")
 
 
-def test_a_job_that_succeeds_gives_its_adapter_results_and_checkpoints(page: Any, files: Files) -> None:
-    start_job(page, files.good, "finished")
+def test_a_job_that_succeeded_gives_its_adapter_results_and_checkpoints(page: Any, site: Site, files: Files) -> None:
+    site.finished_job(page, files.good, "finished")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download the adapter").click()
     assert download.value.suggested_filename.endswith(".zip")
@@ -178,9 +178,8 @@ def test_a_job_that_succeeds_gives_its_adapter_results_and_checkpoints(page: Any
     assert events.get_by_role("listitem").count() > quiet
 
 
-def test_the_chart_is_read_with_the_arrow_keys(page: Any, files: Files) -> None:
-    start_job(page, files.good, "read")
-    page.get_by_role("link", name="Download the adapter").wait_for()
+def test_the_chart_is_read_with_the_arrow_keys(page: Any, site: Site, files: Files) -> None:
+    site.finished_job(page, files.good, "read")
     slider = page.get_by_role("slider", name="Loss by step")
     slider.focus()
     page.keyboard.press("Home")

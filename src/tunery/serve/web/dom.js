@@ -17,7 +17,7 @@ function fill(element, props, children) {
   return element;
 }
 
-/** An HTML element: `h("button", {class: "quiet", click: start}, "Start")`. A function listens to the event so named. */
+/** An HTML element: `h("button", {class: "quiet", click: start}, "Start")`. A function listens to that event. */
 export function h(name, props, ...children) {
   return fill(document.createElement(name), props, children);
 }
