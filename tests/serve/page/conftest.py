@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.serve.page.demo import bad_rows, chat_rows
-from tests.serve.page.reader import REAL, SECONDS
+from tests.serve.page.reader import REAL, SECONDS, start_job, wait_for_curves
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -68,6 +68,19 @@ class Site:
 
     url: str
     fake: Any  # the FakeServer, or None
+
+    def finished_job(self, page: Any, path: Path, suffix: str) -> None:
+        """Show a job that succeeded: made at once on the stand-in, trained on a real server."""
+        if self.fake is None:
+            start_job(page, path, suffix)
+        else:
+            from tests.serve.page.demo import add_job
+            from tests.serve.page.fake_jobs import StoredFile
+
+            job = add_job(self.fake.state, StoredFile(path.name, path.read_bytes()), suffix, 1.0)
+            page.goto(f"{self.url}/#/jobs/{job.id}")
+            wait_for_curves(page)
+        page.get_by_role("link", name="Download the adapter").wait_for()
 
     def need_fake(self) -> Any:
         """The stand-in, for a test that breaks it; skips where there is none."""

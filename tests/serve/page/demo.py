@@ -48,6 +48,16 @@ def bad_rows() -> bytes:
     return "\n".join(lines).encode()
 
 
+PLANS = (
+    ("tone", 1.0, 90_000),
+    ("export", 0.0, 50_000),
+    ("returns", 0.34, 9_000),
+    ("desk", 0.56, 130),
+    ("", 0.0, 40),
+)
+"""Suffix, share of the steps that are done, and age in seconds."""
+
+
 def fill(state: State) -> None:
     """Put the jobs into `state`."""
     desk, held, bad = (
@@ -55,33 +65,32 @@ def fill(state: State) -> None:
         StoredFile("help-desk-held-out.jsonl", chat_rows(120)),
         StoredFile("export-2026-11.jsonl", bad_rows()),
     )
-    for file in (desk, held, bad):
-        state.files[file.id] = file
-    plans = (
-        ("tone", 1.0, 90_000),
-        ("export", 0.0, 50_000),
-        ("returns", 0.34, 9_000),
-        ("desk", 0.56, 130),
-        ("", 0, 40),
-    )
-    for suffix, share, age in plans:
-        file = bad if suffix == "export" else desk
-        asked = {"model": BASE, "training_file": file.id, "suffix": suffix or None, "seed": 7}
-        job = FakeJob({**asked, "validation_file": held.id}, file, state.seconds_a_step)
-        job.created_at = int(time.time()) - age
-        state.jobs[job.id] = job
-        if file is bad:
-            job.fail(file.problems("supervised"))
-            job.finished_at = job.created_at + 2
-        elif share:
-            job.say("Files validated, moving job to queued state")
-            job.say("Fine-tuning job started")
-            job.status, job.trained = "running", share * job.total * job.seconds_a_step
-            job.advance(free=True)
-            _set_times(job, age, share)
+    state.files[held.id] = held
+    for suffix, share, age in PLANS:
+        job = add_job(state, bad if suffix == "export" else desk, suffix, share, age, validation_file=held.id)
         if suffix == "returns":
             job.status = "paused"
             job.say("The job was paused")
+
+
+def add_job(state: State, file: StoredFile, suffix: str, share: float, age: int = 60, **more: str) -> FakeJob:
+    """A job of which this share of the steps is done; one on a bad file has failed."""
+    state.files[file.id] = file
+    asked = {"model": BASE, "training_file": file.id, "suffix": suffix or None, "seed": 7, **more}
+    job = FakeJob(asked, file, state.seconds_a_step)
+    job.created_at = int(time.time()) - age
+    state.jobs[job.id] = job
+    problems = file.problems("supervised")
+    if problems:
+        job.fail(problems)
+        job.finished_at = job.created_at + 2
+    elif share:
+        job.say("Files validated, moving job to queued state")
+        job.say("Fine-tuning job started")
+        job.status, job.trained = "running", share * job.total * job.seconds_a_step
+        job.advance(free=True)
+        _set_times(job, age, share)
+    return job
 
 
 def _set_times(job: FakeJob, age: float, share: float) -> None:

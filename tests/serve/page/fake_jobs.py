@@ -151,7 +151,7 @@ class FakeJob:
     asked: Json
     file: StoredFile
     seconds_a_step: float
-    waits: float = 0.4
+    waits: float = 0.1
     id: str = field(default_factory=lambda: new_id("ftjob-"))
     created_at: int = field(default_factory=lambda: int(time.time()))
     status: str = "validating_files"
@@ -201,7 +201,7 @@ class FakeJob:
                 self._succeed()
 
     def _go_on(self, free: bool) -> None:
-        self.waits = 0.4
+        self.waits = 0.1
         if self.status == "validating_files":
             problems = self.file.problems(self.kind)
             if problems:

@@ -104,9 +104,23 @@ FOCUSED = """() => {
 }"""
 
 
+def operable(page: Any) -> list[tuple[int, str]]:
+    """(place in the document, name) of all that a keyboard has to reach; of radio buttons the chosen one."""
+    return page.evaluate(
+        """() => {
+          const all = [...document.querySelectorAll("*")];
+          const kinds = "a[href], button, input, select, textarea, summary, [tabindex='0']";
+          return [...document.querySelectorAll(kinds)]
+            .filter((each) => each.checkVisibility() && !each.disabled && (each.type !== "radio" || each.checked))
+            .map((each) => [all.indexOf(each), each.outerHTML.slice(0, 80)]);
+        }"""
+    )
+
+
 def tab_stops(page: Any, most: int = 120) -> list[dict[str, Any]]:
     """What Tab reaches from the top of the page: name, whether the focus is visible, place in the document."""
-    page.evaluate("document.activeElement.blur(); window.getSelection().removeAllRanges(); document.body.focus()")
+    page.locator("#skip").focus()  # where Tab begins on a fresh page; where the reader clicked last counts otherwise
+    page.keyboard.press("Shift+Tab")
     stops: list[dict[str, Any]] = []
     for _ in range(most):
         page.keyboard.press("Tab")

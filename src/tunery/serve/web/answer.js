@@ -40,7 +40,9 @@ export async function stream(answer, messages, options, onChange, signal) {
         Object.assign(answer, { state: "failed", note: `${error.message} Tried ${MOST_TRIES} times.` });
         break;
       }
-      answer.note = busy ? "The server is busy; asking again." : "The stream broke off; asking again when the server is back.";
+      answer.note = busy
+        ? "The server is busy; asking again."
+        : "The stream broke off; asking again when the server is back.";
       onChange();
       await (busy ? pause((error.retryAfter ?? tries) * 1000, signal) : back(signal));
       if (signal.aborted) {
@@ -119,12 +121,15 @@ export function answerView(answer, again) {
   return { element, update };
 }
 
+const milliseconds = (seconds) => `${Math.round(seconds * 1000)} ms`;
+
 function describe({ state, note, text, tokens, first, seconds }) {
   if (state === "failed" || note) return note;
   if (state === "streaming") return text ? "" : "waiting for the first token";
   if (state === "stopped") return "stopped";
-  const speed = tokens && seconds > first ? ` · ${(tokens / seconds).toFixed(tokens / seconds < 10 ? 1 : 0)} tokens/s` : "";
-  const wait = first === null ? "" : ` · first after ${first < 1 ? `${Math.round(first * 1000)} ms` : duration(first)}`;
+  const speed =
+    tokens && seconds > first ? ` · ${(tokens / seconds).toFixed(tokens / seconds < 10 ? 1 : 0)} tokens/s` : "";
+  const wait = first === null ? "" : ` · first after ${first < 1 ? milliseconds(first) : duration(first)}`;
   const parts = tokens === null ? "" : `${plural(tokens, "token")}${wait}${speed}`;
   return state === "length" ? `${parts}${parts && " · "}cut at the limit` : parts;
 }

@@ -172,7 +172,8 @@ export async function* streamChat(body, signal) {
     if (chunk.error) throw new Refused(chunk.error.status ?? 500, chunk.error);
     yield chunk;
   }
-  throw new Unreachable(); // the end came without [DONE]
+  unanswered(); // the end came without [DONE]
+  throw new Unreachable();
 }
 
 /** The data of each server-sent event. */

@@ -109,11 +109,23 @@ connection.addEventListener("key", async ({ detail }) => {
 async function showFooter() {
   const server = await api.server().catch(() => null);
   if (!server) return; // "up" comes back here
-  const forget = h("button", { type: "button", class: "quiet", click: () => (key.set(""), location.reload()) }, "Forget the key");
-  document.getElementById("bottom").replaceChildren(
-    h("details", {}, h("summary", {}, "Use it from a script"), h("p", {}, "Scripts written for OpenAI's API run against this server when they are pointed here:"), scriptHint()),
-    h("p", { class: "note" }, `tunery ${server.version}`, server.needs_key && key.get() && forget),
+  const forget = h(
+    "button",
+    { type: "button", class: "quiet", click: () => (key.set(""), location.reload()) },
+    "Forget the key",
   );
+  document
+    .getElementById("bottom")
+    .replaceChildren(
+      h(
+        "details",
+        {},
+        h("summary", {}, "Use it from a script"),
+        h("p", {}, "Scripts written for OpenAI's API run against this server when they are pointed here:"),
+        scriptHint(),
+      ),
+      h("p", { class: "note" }, `tunery ${server.version}`, server.needs_key && key.get() && forget),
+    );
 }
 
 route();

@@ -194,7 +194,9 @@ export class LineChart {
   /** Only when the reader moves, so that a screen reader is not told of every new step. */
   speak() {
     const step = this.cursor ?? this.lead().at(-1)?.[0] ?? 0;
-    const values = this.series.filter((one) => one.value).map((one) => `${one.name} ${this.format(this.valueAt(one, step))}`);
+    const values = this.series
+      .filter((one) => one.value)
+      .map((one) => `${one.name} ${this.format(this.valueAt(one, step))}`);
     this.plot.setAttribute("aria-valuemax", Math.max(this.total, 1));
     this.plot.setAttribute("aria-valuenow", step);
     this.plot.setAttribute("aria-valuetext", `Step ${step}: ${values.join(", ")}`);

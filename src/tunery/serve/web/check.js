@@ -34,14 +34,34 @@ function problems(result, filename, short) {
     h(
       "div",
       { class: "scroll", tabindex: 0, role: "region", "aria-label": `Problems in ${filename}` },
-      h("table", { class: "problems", role: "table" }, h("thead", {}, h("tr", {}, heads.map((head, index) => h("th", { scope: "col", class: index ? "" : "n" }, head)))), h("tbody", {}, rows)),
+      h(
+        "table",
+        { class: "problems", role: "table" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            heads.map((head, index) => h("th", { scope: "col", class: index ? "" : "n" }, head)),
+          ),
+        ),
+        h("tbody", {}, rows),
+      ),
     ),
     cut && h("p", { class: "note" }, `These are the first ${whole(result.problems.length)}.`),
   );
 }
 
 function sound(result, filename) {
-  const { rows, tokens, trained_tokens: trained, steps, seconds_estimate: seconds, hyperparameters: numbers = {} } = result;
+  const {
+    rows,
+    tokens,
+    trained_tokens: trained,
+    steps,
+    seconds_estimate: seconds,
+    hyperparameters: numbers = {},
+  } = result;
   const unit = result.kind === "preference" ? "pair" : "row";
   return h(
     "div",
@@ -56,7 +76,12 @@ function sound(result, filename) {
       steps !== undefined && number("Steps", whole(steps), seconds ? `about ${duration(seconds)}` : ""),
     ),
     steps !== undefined && numbers.n_epochs && h("p", { class: "note plan" }, plan(numbers, unit)),
-    result.notes?.length > 0 && h("ul", { class: "notes" }, result.notes.map((note) => h("li", {}, note))),
+    result.notes?.length > 0 &&
+      h(
+        "ul",
+        { class: "notes" },
+        result.notes.map((note) => h("li", {}, note)),
+      ),
     result.previews?.length > 0 && previews(result.previews),
   );
 }

@@ -30,7 +30,7 @@ const METHODS = {
   ],
 };
 
-/** The metrics of one job, held as points by key. A step that comes again, after a crash, takes the place of the first. */
+/** The metrics of one job, as points by key. A step that comes again, after a crash, takes the place of the first. */
 export class Metrics {
   constructor(id) {
     this.id = id;
@@ -103,8 +103,18 @@ export function curvesView(method) {
   const element = h(
     "div",
     {},
-    h("dl", { class: "figures" }, figures.map((each) => each.element), speed.element, tokens.element),
-    h("div", { class: "charts" }, charts.map((each) => each.chart.element)),
+    h(
+      "dl",
+      { class: "figures" },
+      figures.map((each) => each.element),
+      speed.element,
+      tokens.element,
+    ),
+    h(
+      "div",
+      { class: "charts" },
+      charts.map((each) => each.chart.element),
+    ),
     note,
   );
 
@@ -155,7 +165,10 @@ function remaining(job) {
   const now = Date.now() / 1000;
   if (job.status === "running" && job.estimated_finish) {
     const seconds = job.estimated_finish - now;
-    const time = new Date(job.estimated_finish * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+    const time = new Date(job.estimated_finish * 1000).toLocaleTimeString("en-GB", {
+      hour: "2-digit",
+      minute: "2-digit",
+    });
     return seconds > 5 ? `about ${duration(seconds)} left, done at ${time}` : "nearly done";
   }
   if (job.status === "paused") return "paused, goes on from here";

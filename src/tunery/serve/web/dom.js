@@ -17,7 +17,7 @@ function fill(element, props, children) {
   return element;
 }
 
-/** An HTML element: `h("button", {class: "plain", click: start}, "Start")`. A function listens to the event of its name. */
+/** An HTML element: `h("button", {class: "quiet", click: start}, "Start")`. A function listens to that event. */
 export function h(name, props, ...children) {
   return fill(document.createElement(name), props, children);
 }
@@ -39,7 +39,7 @@ export function setAttribute(node, name, value) {
 
 /**
  * Make the children of `parent` match `items`, keeping the node of every item that stays: focus and scroll stay too.
- * @param keyOf item → text that names it; @param make item → node; @param update (node, item), for new nodes as well.
+ * @param keyOf item → text that names it; @param make item → node; @param update (node, item), of new nodes too
  */
 export function reconcile(parent, items, keyOf, make, update = () => {}) {
   const wanted = new Set(items.map(keyOf));
@@ -94,5 +94,11 @@ export function copyButton(text, label = "Copy") {
 
 /** A message about something that went wrong, with an optional button. */
 export function problemBox(title, detail, action) {
-  return h("div", { class: "problem", role: "alert" }, h("h2", {}, title), detail && h("p", { class: "text" }, detail), action);
+  return h(
+    "div",
+    { class: "problem", role: "alert" },
+    h("h2", {}, title),
+    detail && h("p", { class: "text" }, detail),
+    action,
+  );
 }

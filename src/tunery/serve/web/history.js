@@ -8,78 +8,89 @@ const KEPT = 2000; // more are fetched on request, and a long list would be slow
 const PAGES_AT_ONCE = 10;
 const ENOUGH = 8; // messages that a first look shows; there may be a page of steps between two of them
 
-/** Events, newest first: {element, refresh(signal) → whether there are new ones}. */
-export function eventsView(id) {
-  const list = h("ol", { class: "events", tabindex: 0, "aria-label": "Events, newest first" });
-  const older = h("button", { type: "button", class: "quiet", hidden: true, click: showOlder }, "Show older events");
-  const steps = h("input", { type: "checkbox", id: "show-steps", change: draw });
-  const element = h(
-    "section",
-    { class: "card", "aria-labelledby": "events-title" },
-    h("div", { class: "card-head" }, h("h2", { id: "events-title" }, "Events"), h("label", { for: "show-steps", class: "check" }, steps, "Each step")),
-    list,
-    older,
-  );
-  let events = [];
-  let more = false;
-  let first = true;
+/** Events, newest first. */
+export class EventsView {
+  constructor(id) {
+    this.id = id;
+    this.events = [];
+    this.more = false; // older ones on the server
+    this.list = h("ol", { class: "events", tabindex: 0, "aria-label": "Events, newest first" });
+    this.older = h("button", { type: "button", class: "quiet", hidden: true }, "Show older events");
+    this.older.addEventListener("click", () => this.showOlder());
+    this.steps = h("input", { type: "checkbox", id: "show-steps", change: () => this.draw() });
+    const choice = h("label", { for: "show-steps", class: "check" }, this.steps, "Each step");
+    const head = h("div", { class: "card-head" }, h("h2", { id: "events-title" }, "Events"), choice);
+    this.element = h("section", { class: "card", "aria-labelledby": "events-title" }, head, this.list, this.older);
+  }
 
-  async function refresh(signal) {
-    const known = new Set(events.map((event) => event.id));
-    let page = await api.events(id, {}, signal);
-    const fresh = [];
-    // After a sleep there may be more than a page of new ones: go back until the known ones.
-    for (let count = 1; ; count += 1) {
-      fresh.push(...page.data.filter((event) => !known.has(event.id)));
-      const joined = !events.length || page.data.some((event) => known.has(event.id));
-      if (!joined && page.has_more && count < PAGES_AT_ONCE) {
-        page = await api.events(id, { after: page.data.at(-1).id }, signal);
-        continue;
-      }
-      if (!joined && page.has_more) events = []; // too far behind to be worth joining
-      if (!events.length) more = page.has_more;
-      break;
-    }
+  /** Fetch what is new. @returns whether there is anything */
+  async refresh(signal) {
+    const first = !this.events.length;
+    const fresh = await this.fetchNew(signal);
     if (!fresh.length) return false;
     if (!first) speak(fresh);
-    first = false;
-    events = [...fresh, ...events];
-    for (let count = 1; more && messages().length < ENOUGH && count < PAGES_AT_ONCE; count += 1) await addOlder(signal);
-    if (events.length > KEPT) {
-      events = events.slice(0, KEPT);
-      more = true;
+    this.events = [...fresh, ...this.events];
+    for (let count = 1; this.more && this.messages().length < ENOUGH && count < PAGES_AT_ONCE; count += 1) {
+      await this.fetchOlder(signal);
     }
-    draw();
+    if (this.events.length > KEPT) {
+      this.events = this.events.slice(0, KEPT);
+      this.more = true;
+    }
+    this.draw();
     return true;
   }
 
-  function speak(fresh) {
-    const told = fresh.filter((event) => event.type !== "metrics" || event.level !== "info");
-    if (told.length) announce(told.reverse().map((event) => event.message).join(". "));
+  /** After a sleep there may be more than a page of new ones: go back until one that is known. */
+  async fetchNew(signal) {
+    const known = new Set(this.events.map((event) => event.id));
+    const fresh = [];
+    let after;
+    for (let count = 0; count < PAGES_AT_ONCE; count += 1) {
+      const page = await api.events(this.id, { after }, signal);
+      fresh.push(...page.data.filter((event) => !known.has(event.id)));
+      if (page.data.some((event) => known.has(event.id))) return fresh;
+      this.more = page.has_more;
+      if (!known.size || !page.has_more) return fresh;
+      after = page.data.at(-1).id;
+    }
+    this.events = []; // too far behind to be joined; older ones can be asked for
+    return fresh;
   }
 
-  async function addOlder(signal) {
-    const page = await api.events(id, { after: events.at(-1).id }, signal);
-    const known = new Set(events.map((event) => event.id));
-    events = [...events, ...page.data.filter((event) => !known.has(event.id))];
-    more = page.has_more;
+  async fetchOlder(signal) {
+    const page = await api.events(this.id, { after: this.events.at(-1).id }, signal);
+    const known = new Set(this.events.map((event) => event.id));
+    this.events = [...this.events, ...page.data.filter((event) => !known.has(event.id))];
+    this.more = page.has_more;
   }
 
-  async function showOlder() {
-    const before = shown().length;
-    for (let count = 0; more && shown().length === before && count < PAGES_AT_ONCE; count += 1) await addOlder();
-    draw();
+  async showOlder() {
+    const before = this.shown().length;
+    for (let count = 0; this.more && this.shown().length === before && count < PAGES_AT_ONCE; count += 1) {
+      await this.fetchOlder();
+    }
+    this.draw();
   }
 
-  const messages = () => events.filter((event) => event.type !== "metrics");
-  const shown = () => (steps.checked ? events : messages());
-
-  function draw() {
-    reconcile(list, shown(), (event) => event.id, makeEvent);
-    older.hidden = !more;
+  messages() {
+    return this.events.filter((event) => event.type !== "metrics");
   }
 
-  return { element, refresh };
+  shown() {
+    return this.steps.checked ? this.events : this.messages();
+  }
+
+  draw() {
+    reconcile(this.list, this.shown(), (event) => event.id, makeEvent);
+    this.older.hidden = !this.more;
+  }
+}
+
+function speak(fresh) {
+  const told = fresh.filter((event) => event.type !== "metrics" || event.level !== "info");
+  const texts = told.reverse().map((event) => event.message);
+  if (texts.length) announce(texts.join(". "));
 }
 
 const LEVELS = { warn: "Warning", warning: "Warning", error: "Error" };
@@ -97,7 +108,9 @@ function makeEvent(event) {
 /** Checkpoints, newest first: {element, refresh(signal)}. */
 export function checkpointsView(id) {
   const rows = h("tbody", {});
-  const head = ["Step", "Training loss", "Validation loss", "Token accuracy"].map((name) => h("th", { scope: "col", class: "n" }, name));
+  const head = ["Step", "Training loss", "Validation loss", "Token accuracy"].map((name) =>
+    h("th", { scope: "col", class: "n" }, name),
+  );
   const table = h(
     "table",
     {},
@@ -136,7 +149,8 @@ const validLoss = (metrics) => metrics.full_valid_loss ?? metrics.valid_loss;
 
 function makeCheckpoint(checkpoint, base) {
   const { metrics, step_number: step, fine_tuned_model_checkpoint: model } = checkpoint;
-  const accuracy = metrics.full_valid_mean_token_accuracy ?? metrics.valid_mean_token_accuracy ?? metrics.train_mean_token_accuracy;
+  const accuracy =
+    metrics.full_valid_mean_token_accuracy ?? metrics.valid_mean_token_accuracy ?? metrics.train_mean_token_accuracy;
   const best = h("span", { class: "best", title: "The lowest validation loss of all checkpoints" }, "best");
   const row = h(
     "tr",
@@ -165,4 +179,3 @@ function named(button, label) {
 export function chatLink(base, tuned) {
   return `#/chat?${new URLSearchParams({ base, tuned })}`;
 }
-

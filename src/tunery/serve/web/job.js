@@ -5,7 +5,7 @@ import { checkView } from "./check.js";
 import { curvesView, Metrics, progressView } from "./curves.js";
 import { announce, copyButton, h, problemBox, setText } from "./dom.js";
 import { bytes, day, jobName, loss, rate, shortModel, whole } from "./format.js";
-import { chatLink, checkpointsView, eventsView } from "./history.js";
+import { chatLink, checkpointsView, EventsView } from "./history.js";
 import { confirmed, facts, fileLink, isFinal, message, pageHead, setStatus, statusBadge, statusName } from "./parts.js";
 import { poll } from "./poll.js";
 
@@ -23,76 +23,87 @@ export async function show(main, { id, signal, setTitle }) {
   const refresh = poll(load, signal, (error) => {
     if (view) return;
     const back = h("a", { class: "button", href: "#/jobs" }, "All jobs");
-    holder.replaceChildren(problemBox(error.status === 404 ? "There is no such job" : "The job cannot be shown", error.message, back));
+    holder.replaceChildren(
+      problemBox(error.status === 404 ? "There is no such job" : "The job cannot be shown", error.message, back),
+    );
   });
 
   async function load() {
     const [job] = await Promise.all([api.job(id, signal), metrics.refresh(signal)]);
     if (!view) {
-      view = jobView(job, refresh);
+      view = new JobView(job, refresh);
       holder.replaceChildren(view.element);
     }
     const share = view.update(job, metrics);
     if (await view.events.refresh(signal)) await view.checkpoints.refresh(signal, job.model);
     if (before && before !== job.status) announce(`Job ${jobName(job)}: ${statusName(job.status)}`);
-    setTitle(`${job.status === "running" ? `${Math.floor(share * 100)} %` : statusName(job.status)} · ${jobName(job)}`);
+    const state = job.status === "running" ? `${Math.floor(share * 100)} %` : statusName(job.status);
+    setTitle(`${state} · ${jobName(job)}`);
     const settled = isFinal(job.status) && before === job.status; // once more after the end, for what came last
     before = job.status;
     return settled ? null : (PAUSE[job.status] ?? 1_200);
   }
 }
 
-function jobView(job, refresh) {
-  const method = job.method?.type ?? "supervised";
-  const badge = statusBadge();
-  const model = h("span", {});
-  const buttons = steering(job.id, refresh);
-  const head = pageHead(jobName(job), {
-    above: h("p", { class: "crumbs" }, h("a", { href: "#/jobs" }, "Jobs")),
-    under: h("p", { class: "under" }, badge, model),
-    actions: buttons.nodes,
-  });
-  const trouble = h("div", {});
-  const progress = progressView();
-  const curves = curvesView(method);
-  const results = h("div", {});
-  const settings = h("div", {});
-  const events = eventsView(job.id);
-  const checkpoints = checkpointsView(job.id);
-  const training = h("section", { class: "card", "aria-label": "Training" }, progress.element, curves.element);
-  const element = h(
-    "article",
-    {},
-    head,
-    trouble,
-    results,
-    training,
-    h("div", { class: "halves" }, checkpoints.element, events.element),
-    h("section", { class: "card", "aria-labelledby": "settings-title" }, h("div", { class: "card-head" }, h("h2", { id: "settings-title" }, "Settings")), settings),
-  );
-  let drawn = "";
-
-  function update(now, metrics) {
-    setStatus(badge, now.status);
-    setText(model, `${shortModel(now.model)}, ${method === "dpo" ? "DPO" : "supervised"}`);
-    buttons.update(now);
-    curves.update(now, metrics);
-    const share = progress.update(now, metrics);
-    const nothing = isFinal(now.status) && !metrics.step(); // it ended before the first step
-    training.hidden = checkpoints.element.hidden = nothing;
-    // The rest changes rarely; drawing it anew each second would lose a selection or an open menu.
-    const { status, fine_tuned_model, hyperparameters, error, result_files } = now;
-    const state = JSON.stringify([status, fine_tuned_model, now.method, hyperparameters, error, result_files, metrics.report, metrics.adapterBytes]);
-    if (state !== drawn) {
-      drawn = state;
-      showTrouble(trouble, now);
-      showResults(results, now, metrics);
-      showSettings(settings, now);
-    }
-    return share;
+class JobView {
+  constructor(job, refresh) {
+    this.method = job.method?.type ?? "supervised";
+    this.events = new EventsView(job.id);
+    this.checkpoints = checkpointsView(job.id);
+    this.progress = progressView();
+    this.curves = curvesView(this.method);
+    this.buttons = steering(job.id, refresh);
+    this.trouble = h("div", {});
+    this.results = h("div", {});
+    this.settings = h("div", {});
+    this.drawn = "";
+    this.element = h("article", {}, this.head(job), this.trouble, this.results, this.body());
   }
 
-  return { element, update, events, checkpoints };
+  head(job) {
+    this.badge = statusBadge();
+    this.model = h("span", {});
+    return pageHead(jobName(job), {
+      above: h("p", { class: "crumbs" }, h("a", { href: "#/jobs" }, "Jobs")),
+      under: h("p", { class: "under" }, this.badge, this.model),
+      actions: this.buttons.nodes,
+    });
+  }
+
+  body() {
+    const curves = [this.progress.element, this.curves.element];
+    this.training = h("section", { class: "card", "aria-label": "Training" }, curves);
+    const heading = h("div", { class: "card-head" }, h("h2", { id: "settings-title" }, "Settings"));
+    return [
+      this.training,
+      h("div", { class: "halves" }, this.checkpoints.element, this.events.element),
+      h("section", { class: "card", "aria-labelledby": "settings-title" }, heading, this.settings),
+    ];
+  }
+
+  /** @returns the share of the steps that are done */
+  update(job, metrics) {
+    setStatus(this.badge, job.status);
+    setText(this.model, `${shortModel(job.model)}, ${this.method === "dpo" ? "DPO" : "supervised"}`);
+    this.buttons.update(job);
+    this.curves.update(job, metrics);
+    const nothing = isFinal(job.status) && !metrics.step(); // it ended before the first step
+    this.training.hidden = this.checkpoints.element.hidden = nothing;
+    this.updateRare(job, metrics);
+    return this.progress.update(job, metrics);
+  }
+
+  /** What changes rarely: drawn anew each second, a selection in it would be lost. */
+  updateRare(job, metrics) {
+    const { status, fine_tuned_model: model, method, hyperparameters, error, result_files: files } = job;
+    const { report, adapterBytes } = metrics;
+    const now = JSON.stringify([status, model, method, hyperparameters, error, files, report, adapterBytes]);
+    if (now === this.drawn) return;
+    this.drawn = now;
+    showTrouble(this.trouble, job);
+    showResults(this.results, job, metrics);
+    showSettings(this.settings, job);
+  }
 }
 
 // -------------------------------------------------------------------------- steering
@@ -114,7 +125,10 @@ function steering(id, refresh) {
     try {
       await api.steer(id, verb);
     } catch (error) {
-      message(`The job could not be ${{ pause: "paused", resume: "resumed", cancel: "cancelled" }[verb]}`, error.message);
+      message(
+        `The job could not be ${{ pause: "paused", resume: "resumed", cancel: "cancelled" }[verb]}`,
+        error.message,
+      );
     }
     busy = false;
     refresh();
@@ -187,7 +201,13 @@ function showResults(place, job, metrics) {
     h(
       "section",
       { class: "card result", "aria-label": "Result" },
-      h("p", {}, h("span", { class: "label" }, "Fine-tuned model"), h("code", {}, job.fine_tuned_model), copyButton(job.fine_tuned_model)),
+      h(
+        "p",
+        {},
+        h("span", { class: "label" }, "Fine-tuned model"),
+        h("code", {}, job.fine_tuned_model),
+        copyButton(job.fine_tuned_model),
+      ),
       h("p", { class: "links" }, links),
     ),
   );
@@ -195,7 +215,10 @@ function showResults(place, job, metrics) {
 
 /** The report opens in a tab of its own. */
 function reportLink(job) {
-  const link = fileLink(paths.report(job.id), `${jobName(job)}-report.html`, "Report: base against tuned", { target: "_blank", rel: "noopener" });
+  const link = fileLink(paths.report(job.id), `${jobName(job)}-report.html`, "Report: base against tuned", {
+    target: "_blank",
+    rel: "noopener",
+  });
   if (!sessionStorage.getItem("tunery.key")) link.removeAttribute("download");
   return link;
 }

@@ -14,7 +14,14 @@ const GROUPS = [
 export function modelOptions(models) {
   return GROUPS.map(([kind, label]) => {
     const members = models.filter((model) => model.kind === kind);
-    return members.length > 0 && h("optgroup", { label }, members.map((model) => h("option", { value: model.id, title: model.id }, optionText(model))));
+    return (
+      members.length > 0 &&
+      h(
+        "optgroup",
+        { label },
+        members.map((model) => h("option", { value: model.id, title: model.id }, optionText(model))),
+      )
+    );
   }).filter(Boolean);
 }
 

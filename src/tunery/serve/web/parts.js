@@ -46,11 +46,18 @@ export function pageHead(title, { above, under, actions } = {}) {
 export function scriptHint() {
   const lines = [
     `export OPENAI_BASE_URL=${location.origin}/v1`,
-    key.get() ? "export OPENAI_API_KEY=…   # the server's key" : "export OPENAI_API_KEY=none   # the client asks for one, the server does not",
+    key.get()
+      ? "export OPENAI_API_KEY=…   # the server's key"
+      : "export OPENAI_API_KEY=none   # the client asks for one, the server does not",
     "python your_script.py",
   ];
   const text = lines.join("\n");
-  return h("div", { class: "shell" }, h("pre", { tabindex: 0, "aria-label": "Shell lines" }, h("code", {}, text)), copyButton(text));
+  return h(
+    "div",
+    { class: "shell" },
+    h("pre", { tabindex: 0, "aria-label": "Shell lines" }, h("code", {}, text)),
+    copyButton(text),
+  );
 }
 
 /** A view with nothing to show yet: what to do about it. */
@@ -76,7 +83,11 @@ export function fileLink(path, filename, text, props = {}) {
 /** A list of name and value, from [[name, value], …]; values may be nodes. Pairs without a value are left out. */
 export function facts(pairs) {
   const rows = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return h("dl", { class: "facts" }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h(
+    "dl",
+    { class: "facts" },
+    rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 }
 
 /** A number with its name under which it is kept up to date: {element, value}. */
@@ -87,7 +98,13 @@ export function figure(name) {
 
 function openDialog(title, content, buttons) {
   const heading = h("h2", { id: "dialog-title" }, title);
-  const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, heading, content, h("div", { class: "actions" }, buttons));
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "dialog-title" },
+    heading,
+    content,
+    h("div", { class: "actions" }, buttons),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -117,11 +134,24 @@ export function askForKey(reason) {
   if (asking) return Promise.resolve(false);
   asking = true;
   return new Promise((resolve) => {
-    const field = h("input", { id: "api-key", type: "password", autocomplete: "off", spellcheck: "false", required: true, autofocus: true });
+    const field = h("input", {
+      id: "api-key",
+      type: "password",
+      autocomplete: "off",
+      spellcheck: "false",
+      required: true,
+      autofocus: true,
+    });
     const form = h(
       "form",
       { submit: save },
-      h("p", {}, key.get() ? reason : "This server asks for a key: one of those in its TUNERY_API_KEYS. It is kept in this tab until you close it."),
+      h(
+        "p",
+        {},
+        key.get()
+          ? reason
+          : "This server asks for a key, one of its TUNERY_API_KEYS. It is kept in this tab until you close it.",
+      ),
       h("label", { for: "api-key" }, "API key"),
       field,
       h("button", { type: "submit", class: "primary" }, "Go on"),

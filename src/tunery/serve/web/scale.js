@@ -22,12 +22,17 @@ export function stepTicks(last, count) {
   return ticks.filter((tick) => tick <= last && Number.isInteger(tick));
 }
 
-/** Mean of the last `reach` values at each point. It looks back only, so what is drawn already never moves. */
+/** At each point the mean over the last `reach` of x. It looks back only, so what is drawn already never moves. */
 export function trailingMean(points, reach) {
   let sum = 0;
+  let first = 0;
   return points.map(([x, y], index) => {
-    sum += y - (index >= reach ? points[index - reach][1] : 0);
-    return [x, sum / Math.min(index + 1, reach)];
+    sum += y;
+    while (points[first][0] <= x - reach) {
+      sum -= points[first][1];
+      first += 1;
+    }
+    return [x, sum / (index + 1 - first)];
   });
 }
 
