@@ -78,6 +78,19 @@ def test_rows_in_pieces_have_the_logits_of_rows_alone(shape: str) -> None:
         compare(random_walk(runner, rows, [None] * len(rows), seed), truth, 1e-5)
 
 
+@pytest.mark.parametrize("shape", ["qwen3", "gemma2", "gpt_oss"])
+def test_long_stretches_are_computed_in_blocks(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tunery.serve.engine.attention as attention
+
+    monkeypatch.setattr(attention, "BLOCK_QUERIES", 5)
+    monkeypatch.setattr(attention, "KEPT_MASK", 200)
+    monkeypatch.setattr(attention, "WRITTEN_OUT", 300)
+    base = tiny_base(shape, torch.float64)
+    rows = [prompt_of(length, seed=length) for length in LENGTHS]
+    truth = plain(base.model, rows)
+    compare(random_walk(serve(base), rows, [None] * len(rows), 2), truth, 1e-5)
+
+
 @pytest.mark.parametrize("shape", ["llama", "gpt2", "gemma2", "gpt_oss"])
 def test_each_row_has_its_own_adapter(shape: str, tmp_path: Path) -> None:
     """Adapters of different rank, scaling and layers in one step, rows without one among them."""

@@ -62,9 +62,8 @@ def test_an_answer_ends_before_the_first_stop_string_and_shows_nothing_of_it(tex
     """The first is the one that is complete first."""
     tokens = ids(text)
     sent, reader = stream(tokens, stops)
-    shown = next(
-        (part for n in range(len(tokens) + 1) if any(stop in (part := DECODE(tokens[:n])) for stop in stops)), ""
-    )
+    parts = (DECODE(tokens[:count]) for count in range(len(tokens) + 1))
+    shown = next((part for part in parts if any(stop in part for stop in stops)), "")
     cut = min((at for stop in stops if (at := shown.find(stop)) >= 0), default=None)
     assert reader.stopped == (cut is not None)
     assert "".join(sent) == text[:cut]

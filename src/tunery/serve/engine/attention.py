@@ -26,6 +26,12 @@ NAME = "tunery_served"
 STRIDE = 64
 """Keys of a batched product are rounded up to a multiple of this: libraries prepare code for each shape."""
 
+BLOCK_QUERIES = 256
+"""Queries of a stretch that are computed together."""
+
+KEPT_MASK = 1 << 23
+"""Masks of a stretch with up to so many numbers are kept for the other layers."""
+
 WRITTEN_OUT = 1 << 22
 """Most scores that are held at once where attention is written out."""
 
@@ -161,7 +167,7 @@ class Stretch:
     at: slice
     start: int
     stop: int
-    _masks: dict[tuple[int, int | None, torch.dtype], tuple[int, Tensor]] = field(default_factory=dict)
+    _masks: dict[Any, Tensor] = field(default_factory=dict)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
@@ -172,7 +178,7 @@ class Stretch:
 
 
 def stretch_attention(
-    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[Any, tuple[int, Tensor]]
+    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[Any, Tensor]
 ) -> Tensor:
     """Causal attention of successive tokens of one row.
 
@@ -185,24 +191,36 @@ def stretch_attention(
         [n, H, E].
     """
     count, groups = q.shape[0], keys.shape[0]
+    if count > BLOCK_QUERIES:  # what a block's last query does not see is not computed
+        blocks = [
+            stretch_attention(q[low : low + BLOCK_QUERIES], keys, values, start + low, rule, masks)
+            for low in range(0, count, BLOCK_QUERIES)
+        ]
+        return torch.cat(blocks)
     fold, stop = q.shape[1] // groups, start + count
     window = rule.window if rule.window is not None and rule.window < stop else None
-    name = fold, window, q.dtype
-    if name not in masks:
-        low = 0 if window is None else max(0, start + 1 - window)
-        query = torch.arange(start, stop, device=q.device)[:, None]
-        key = torch.arange(low, stop, device=q.device)[None, :]
-        hidden = key > query
-        if window is not None:
-            hidden |= key <= query - window
-        masks[name] = low, _hide(hidden, q.dtype).repeat(fold, 1)[None, None]
-    low, mask = masks[name]
+    low = 0 if window is None else max(0, start + 1 - window)
+    name = start, fold, window, q.dtype
+    if (mask := masks.get(name)) is None:
+        mask = _causal_mask(range(start, stop), range(low, stop), window, fold, q)
+        if mask.numel() <= KEPT_MASK:
+            masks[name] = mask
     folded = q.transpose(0, 1).reshape(1, groups, fold * count, -1)
     sinks = None
     if rule.sinks is not None:
         sinks = rule.sinks.view(groups, fold).repeat_interleave(count, dim=1)[None, :, :, None]
     out = attend(folded, keys[None, :, low:stop], values[None, :, low:stop], mask, rule, sinks)
     return out.view(groups * fold, count, -1).transpose(0, 1)
+
+
+def _causal_mask(queries: range, keys: range, window: int | None, fold: int, like: Tensor) -> Tensor:
+    """A mask [1, 1, fold · queries, keys] with which a query sees the keys up to its own, and of its window."""
+    query = torch.arange(queries.start, queries.stop, device=like.device)[:, None]
+    key = torch.arange(keys.start, keys.stop, device=like.device)[None, :]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return _hide(hidden, like.dtype).repeat(fold, 1)[None, None]
 
 
 class Layers(Protocol):

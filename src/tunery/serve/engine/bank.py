@@ -35,17 +35,17 @@ class Adapter:
 
     Attributes:
         parts: by layer name A [r, in] (of an embedding [vocabulary, r]) and B [out, r], B times the scaling.
+        bytes: memory it takes.
         users: rows that are being answered with it.
     """
 
     key: str
     parts: Mapping[str, tuple[Tensor, Tensor]]
+    bytes: int = 0
     users: int = 0
 
-    @property
-    def bytes(self) -> int:
-        """Memory it takes."""
-        return sum(t.numel() * t.element_size() for pair in self.parts.values() for t in pair)
+    def __post_init__(self) -> None:
+        self.bytes = sum(t.numel() * t.element_size() for pair in self.parts.values() for t in pair)
 
 
 Run = tuple[Adapter | None, int]
@@ -154,7 +154,7 @@ class Bank:
 
     def bytes(self) -> int:
         """Memory that the adapters take, without copies side by side."""
-        return sum(adapter.bytes for adapter in self._loaded.values())
+        return sum(adapter.bytes for adapter in list(self._loaded.values()))
 
     def want(self, key: str, folder: Path) -> Adapter | None:
         """The adapter if it is here. If not, it is read in another thread, as soon as there is a place: ask again.

@@ -173,7 +173,7 @@ class Cache:
 
     def bytes(self) -> int:
         """Held now."""
-        return sum(self._bytes(shelf.capacity, len(shelf.places)) for shelf in self.shelves.values())
+        return sum(self._bytes(shelf.capacity, len(shelf.places)) for shelf in list(self.shelves.values()))
 
     def take(self, length: int) -> Place:
         """A place for a row of so many tokens.

@@ -88,10 +88,7 @@ class RemoteBackend:
             answer.raise_for_status()
             models = [entry["id"] for entry in answer.json()["data"] if not entry.get("parent")]
             if self._kind != "vllm":
-                adapters = await self._client.get("/lora-adapters")
-                self._kind = "llamacpp" if adapters.status_code == 200 else self._kind or "vllm"
-            if self._kind == "llamacpp":
-                self._adapters = {entry["path"]: entry["id"] for entry in adapters.json()}
+                await self._list_adapters()
         except (self._http.HTTPError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"no engine answers at {self.url}: {error}", "start vLLM or llama.cpp's server there first"
@@ -144,6 +141,13 @@ class RemoteBackend:
         return {"engine": self.url, "kind": self._kind, "model": self._model, "adapters": list(self._adapters)}
 
     # ----------------------------------------------------------------- adapters
+
+    async def _list_adapters(self) -> None:
+        """Those that llama.cpp has; without such a list it is vLLM."""
+        answer = await self._client.get("/lora-adapters")
+        if answer.status_code == 200:
+            self._adapters = {entry["path"]: entry["id"] for entry in answer.json()}
+        self._kind = self._kind or ("llamacpp" if answer.status_code == 200 else "vllm")
 
     async def _body(self, request: ChatRequest | CompletionRequest, model: Served, own: dict[str, Any]) -> Any:
         """What both kinds of request have in common."""
