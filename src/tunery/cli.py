@@ -231,8 +231,8 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     help="Where files, jobs and models are kept.  [default: $TUNERY_HOME or ~/.local/share/tunery]",
 )  # fmt: skip
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1), help="Jobs trained at the same time.")
-@click.option("--engine", metavar="URL", help="A server that answers instead of this process.")
-@click.option("--engine-kind", default="vllm", show_default=True, type=click.Choice(["vllm", "llamacpp"]))
+@click.option("--engine", metavar="URL", help="A vLLM or llama.cpp server that answers instead of this process.")
+@click.option("--engine-kind", type=click.Choice(["vllm", "llamacpp"]), help="Left out, it is found out.")
 @click.option(
     "--task-defaults", type=click.Path(path_type=Path), metavar="FILE",
     help="Settings for all jobs: sections of a task file, such as lora and train.",

@@ -35,7 +35,8 @@ class ServeSettings(BaseModel):
         host, port: the address. Any other than loopback needs `api_keys`.
         home: where files, jobs and the database lie.
         slots: jobs that train at the same time.
-        engine, engine_kind: the URL of a vLLM or llama.cpp server that answers instead of this process.
+        engine, engine_kind: the URL of a vLLM or llama.cpp server that answers instead of this process; None finds out
+            which of them it is.
         task_defaults: sections of a task for all jobs, only what was set.
         max_rows: answers computed at a time.
         max_queue: requests that may wait for a row; more are refused with 429.
@@ -57,7 +58,7 @@ class ServeSettings(BaseModel):
     home: Path = Field(default_factory=default_home)
     slots: Annotated[int, Field(ge=1)] = 1
     engine: str | None = None
-    engine_kind: Literal["vllm", "llamacpp"] = "vllm"
+    engine_kind: Literal["vllm", "llamacpp"] | None = None
     task_defaults: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     max_rows: Annotated[int, Field(ge=1)] = 64
     max_queue: Annotated[int, Field(ge=0)] = 256

@@ -77,7 +77,7 @@ def chat_rows(count: int = 12, reply: str = "the answer is good") -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def wait_for(client: openai.OpenAI, job_id: str, seconds: float = 120) -> Any:
+def wait_for(client: openai.OpenAI, job_id: str, seconds: float = 600) -> Any:
     """The job, once it has ended."""
     end = time.monotonic() + seconds
     while True:

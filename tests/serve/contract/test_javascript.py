@@ -28,7 +28,7 @@ def test_the_life_of_a_job(server: Running, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=180,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

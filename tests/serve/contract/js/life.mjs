@@ -50,7 +50,7 @@ const created = await jobs.create({
   method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 1, batch_size: 4 } } },
 });
 let job = created;
-const until = Date.now() + 120_000;
+const until = Date.now() + 600_000;
 while (!["succeeded", "failed", "cancelled"].includes(job.status)) {
   assert.ok(Date.now() < until, `still ${job.status}`);
   await new Promise((resolve) => setTimeout(resolve, 200));
