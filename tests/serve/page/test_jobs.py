@@ -22,7 +22,7 @@ def test_a_bad_file_shows_its_problems_by_line(page: Any, files: Files) -> None:
     go(page, "New job")
     choose_file(page, files.bad)
     table = page.get_by_role("region", name="Problems in bad.jsonl")
-    for line, path in (("3", "messages[2].role"), ("5", "(row)"), ("8", "messages[0].content")):
+    for line, path in (("3", "messages[2].role"), ("5", "JSON"), ("8", "messages[0].content")):
         row = table.get_by_role("row").filter(has=page.get_by_role("rowheader", name=line, exact=True))
         expect(row.first).to_contain_text(path)
     start = page.get_by_role("button", name="Start")
