@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tunery.errors import ConfigError
 from tunery.models import device as devices
 from tunery.models.device import (
     available_memory,
+    bound_kernel_caches,
     describe_device,
     matmul_rate,
     peak_memory,
@@ -147,3 +149,13 @@ def test_a_gpu_is_described_and_measured() -> None:
     assert matmul_rate(gpu, torch.float32) > 1e11
     assert probe_precision(gpu).choice in (torch.float32, torch.bfloat16)
     del block
+
+
+def test_memory_of_compiled_kernels_is_bounded_unless_the_person_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2000")
+    bound_kernel_caches()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "2000"
+    assert 0 < int(os.environ["LRU_CACHE_CAPACITY"]) <= 128

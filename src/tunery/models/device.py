@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -27,6 +28,21 @@ _CPU_SHAPE = (1024, 576, 1536)
 """(tokens, in, out): the feed-forward layer of a 135M-parameter model. A CPU reaches its rate from there upwards."""
 
 _GPU_SHAPE = (4096, 4096, 4096)
+
+
+_KERNELS_KEPT = 64
+"""Compiled kernels that a CPU's products keep at most. A step uses fewer shapes, and the next step has others."""
+
+
+def bound_kernel_caches() -> None:
+    """Keep the memory of compiled kernels bounded, unless the environment says how many to keep.
+
+    oneDNN, which takes a CPU's products, and PyTorch's layer above it compile a kernel for each shape and keep 1,024
+    of them each. Flattened batches have new shapes at every step, so these caches grow by some 20 MB a step, to 1.5 GB,
+    and are hardly ever read again (docs/lab.md). They look at their settings when the first product is taken.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_KERNELS_KEPT))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from tunery.errors import ConfigError, ModelError
 from tunery.models import quantized
-from tunery.models.device import Probe, available_memory, pick_device, resolve_dtype
+from tunery.models.device import Probe, available_memory, bound_kernel_caches, pick_device, resolve_dtype
 from tunery.models.quiet import first_line, quiet
 from tunery.models.source import Source, locate
 from tunery.models.templates import ensure_template
@@ -84,6 +84,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quant
         ModelError: the model cannot be found or reached, or is not one that can be trained here; the message says why.
         ConfigError: the device is not there, or cannot compute in that number format; or bitsandbytes is missing.
     """
+    bound_kernel_caches()
     place = pick_device(device)
     config = load_config(spec)  # may refuse the model before gigabytes of it are fetched
     source = locate(spec)
