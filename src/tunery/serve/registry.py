@@ -109,7 +109,7 @@ class Registry:
                 f"adapter {name}: it was trained on {trained_on}, which is not among the bases",
                 f"add --base {trained_on}",
             )
-        base = same[0] if same else self.bases[0]
+        base = next(iter(same or self.bases))
         return ServedModel(name, base, folder, f"adapter/{name}", created, ORGANIZATION)
 
     # ----------------------------------------------------------------- looking up
