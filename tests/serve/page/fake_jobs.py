@@ -60,18 +60,18 @@ class StoredFile:
                     found.append((line, None))
         return found
 
-    def problems(self, method: str) -> list[Json]:
+    def problems(self, method: str, fewest: int = FEWEST_ROWS) -> list[Json]:
         """What is wrong with the rows, for a few kinds of mistakes."""
         found = [each for line, row in self.rows() for each in _row_problems(line, row, method)]
         count = len(self.rows())
-        if not found and count < FEWEST_ROWS:
-            message = f"{count} rows, and at least {FEWEST_ROWS} are needed"
+        if not found and count < fewest:
+            message = f"{count} rows, and at least {fewest} are needed"
             found.append(_problem(0, "(file)", message, "add rows"))
         return found
 
     def check(self, method: str, asked: Json) -> Json:
         """What /api/files/{id}/check answers."""
-        problems = self.problems(method)
+        problems = self.problems(method, 1 if asked.get("use") == "validation" else FEWEST_ROWS)
         if problems:
             return {"problems": problems[:200], "problems_total": len(problems), "rows": len(self.rows())}
         previews = [_preview(line, row) for line, row in self.rows()[:3]]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.serve.page.conftest import Files, Site, Watch
+from tests.serve.page.demo import chat_rows
 from tests.serve.page.reader import choose_file, curve, go, points, start_job, wait_for_curves, wait_for_points
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
@@ -56,6 +57,20 @@ def test_a_good_file_says_what_will_be_trained(page: Any, files: Files) -> None:
     page.get_by_label("Batch size").press("Tab")
     expect(steps).not_to_have_text(before)
     expect(steps).to_contain_text("5")
+
+
+def test_a_validation_file_may_be_short_and_is_checked_too(page: Any, site: Site, files: Files, tmp_path: Path) -> None:
+    site.need_fake()
+    short = tmp_path / "held.jsonl"
+    short.write_bytes(chat_rows(4))
+    go(page, "New job")
+    choose_file(page, files.good)
+    choose_file(page, short, "Validation file (optional)")
+    expect(page.get_by_text("Validated on 4 rows of held.jsonl.")).to_be_visible()
+    page.get_by_role("group", name="Validation file").get_by_role("button", name="Remove").click()
+    choose_file(page, files.bad, "Validation file (optional)")
+    expect(page.get_by_role("heading", name="3 problems in bad.jsonl")).to_be_visible()
+    expect(page.get_by_role("button", name="Start")).to_have_attribute("aria-disabled", "true")
 
 
 def test_a_setting_out_of_range_is_named(page: Any, files: Files) -> None:

@@ -174,10 +174,11 @@ function showTrouble(place, job) {
 
 /** The problems of a failed job's file by line, as the check before a job shows them; without, if the file is gone. */
 async function listProblems(place, file, job) {
+  const use = file === job.training_file ? "training" : "validation";
   try {
     const [{ filename }, result] = await Promise.all([
       api.file(file),
-      api.checkFile(file, { model: job.model, method: job.method?.type }),
+      api.checkFile(file, { model: job.model, method: job.method?.type, use }),
     ]);
     if (result.problems.length) place.replaceChildren(checkView(result, filename, { short: true }));
   } catch (error) {

@@ -141,7 +141,8 @@ class JobForm {
       this.result.replaceChildren(h("p", { class: "note" }, `Checking ${files[0].filename}…`));
     }
     try {
-      const found = await Promise.all(files.map((file) => api.checkFile(file.id, this.request(), both)));
+      const look = (file, use) => api.checkFile(file.id, { ...this.request(), use }, both);
+      const found = await Promise.all(files.map((file, index) => look(file, index ? "validation" : "training")));
       this.showCheck(files, found);
     } catch (failure) {
       if (both.aborted) return;

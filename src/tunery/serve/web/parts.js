@@ -48,7 +48,7 @@ export function scriptHint() {
     `export OPENAI_BASE_URL=${location.origin}/v1`,
     key.get()
       ? "export OPENAI_API_KEY=…   # the server's key"
-      : "export OPENAI_API_KEY=none   # the client asks for one, the server does not",
+      : "export OPENAI_API_KEY=anything   # the client asks for one, the server does not",
     "python your_script.py",
   ];
   const text = lines.join("\n");
