@@ -26,6 +26,7 @@ from tunery.errors import AdapterError, CheckpointError, ConfigError, StoppedErr
 from tunery.lora.attach import active_adapter, adapter_names, adapter_state
 from tunery.lora.mlp import LeanMLP
 from tunery.models.flat import inspect_model
+from tunery.training import check, receipt, sizing
 from tunery.training.start import REFERENCE, attach_adapter
 
 QUIET = Console(quiet=True)
@@ -230,6 +231,19 @@ def test_check_and_the_rate_test_begin_with_it(project: Path, first: tunery.Run)
     curve = learning_rate_test("task.yaml", steps=8, view=QUIET)
     fresh = learning_rate_test("task.yaml", ["lora.start=null"], steps=8, view=QUIET)
     assert curve.losses[0] < fresh.losses[0] - 0.1
+
+
+@pytest.mark.parametrize("task", ["task.yaml", "pairs.yaml"])
+def test_check_counts_the_operations_that_a_run_then_takes(
+    project: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (check, receipt):
+        monkeypatch.setattr(module, "matmul_rate", lambda *_: 1.0)
+    steps = [f"train.max_steps={sizing.SAMPLED_STEPS}"]
+    expected = tunery.check(task, steps)["training"]["seconds"] * check.REACHED_SHARE
+    facts = tunery.train(task, steps, view=QUIET).receipt
+    seconds = facts["tokens"]["data"] / facts["speed"]["data_tokens_per_second"]
+    assert facts["speed"]["matmul_share"] * seconds == pytest.approx(expected, rel=1e-9)
 
 
 # --------------------------------------------------------------------------- preference
