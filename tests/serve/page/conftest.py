@@ -21,9 +21,9 @@ from tests.serve.page.reader import REAL, SECONDS, start_job, wait_for_curves
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium, without a window."""
+    """Chromium, without a window. Not for the whole session: playwright's event loop runs as long as it is there."""
     playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
