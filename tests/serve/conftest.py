@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.serve.fakes import EchoBackend, FakeFiles, FakeJobs, FakeRegistry
+from tests.serve.echo import EchoBackend
+from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tunery.serve.settings import make_settings
 

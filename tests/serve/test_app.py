@@ -14,7 +14,8 @@ import openai
 import pytest
 
 from tests.serve.conftest import Start
-from tests.serve.fakes import EchoBackend, FakeFiles, FakeJobs, FakeRegistry
+from tests.serve.echo import EchoBackend
+from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tunery.errors import ConfigError
 from tunery.serve.app import bind, create_app, serve, welcome
