@@ -14,7 +14,8 @@ import openai
 import pytest
 
 from tests.serve.conftest import Start
-from tests.serve.fakes import EchoBackend, FakeFiles, FakeJobs, FakeRegistry
+from tests.serve.echo import EchoBackend
+from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tunery.errors import ConfigError
 from tunery.serve.app import bind, create_app, serve, welcome
@@ -41,10 +42,9 @@ def release(server: Running) -> None:
 # --------------------------------------------------------------------------- streams
 
 
-def test_the_stream_on_the_wire(start: Start, http: httpx2.Client) -> None:
-    server = start()
+def test_the_stream_on_the_wire(plain: Running, http: httpx2.Client) -> None:
     body = ask("hello", stream=True, stream_options={"include_usage": True})
-    answer = http.post(f"{server.url}/v1/chat/completions", json=body)
+    answer = http.post(f"{plain.url}/v1/chat/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert "content-length" not in answer.headers
     events = answer.text.split("\n\n")
@@ -58,9 +58,8 @@ def test_the_stream_on_the_wire(start: Start, http: httpx2.Client) -> None:
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 
-def test_line_ends_in_the_text_do_not_break_events(start: Start) -> None:
-    server = start()
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x")
+def test_line_ends_in_the_text_do_not_break_events(plain: Running) -> None:
+    client = openai.OpenAI(base_url=f"{plain.url}/v1", api_key="x")
     said = "a\u2028b\u2029c\x85d\r\ne"
     chunks = client.chat.completions.create(**ask(said), stream=True)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -108,9 +107,8 @@ def test_errors_before_the_first_item_have_their_status(start: Start, http: http
     assert server.parts[3].open == 0
 
 
-def test_the_client_s_rate_limit_error(start: Start) -> None:
-    server = start()
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+def test_the_client_s_rate_limit_error(plain: Running) -> None:
+    client = openai.OpenAI(base_url=f"{plain.url}/v1", api_key="x", max_retries=0)
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(**ask("busy"))
     assert caught.value.response.headers["retry-after"] == "7"
@@ -152,19 +150,18 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
     return body["error"]
 
 
-def test_unknown_addresses_and_methods(start: Start, http: httpx2.Client) -> None:
-    server = start()
-    nowhere = http.post(f"{server.url}/v1/embeddings", json={})
+def test_unknown_addresses_and_methods(plain: Running, http: httpx2.Client) -> None:
+    nowhere = http.post(f"{plain.url}/v1/embeddings", json={})
     assert nowhere.status_code == 404
     assert "Unknown request URL: POST /v1/embeddings" in error_of(nowhere)["message"]
-    forgot = http.post(f"{server.url}/chat/completions", json={})
+    forgot = http.post(f"{plain.url}/chat/completions", json={})
     assert "Did you forget /v1?" in error_of(forgot)["message"]
-    assert "Did you forget" not in error_of(http.get(f"{server.url}/nothing"))["message"]
-    put = http.put(f"{server.url}/v1/files")
+    assert "Did you forget" not in error_of(http.get(f"{plain.url}/nothing"))["message"]
+    put = http.put(f"{plain.url}/v1/files")
     assert put.status_code == 405
     assert "PUT" in error_of(put)["message"]
     for path in ("/docs", "/redoc", "/openapi.json"):
-        assert http.get(f"{server.url}{path}").status_code == 404
+        assert http.get(f"{plain.url}{path}").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -186,22 +183,20 @@ def test_unknown_addresses_and_methods(start: Start, http: httpx2.Client) -> Non
         (b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
     ],
 )
-def test_bodies_that_cannot_be_read(start: Start, http: httpx2.Client, body: bytes, words: str) -> None:
-    server = start()
+def test_bodies_that_cannot_be_read(plain: Running, http: httpx2.Client, body: bytes, words: str) -> None:
     headers = {"content-type": "application/json"}
-    answer = http.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+    answer = http.post(f"{plain.url}/v1/chat/completions", content=body, headers=headers)
     assert answer.status_code == 400
     assert words in error_of(answer)["message"]
 
 
-def test_content_types(start: Start, http: httpx2.Client) -> None:
-    server = start()
+def test_content_types(plain: Running, http: httpx2.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         headers = {"content-type": kind}
-        answer = http.post(f"{server.url}/v1/chat/completions", content=json.dumps(ask("hi")), headers=headers)
+        answer = http.post(f"{plain.url}/v1/chat/completions", content=json.dumps(ask("hi")), headers=headers)
         assert answer.status_code == 415
         assert "application/json" in error_of(answer)["message"]
-    assert http.post(f"{server.url}/v1/files", json={}).status_code == 415
+    assert http.post(f"{plain.url}/v1/files", json={}).status_code == 415
 
 
 @pytest.mark.parametrize(
@@ -215,15 +210,14 @@ def test_content_types(start: Start, http: httpx2.Client) -> None:
         ("/v1/files?after=file-unknown", "after"),
     ],
 )
-def test_queries_out_of_bounds(start: Start, http: httpx2.Client, query: str, param: str) -> None:
-    answer = http.get(f"{start().url}{query}")
+def test_queries_out_of_bounds(plain: Running, http: httpx2.Client, query: str, param: str) -> None:
+    answer = http.get(f"{plain.url}{query}")
     assert answer.status_code == 400
     assert error_of(answer)["param"] == param
 
 
-def test_forms_that_are_no_uploads(start: Start, http: httpx2.Client) -> None:
-    server = start()
-    url, file = f"{server.url}/v1/files", ("a.jsonl", b"{}\n")
+def test_forms_that_are_no_uploads(plain: Running, http: httpx2.Client) -> None:
+    url, file = f"{plain.url}/v1/files", ("a.jsonl", b"{}\n")
     for parts, param in (
         ({"files": {"file": file}}, "purpose"),
         ({"files": {"other": (None, "x")}, "data": {"purpose": "fine-tune"}}, "other"),

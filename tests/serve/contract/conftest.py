@@ -12,7 +12,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.fakes import EchoBackend, FakeFiles, FakeJobs, FakeRegistry
+from tests.serve.echo import EchoBackend
+from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.serve.app import make_parts
