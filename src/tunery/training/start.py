@@ -63,14 +63,10 @@ def read_start(task: Task) -> Start | None:
         return None
     folder = Path(task.lora.start)
     with _named():
-        config = read_config(folder)
+        base = read_config(folder).get("base_model_name_or_path")
         try:
-            return Start(
-                str(folder),
-                cached_sha256(folder / WEIGHTS_FILE),
-                cached_sha256(folder / CONFIG_FILE),
-                config.get("base_model_name_or_path"),
-            )
+            hashes = cached_sha256(folder / WEIGHTS_FILE), cached_sha256(folder / CONFIG_FILE)
+            return Start(str(folder), *hashes, base if isinstance(base, str) and base else None)
         except OSError as error:
             raise AdapterError(f"{folder / WEIGHTS_FILE} cannot be read: {error.strerror}") from None
 
