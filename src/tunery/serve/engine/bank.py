@@ -12,10 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunery.errors import AdapterError
@@ -24,6 +26,7 @@ from tunery.lora.attach import Piece
 from tunery.lora.layer import LoRAEmbedding, wrap
 from tunery.models.device import on_device
 from tunery.serve.engine.layers import Group, Low, Site
+from tunery.serve.engine.packed import Product, packed, packed_sum, plain, plain_sum
 
 PATIENCE = 32
 """So many steps adapters that no token asks for stay side by side with the others, before a smaller set is made."""
@@ -84,38 +87,45 @@ class Side:
     """A set of adapters side by side. Each group of layers is put together when it is first asked for."""
 
     members: tuple[Adapter, ...]
-    _joined: dict[Group, tuple[Low, tuple[int, ...]] | None] = field(default_factory=dict)
+    _joined: dict[Group, Low | None] = field(default_factory=dict)
 
-    def low(self, group: Group, tokens: Tokens) -> Low | None:
-        """For these layers and this step's tokens."""
+    def low(self, group: Group) -> Low | None:
+        """For these layers; None where none of the adapters reaches them."""
         if group not in self._joined:
             self._joined[group] = self._join(group)
-        joined = self._joined[group]
-        if joined is None:
+        return self._joined[group]
+
+    def _join(self, group: Group) -> Low | None:
+        there = [
+            (number, index, *adapter.parts[site.name])
+            for number, site in enumerate(group.sites)
+            for index, adapter in enumerate(self.members)
+            if site.name in adapter.parts
+        ]
+        if not there:
             return None
-        low, columns = joined
-        return Low(low.A, low.Bs, low.bounds, tokens.mask(columns))
-
-    def _join(self, group: Group) -> tuple[Low, tuple[int, ...]] | None:
-        As: list[Tensor] = []
-        Bs: list[Tensor | None] = []
-        bounds, columns = [], []
-        for site in group.sites:
-            start = len(columns)
-            there = [(i, *adapter.parts[site.name]) for i, adapter in enumerate(self.members)
-                     if site.name in adapter.parts]  # fmt: skip
-            for index, A, B in there:
-                As.append(A)
-                columns += [index] * B.shape[1]
-            Bs.append(_beside([B for _, _, B in there], 1) if there else None)
-            bounds.append((start, len(columns)))
-        if not As:
-            return None
-        return Low(_beside(As, 1 if group.embedding else 0), tuple(Bs), tuple(bounds), None), tuple(columns)
+        As, Bs = [A for _, _, A, _ in there], [B for _, _, _, B in there]
+        columns = tuple(chain.from_iterable([index] * B.shape[1] for _, index, _, B in there))
+        together = Bs[0].new_zeros(sum(group.sizes), len(columns))
+        ends, blocks, at = [0, *accumulate(group.sizes)], list[tuple[slice, slice]](), 0
+        for number, mine in groupby(there, key=lambda part: part[0]):
+            rows, start = slice(ends[number], ends[number + 1]), at
+            for _, _, _, B in mine:
+                together[rows, at : at + B.shape[1]] = B
+                at += B.shape[1]
+            blocks.append((rows, slice(start, at)))
+        zeros = together.numel() - sum(B.numel() for B in Bs)
+        return Low(_down(As, group.embedding), packed_sum(together) or plain_sum(together), together, columns,
+                   tuple(blocks), zeros)  # fmt: skip
 
 
-def _beside(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+def _down(As: Sequence[Tensor], embedding: bool) -> Product:
+    """x → A x for all the A one below the other; for an embedding, whose A are [vocabulary, r], ids → their rows."""
+    if embedding:
+        table = torch.cat(list(As), dim=1)
+        return lambda ids: F.embedding(ids, table)
+    A = torch.cat(list(As))
+    return packed(A, None) or plain(A, None)
 
 
 class Bank:
@@ -240,12 +250,12 @@ class Bank:
         self._body = Tokens(body, side.members, self._device)
         self._kept = Tokens(kept, side.members, self._device)
 
-    def low(self, group: Group) -> Low | None:
+    def low(self, group: Group) -> tuple[Low, Tensor | None] | None:
         """See tunery.serve.engine.layers.Source."""
         tokens = self._kept if group.head else self._body
-        if tokens is None or self._side is None:
+        if tokens is None or self._side is None or (low := self._side.low(group)) is None:
             return None
-        return self._side.low(group, tokens)
+        return low, tokens.mask(low.columns)
 
     def _side_for(self, wanted: tuple[Adapter, ...]) -> Side:
         """The set at hand if it has all that are wanted, and is not much too wide for too long; else a new one."""

@@ -1,8 +1,9 @@
 """The layers of a served model: the base's own products, and beside them whatever adapters a step's tokens ask for.
 
 Layers that are given the same input (query, key and value; gate and up) compute together, as in training
-(tunery.lora.shared), and plain ones share one weight matrix, of which theirs become views: one large product instead of
-several small ones. Which layers those are is found out by watching one forward pass.
+(tunery.lora.shared): one product with their weights one below the other instead of several small ones. Which layers
+those are is found out by watching one forward pass. On a CPU the weights are laid out for the processor
+(tunery.serve.engine.packed).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,6 +20,10 @@ from tunery.lora.attach import swap_modules
 from tunery.lora.layer import can_wrap
 from tunery.lora.targets import plain_modules
 from tunery.models.quantized import is_quantized
+from tunery.serve.engine.packed import Product, Sum, packed, plain
+
+WASTED = 1 << 23
+"""Products with the zeros of B that are still cheaper than several small products for the layers one by one."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +31,28 @@ class Low:
     """The adapters of a step in one group of layers, side by side.
 
     Attributes:
-        A: [R, in]: of the first layer all adapters' A, then of the second, …; for an embedding [vocabulary, R].
-        Bs: for each layer [out, its part of R], scaled; None where no adapter reaches this layer.
-        bounds: for each layer its part of R, as (start, stop).
-        mask: bool [T, R], true where a column belongs to another adapter than the token; None where there are none.
+        down: x → A x [T, R], A being of the first layer all adapters' A, then of the second, …
+        up: y, h → y + B h, B [sum of out, R] being zero but where a layer's rows meet its own columns.
+        B: the same, scaled.
+        columns: for each of the R columns the number of its adapter.
+        blocks: for each layer that an adapter reaches its rows and columns of B.
+        zeros: of B outside the blocks.
     """
 
-    A: Tensor
-    Bs: tuple[Tensor | None, ...]
-    bounds: tuple[tuple[int, int], ...]
-    mask: Tensor | None
+    down: Product
+    up: Sum
+    B: Tensor
+    columns: tuple[int, ...]
+    blocks: tuple[tuple[slice, slice], ...]
+    zeros: int
 
 
 class Source(Protocol):
     """Who knows which adapters this step's tokens ask for."""
 
-    def low(self, group: Group) -> Low | None:
-        """The adapters beside these layers; None where there are none."""
+    def low(self, group: Group) -> tuple[Low, Tensor | None] | None:
+        """The adapters beside these layers, and bool [T, R], true where a column belongs to another adapter than the
+        token (None where none does); None where there are no adapters."""
         ...
 
 
@@ -65,7 +74,7 @@ class Group:
     """Layers with the same input. The first that is called computes all.
 
     Args:
-        sites: more than one only if they are of one width and are given one tensor.
+        sites: more than one only if they are of one width and number format, and are given one tensor.
         source: see Source.
         head: whether this is the output head, which sees only the positions that are asked for.
     """
@@ -73,19 +82,20 @@ class Group:
     def __init__(self, sites: Sequence[Site], source: Source, head: bool = False):
         self.sites, self.head, self._source = tuple(sites), head, source
         self.embedding = isinstance(sites[0].module, nn.Embedding)
-        self._fused = _fuse([site.module for site in sites]) if len(sites) > 1 else None
+        self.sizes = [_width(site.module) for site in sites]
+        self._product = None if self.embedding else _product([site.module for site in sites], keep=head)
         self._given: Tensor | None = None
         self._ready: list[Tensor | None] = []
 
     def output(self, index: int, x: Tensor) -> Tensor:
         """The output of layer number `index` for x [..., in] (ids [...] for an embedding)."""
         if len(self.sites) == 1:
-            return self._compute(x)[0]
+            return self._compute(x)
         if self._given is not x or self._ready[index] is None:
-            self._given, self._ready = x, list(self._compute(x))
+            self._given, self._ready = x, list(self._compute(x).split(self.sizes, dim=-1))
         y = self._ready[index]
         self._ready[index] = None
-        if all(part is None for part in self._ready):
+        if not any(part is not None for part in self._ready):
             self._given = None
         assert y is not None
         return y
@@ -94,54 +104,66 @@ class Group:
         """Let go of outputs that nobody took (a step that failed)."""
         self._given, self._ready = None, []
 
-    def _compute(self, x: Tensor) -> Sequence[Tensor]:
-        low = self._source.low(self)
-        if self._fused is not None:
-            weight, bias, sizes = self._fused
-            outs: Sequence[Tensor] = F.linear(x, weight, bias).split(sizes, dim=-1)
+    def _compute(self, x: Tensor) -> Tensor:
+        """The outputs of all layers one after another, [..., sum of out]."""
+        if self._product is not None:
+            y = self._product(x.view(-1, x.shape[-1]))
+            shape = (*x.shape[:-1], y.shape[-1])
         else:
             outs = [site.module(x) for site in self.sites]
-        if low is not None:
-            self._add(outs, x, low)
-        return outs
+            y = outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+            shape, y = y.shape, y.view(-1, y.shape[-1])
+        if (found := self._source.low(self)) is not None:
+            y = self._with_adapters(y, x.view(-1) if self.embedding else x.view(-1, x.shape[-1]), *found)
+        return y.view(shape)
 
-    def _add(self, outs: Sequence[Tensor], x: Tensor, low: Low) -> None:
-        """Add the adapters' B A x, for each token its own adapter's alone."""
-        if self.embedding:
-            h = F.embedding(x.flatten(), low.A)
-        else:
-            h = F.linear(x.flatten(0, -2).to(low.A.dtype), low.A)
-        if low.mask is not None:
-            h.masked_fill_(low.mask, 0.0)
-        for y, B, (start, stop) in zip(outs, low.Bs, low.bounds, strict=True):
-            if B is not None:
-                y.view(-1, y.shape[-1]).addmm_(h[:, start:stop].to(y.dtype), B.to(y.dtype).t())
+    def _with_adapters(self, y: Tensor, x: Tensor, low: Low, mask: Tensor | None) -> Tensor:
+        """y + B A x for every token's own adapter; y [T, sum of out], x [T, in] (ids [T] for an embedding)."""
+        h = low.down(x)
+        if mask is not None:
+            h.masked_fill_(mask, 0.0)
+        if low.zeros * len(y) <= WASTED:
+            return low.up(y, h)
+        for rows, columns in low.blocks:
+            y[:, rows].addmm_(h[:, columns], low.B[rows, columns].t())
+        return y
 
 
-_Fused = tuple[Tensor, Tensor | None, list[int]]
+def _width(module: Any) -> int:
+    """Numbers that a layer gives for a token."""
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    return module.nf if isinstance(module, Conv1D) else module.out_features
 
 
 @torch.no_grad()
-def _fuse(modules: Sequence[nn.Module]) -> _Fused | None:
-    """One weight [sum of out, in] of plain linear layers, whose own become views of it; None where they differ in kind.
+def _product(modules: Sequence[nn.Module], keep: bool) -> Product | None:
+    """One product for plain linear layers with the same input; None where they are not plain, or differ in kind.
 
-    The numbers and the memory they take stay the same.
+    The weights take as much memory as before: the layers' own become views of one, or are given up for one that is laid
+    out for the processor.
+
+    Args:
+        keep: the layer's own weight stays (the head's, which may be the embedding's too).
     """
-    if not all(type(module) is nn.Linear and not module._forward_hooks for module in modules):
-        return None
     layers: list[Any] = list(modules)
-    kinds = {(layer.weight.dtype, layer.weight.device, layer.bias is None) for layer in layers}
+    if any(type(layer) not in (nn.Linear, Conv1D) or layer._forward_hooks for layer in layers):
+        return None
+    kinds = {(type(layer), layer.weight.dtype, layer.weight.device, layer.bias is None) for layer in layers}
     if len(kinds) > 1 or not layers[0].weight.is_floating_point() or len(set(layers)) < len(layers):
         return None
-    sizes = [layer.out_features for layer in layers]
-    weight = torch.cat([layer.weight for layer in layers])
+    weights = [layer.weight.t() if isinstance(layer, Conv1D) else layer.weight for layer in layers]
+    weight = weights[0] if len(layers) == 1 else torch.cat(weights)
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    for layer, rows in zip(layers, weight.split(sizes), strict=True):
-        layer.weight = nn.Parameter(rows, requires_grad=False)
-    if bias is not None:
-        for layer, part in zip(layers, bias.split(sizes), strict=True):
-            layer.bias = nn.Parameter(part, requires_grad=False)
-    return weight, bias, sizes
+    if (product := packed(weight, bias)) is not None:
+        if not keep:
+            for layer in layers:
+                layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+        return product
+    if len(layers) > 1 and type(layers[0]) is nn.Linear:
+        for layer, rows in zip(layers, weight.split([w.shape[0] for w in weights]), strict=True):
+            layer.weight = nn.Parameter(rows, requires_grad=False)
+    return plain(weight, bias)
 
 
 class ServedLayer(nn.Module):
