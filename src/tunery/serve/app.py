@@ -227,7 +227,12 @@ def run(settings: ServeSettings) -> None:
         ConfigError: another server uses the folder, the address is taken, or a base cannot be found.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.home} cannot be made: {error.strerror}", "choose another folder with --home"
+        ) from None
     with bind(settings.host, settings.port) as listening, contextlib.ExitStack() as stack:
         app = create_app(settings, *make_parts(settings, stack))
         serve(app, listening, lambda: sys.stderr.write(welcome(app.state.services)))
