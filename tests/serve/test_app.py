@@ -330,8 +330,8 @@ def test_a_part_that_cannot_start_is_the_error(tmp_path: Path) -> None:
     files, registry = FakeFiles(tmp_path / "files"), FakeRegistry(("tiny",), {})
     jobs = FakeJobs(files, registry, tmp_path)
     app = create_app(settings, jobs, files, registry, Broken())  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no such base"):
-        serve(app, settings, lambda: None)
+    with bind("127.0.0.1", 0) as listening, pytest.raises(ConfigError, match="no such base"):
+        serve(app, listening, lambda: None)
     assert jobs.stopped
 
 

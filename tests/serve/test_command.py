@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +47,25 @@ def address(process: subprocess.Popen[str]) -> str:
     raise AssertionError(f"it ended with {process.wait()}")
 
 
+def the_page_is_complete(root: str) -> None:
+    """The page, and every part that it or another part names, is there, with a policy that lets them run."""
+    with httpx2.Client() as http:
+        page = http.get(f"{root}/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "script-src" not in page.headers["content-security-policy"]  # default-src 'self' holds for scripts
+        waiting, seen = set(re.findall(r'"(/web/[^"]+)"', page.text)), set[str]()
+        assert len(waiting) > 2
+        while waiting:
+            name = waiting.pop()
+            part = http.get(root + name)
+            assert part.status_code == 200, name
+            seen.add(name)
+            if name.endswith(".js"):
+                imported = {f"/web/{found}" for found in re.findall(r'from "\./([^"]+)"', part.text)}
+                waiting |= imported - seen
+        assert len(seen) > 5
+
+
 def test_start_answer_refuse_a_second_one_and_stop(process: subprocess.Popen[str], tmp_path: Path) -> None:
     url = address(process)
     client = openai.OpenAI(base_url=url, api_key="anything")
@@ -55,6 +73,7 @@ def test_start_answer_refuse_a_second_one_and_stop(process: subprocess.Popen[str
         model="gpt-4o-mini-2024-07-18", messages=[{"role": "user", "content": "hello"}], max_tokens=3
     )
     assert answer.choices[0].message.content is not None
+    the_page_is_complete(url.removesuffix("/v1"))
     second = tunery("serve", "--base", "base", "--port", "0", "--home", "home", cwd=tmp_path)
     assert second.returncode == 2
     assert "--home" in second.stderr
@@ -63,9 +82,7 @@ def test_start_answer_refuse_a_second_one_and_stop(process: subprocess.Popen[str
     assert third.returncode == 2
     assert f"port {port}" in third.stderr
     process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
-    assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    assert time.monotonic() - begun < 30
+    assert process.wait(timeout=120) in (-signal.SIGTERM, 128 + signal.SIGTERM)
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(url)
 

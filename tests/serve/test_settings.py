@@ -86,6 +86,7 @@ def test_settings_for_all_jobs(tmp_path: Path) -> None:
         (["--base", "b", "--task-defaults", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--base", "b", "--port", "99999"], ["99999"]),
         (["--base", "b", "--adaptor", "x=y"], ["--adapter"]),
+        (["--base", "b", "--home", "/dev/null/x"], ["/dev/null/x", "--home"]),
     ],
 )
 def test_the_command_s_mistakes(tmp_path: Path, arguments: list[str], words: list[str]) -> None:

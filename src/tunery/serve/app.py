@@ -204,21 +204,20 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: FastAPI, settings: ServeSettings, ready: Callable[[], object]) -> None:
-    """Answer requests until a signal comes.
+def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], object]) -> None:
+    """Answer requests that come to this socket until a signal comes.
 
     Raises:
         TuneryError: a part could not be started.
     """
-    with bind(settings.host, settings.port) as listening:
-        actual = settings.model_copy(update={"port": listening.getsockname()[1]})
-        app.state.services.settings = actual
-        try:
-            Server(app, actual, ready).run(sockets=[listening])
-        except SystemExit:  # uvicorn's way to say that the lifespan could not begin
-            if app.state.failure is None:
-                raise
-            raise app.state.failure from None
+    services: Services = app.state.services
+    services.settings = services.settings.model_copy(update={"port": listening.getsockname()[1]})
+    try:
+        Server(app, services.settings, ready).run(sockets=[listening])
+    except SystemExit:  # uvicorn's way to say that the lifespan could not begin
+        if app.state.failure is None:
+            raise
+        raise app.state.failure from None
 
 
 def run(settings: ServeSettings) -> None:
@@ -228,10 +227,15 @@ def run(settings: ServeSettings) -> None:
         ConfigError: another server uses the folder, the address is taken, or a base cannot be found.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.home} cannot be made: {error.strerror}", "choose another folder with --home"
+        ) from None
+    with bind(settings.host, settings.port) as listening, contextlib.ExitStack() as stack:
         app = create_app(settings, *make_parts(settings, stack))
-        serve(app, settings, lambda: sys.stderr.write(welcome(app.state.services)))
+        serve(app, listening, lambda: sys.stderr.write(welcome(app.state.services)))
 
 
 def make_parts(settings: ServeSettings, stack: contextlib.ExitStack) -> tuple[Jobs, Files, Registry, Backend]:
