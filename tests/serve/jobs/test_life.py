@@ -1,38 +1,62 @@
-"""Jobs that really train a tiny model, from upload to a model that answers."""
+"""Jobs that really train a tiny model, from upload to a model that answers, with trouble on the way."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import tunery
+from tests.serve.jobs.conftest import QUICK
 from tests.serve.jobs.world import World, chat_rows, pair_rows, until
 from tunery.console import Console
 from tunery.paths import read_json
-from tunery.serve.errors import ApiError
 from tunery.serve.records import Job
 from tunery.task_file import load_task
+
+STEPS = 150
+FULL_DISK = """
+import os, pathlib
+
+if flag := os.environ.get("FULL_DISK"):
+    real = pathlib.Path.write_bytes
+
+    def write_bytes(self, data):
+        if os.path.exists(flag) and self.suffix == ".safetensors":
+            raise OSError(28, "No space left on device")
+        return real(self, data)
+
+    pathlib.Path.write_bytes = write_bytes
+"""
+"""Python imports this at its start: while a flag file exists, the disk is full."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, base: str) -> Iterator[World]:
-    from tests.serve.jobs.conftest import QUICK
-
     with World(tmp_path_factory.mktemp("home"), base, defaults=QUICK) as world:
         yield world
 
 
 @pytest.fixture(scope="module")
-def finished(world: World) -> Job:
-    """A supervised job that has succeeded."""
-    numbers = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.5}
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """While this file exists, workers find the disk full when they write a checkpoint."""
+    folder = tmp_path_factory.mktemp("disk")
+    (folder / "sitecustomize.py").write_text(FULL_DISK)
+    (folder / "flag").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FULL_DISK", str(folder / "flag"))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+        yield folder / "flag"
+
+
+@pytest.fixture(scope="module")
+def finished(world: World, full_disk: Path) -> Job:
+    """A supervised job that has met a full disk, was resumed, was paused and resumed again, and has succeeded."""
+    numbers = {"n_epochs": 50, "batch_size": 8, "learning_rate_multiplier": 1.5}
     job = world.create(
         world.upload(chat_rows(24)),
         validation_file=world.upload(chat_rows(6, start=100)),
@@ -40,16 +64,38 @@ def finished(world: World) -> Job:
         seed=7,
         hyperparameters=numbers,
     )
+    world.wait(job, "paused")
+    last = world.events(job)[-1]
+    assert last.level == "error"
+    assert "disk is full" in last.message
+    assert "resume the job" in last.message
+    full_disk.unlink()
+    assert world.jobs.resume(job.id).status == "queued"
+    until(lambda: any(message.startswith("Step 20/") for message in world.messages(job)))
+    assert world.jobs.get(job.id).estimated_finish is not None
+    paused = world.jobs.pause(job.id)
+    assert paused.status == "paused"
+    assert paused.estimated_finish is None
+    assert world.jobs.resume(job.id).status == "queued"
     return world.wait(job, "succeeded")
+
+
+def test_trouble_on_the_way_leaves_no_trace_in_the_adapter(world: World, finished: Job, tmp_path: Path) -> None:
+    folder = world.folder(finished)
+    assert len(read_json(folder.run.receipt)["training"]["resumed_from"]) == 1
+    task = load_task(folder.task).model_copy(update={"output": str(tmp_path)})
+    undisturbed = tunery.train(task, view=Console(quiet=True))
+    weights = [run / "adapter" / "adapter_model.safetensors" for run in (folder.run.root, undisturbed.path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_the_run_is_that_of_any_task_and_its_model_is_named(world: World, finished: Job) -> None:
     run = world.jobs.run_dir(finished.id)
     receipt = read_json(run / "receipt.json")
-    assert receipt["training"]["steps"] == 18
+    assert receipt["training"]["steps"] == STEPS
     assert receipt["training"]["learning_rate"] == pytest.approx(0.015)
     assert finished.trained_tokens == receipt["tokens"]["data"]
-    assert finished.hyperparameters == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.5}
+    assert finished.hyperparameters == {"n_epochs": 50, "batch_size": 8, "learning_rate_multiplier": 1.5}
     assert (run / "report.html").exists()
     evaluation = read_json(run / "evaluation.json")
     assert evaluation["rows"] == 6
@@ -66,7 +112,7 @@ def test_events_and_checkpoints_tell_the_run(world: World, finished: Job) -> Non
         f"Validating training file: {finished.training_file} and validation file: {finished.validation_file}",
     ]
     metrics = [event for event in world.events(finished) if event.type == "metrics"]
-    assert [event.data["step"] for event in metrics if event.data] == list(range(1, 19))
+    assert [event.data["step"] for event in metrics if event.data] == list(range(1, STEPS + 1))
     lines = [json.loads(line) for line in (world.jobs.run_dir(finished.id) / "metrics.jsonl").read_text().splitlines()]
     validated = {line["step"]: line["valid_loss"] for line in lines if "valid_loss" in line}
     assert validated
@@ -75,8 +121,8 @@ def test_events_and_checkpoints_tell_the_run(world: World, finished: Job) -> Non
         assert shown[step]["valid_loss"] == shown[step]["full_valid_loss"] == loss
     checkpoints = world.jobs.checkpoints(finished.id).data
     assert len(checkpoints) == 3
-    assert checkpoints[0].step_number == 18
-    assert checkpoints[0].metrics["valid_loss"] == validated[18]
+    assert checkpoints[0].step_number == STEPS
+    assert checkpoints[0].metrics["valid_loss"] == validated[STEPS]
     assert all(f"Checkpoint created at step {checkpoint.step_number}" in messages for checkpoint in checkpoints)
     assert not [message for message in messages if str(world.home) in message]
 
@@ -84,7 +130,7 @@ def test_events_and_checkpoints_tell_the_run(world: World, finished: Job) -> Non
 def test_the_result_file_holds_every_step(world: World, finished: Job) -> None:
     (result,) = finished.result_files
     rows = list(csv.DictReader(world.files.content(result).read_text().splitlines()))
-    assert [row["step"] for row in rows] == [str(step) for step in range(1, 19)]
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, STEPS + 1)]
     assert all(0 <= float(row["train_accuracy"]) <= 1 for row in rows)
     assert rows[-1]["valid_loss"]
 
@@ -125,76 +171,3 @@ def test_preferences_are_learned_on_from_a_fine_tuned_model(world: World, finish
     receipt = read_json(world.folder(job).run.receipt)
     before = read_json(world.folder(finished).run.receipt)
     assert receipt["lora"]["start"]["sha256"] == before["adapter"]["sha256"]
-
-
-def test_a_bad_file_fails_the_job_with_its_example(world: World, finished: Job) -> None:
-    rows: list[Any] = chat_rows(12)
-    rows[4] = {"messages": [{"role": "user", "content": "film"}, {"role": "assistant"}]}
-    job = world.create(world.upload(rows))
-    failed = world.wait(job, "failed")
-    assert failed.error is not None
-    assert (failed.error.code, failed.error.param) == ("invalid_training_file", "training_file")
-    assert "Example 5, message 2 (messages[1].content): missing" in failed.error.message
-    assert not world.jobs.run_dir(job.id).exists()
-
-
-FULL_DISK = """
-import os, pathlib
-
-if flag := os.environ.get("FULL_DISK"):
-    real = pathlib.Path.write_bytes
-
-    def write_bytes(self, data):
-        if os.path.exists(flag) and self.suffix == ".safetensors":
-            raise OSError(28, "No space left on device")
-        return real(self, data)
-
-    pathlib.Path.write_bytes = write_bytes
-"""
-"""Python imports this at its start: while a flag file exists, the disk is full."""
-
-
-def test_a_full_disk_a_pause_and_a_killed_worker_leave_no_trace_in_the_adapter(
-    tmp_path: Path, base: str, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "sitecustomize.py").write_text(FULL_DISK)
-    (tmp_path / "flag").touch()
-    monkeypatch.setenv("FULL_DISK", str(tmp_path / "flag"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")]))
-    with World(tmp_path / "home", base, defaults=quick) as world:
-        numbers = {"n_epochs": 50, "batch_size": 4}
-        job = world.create(world.upload(chat_rows(24)), seed=7, hyperparameters=numbers)
-        world.wait(job, "paused")
-        last = world.events(job)[-1]
-        assert (last.level, "disk is full" in last.message, "resume the job" in last.message) == ("error", True, True)
-        assert not world.folder(job).run.adapter.exists()
-        (tmp_path / "flag").unlink()
-        world.jobs.resume(job.id)
-        until(lambda: any(message.startswith("Step 31/300") for message in world.messages(job)))
-        os.kill(worker_of(world, job), signal.SIGKILL)
-        until(lambda: any("goes on from step" in message for message in world.messages(job)))
-        until(lambda: any(message.startswith("Step 100/300") for message in world.messages(job)))
-        assert world.jobs.pause(job.id).status == "paused"
-        with pytest.raises(ApiError):
-            world.jobs.resume("ftjob-other")
-        world.jobs.resume(job.id)
-        world.wait(job, "succeeded")
-        receipt = read_json(world.folder(job).run.receipt)
-        assert len(receipt["training"]["resumed_from"]) == 2
-        steps = [event.data["step"] for event in world.events(job) if event.type == "metrics" and event.data]
-        assert steps == list(range(1, 301))
-        adapter = world.folder(job).run.adapter / "adapter_model.safetensors"
-        task = load_task(world.folder(job).task).model_copy(update={"output": str(tmp_path / "undisturbed")})
-        undisturbed = tunery.train(task, view=Console(quiet=True))
-        assert adapter.read_bytes() == (undisturbed.path / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def worker_of(world: World, job: Job) -> int:
-    """The process that trains a job."""
-    import psutil
-
-    (pid,) = (
-        child.pid for child in psutil.Process().children() if str(world.folder(job).root.resolve()) in child.cmdline()
-    )
-    return pid

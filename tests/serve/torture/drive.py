@@ -15,7 +15,7 @@ from tests.serve.jobs.world import World, chat_rows
 from tunery.serve.records import FINAL, Job
 
 SEED = 7
-STEPS = 300
+STEPS = 150
 
 
 def main() -> None:
@@ -30,12 +30,12 @@ def main() -> None:
 
 
 def new_job(world: World) -> Job:
-    """A job of 300 short steps."""
+    """A job of 150 short steps."""
     return world.create(
         world.upload(chat_rows(24)),
         validation_file=world.upload(chat_rows(4, start=100)),
         seed=SEED,
-        hyperparameters={"n_epochs": 50, "batch_size": 4},
+        hyperparameters={"n_epochs": 50, "batch_size": 8},
     )
 
 

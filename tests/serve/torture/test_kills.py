@@ -29,7 +29,7 @@ from tunery.training.checkpoint import checkpoint_steps
 
 KILLS = int(os.environ.get("TUNERY_KILLS", "2"))
 SEED = int(os.environ.get("TUNERY_KILLS_SEED", "0"))
-LONGEST_WAIT = 12.0
+LONGEST_WAIT = 10.0
 """Seconds from one kill to the next, at most: about what a job of the driver takes from its start to its end."""
 WORKER_DEATHS = 2
 """Deaths of the worker alone, in a row without a new checkpoint, that are dealt: one more and the job would fail."""
