@@ -63,21 +63,33 @@ class Watch:
 
 
 @dataclass
+class Files:
+    """Training files on disk."""
+
+    good: Path  # short: a job on it is soon done
+    long: Path  # a job on it lasts long enough to be paused
+    held: Path  # rows to validate on
+    bad: Path  # mistakes on the lines 3, 5 and 8
+
+
+@dataclass
 class Site:
     """A server with the page, and where to open it."""
 
     url: str
     fake: Any  # the FakeServer, or None
 
-    def finished_job(self, page: Any, path: Path, suffix: str) -> None:
+    def finished_job(self, page: Any, files: Files, suffix: str) -> None:
         """Show a job that succeeded: made at once on the stand-in, trained on a real server."""
         if self.fake is None:
-            start_job(page, path, suffix)
+            start_job(page, files.good, suffix, held=files.held)
         else:
             from tests.serve.page.demo import add_job
             from tests.serve.page.fake_jobs import StoredFile
 
-            job = add_job(self.fake.state, StoredFile(path.name, path.read_bytes()), suffix, 1.0)
+            rows, held = (StoredFile(path.name, path.read_bytes()) for path in (files.good, files.held))
+            self.fake.state.files[held.id] = held
+            job = add_job(self.fake.state, rows, suffix, 1.0, validation_file=held.id)
             page.goto(f"{self.url}/#/jobs/{job.id}")
             wait_for_curves(page)
         page.get_by_role("link", name="Download the adapter").wait_for()
@@ -125,21 +137,13 @@ def page(browser: Any, site: Site, watch: Watch) -> Iterator[Any]:
     context.close()
 
 
-@dataclass
-class Files:
-    """Training files on disk."""
-
-    good: Path  # short: a job on it is soon done
-    long: Path  # a job on it lasts long enough to be paused
-    bad: Path  # mistakes on the lines 3, 5 and 8
-
-
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Training files, good and bad."""
     folder = tmp_path_factory.mktemp("rows")
-    made = Files(folder / "good.jsonl", folder / "long.jsonl", folder / "bad.jsonl")
+    made = Files(folder / "good.jsonl", folder / "long.jsonl", folder / "held.jsonl", folder / "bad.jsonl")
     made.good.write_bytes(chat_rows(40))
     made.long.write_bytes(chat_rows(600))
+    made.held.write_bytes(chat_rows(12))
     made.bad.write_bytes(bad_rows())
     return made

@@ -24,10 +24,12 @@ def choose_file(page: Any, path: Path, label: str = "Training file") -> None:
     page.get_by_role("group", name=label).locator("input[type=file]").set_input_files(path)
 
 
-def start_job(page: Any, path: Path, suffix: str) -> None:
-    """Start a job on `path` and wait until it trains."""
+def start_job(page: Any, path: Path, suffix: str, held: Path | None = None) -> None:
+    """Start a job on `path`, validated on `held`, and wait until it trains."""
     go(page, "New job")
     choose_file(page, path)
+    if held is not None:
+        choose_file(page, held, "Validation file (optional)")
     page.get_by_label("Name", exact=True).fill(suffix)
     page.get_by_role("heading", name="No problems in").wait_for()
     page.get_by_role("button", name="Start").click()

@@ -177,7 +177,7 @@ def test_cancelling_asks_first(page: Any, files: Files) -> None:
 
 
 def test_a_job_that_succeeded_gives_its_adapter_results_and_checkpoints(page: Any, site: Site, files: Files) -> None:
-    site.finished_job(page, files.good, "finished")
+    site.finished_job(page, files, "finished")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download the adapter").click()
     assert download.value.suggested_filename.endswith(".zip")
@@ -194,7 +194,7 @@ def test_a_job_that_succeeded_gives_its_adapter_results_and_checkpoints(page: An
 
 
 def test_the_chart_is_read_with_the_arrow_keys(page: Any, site: Site, files: Files) -> None:
-    site.finished_job(page, files.good, "read")
+    site.finished_job(page, files, "read")
     slider = page.get_by_role("slider", name="Loss by step")
     slider.focus()
     page.keyboard.press("Home")

@@ -41,7 +41,8 @@ export class LineChart {
       .filter((one) => one.look !== "faint")
       .map((one) => {
         one.value = h("b", {}, NONE);
-        return h("span", { class: "entry" }, swatch(one), h("span", {}, one.name), one.value);
+        one.entry = h("span", { class: "entry" }, swatch(one), h("span", {}, one.name), one.value);
+        return one.entry;
       });
     this.grid = s("g", { class: "grid" });
     this.guide = s("line", { class: "guide", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
@@ -95,6 +96,12 @@ export class LineChart {
       this.draw();
     }
     this.read();
+  }
+
+  /** Whether a curve is named in the legend and the read-out. */
+  show(name, shown) {
+    const one = this.series.find((each) => each.name === name);
+    one.entry.hidden = !shown;
   }
 
   glide() {
@@ -195,7 +202,7 @@ export class LineChart {
   speak() {
     const step = this.cursor ?? this.lead().at(-1)?.[0] ?? 0;
     const values = this.series
-      .filter((one) => one.value)
+      .filter((one) => one.value && !one.entry.hidden)
       .map((one) => `${one.name} ${this.format(this.valueAt(one, step))}`);
     this.plot.setAttribute("aria-valuemax", Math.max(this.total, 1));
     this.plot.setAttribute("aria-valuenow", step);

@@ -15,18 +15,12 @@ const MARGIN = { title: "Reward margin", unit: "preferred minus other answer, hi
 /** What each method's two charts show: the keys of metrics.jsonl, training and validation. */
 const METHODS = {
   supervised: [
-    { ...LOSS, keys: ["train_loss", "valid_loss"], figures: ["Training loss", "Validation loss"] },
-    {
-      ...ACCURACY,
-      floor: 0,
-      ceiling: 1,
-      keys: ["train_token_accuracy", "valid_token_accuracy"],
-      figures: [null, "Validation token accuracy"],
-    },
+    { ...LOSS, keys: ["train_loss", "valid_loss"] },
+    { ...ACCURACY, floor: 0, ceiling: 1, keys: ["train_token_accuracy", "valid_token_accuracy"] },
   ],
   dpo: [
-    { ...PAIR_LOSS, keys: ["train_loss", "valid_loss"], figures: ["Training loss", "Validation loss"] },
-    { ...MARGIN, keys: ["rewards_margin", "valid_rewards_margin"], figures: [null, "Validation margin"] },
+    { ...PAIR_LOSS, keys: ["train_loss", "valid_loss"] },
+    { ...MARGIN, keys: ["rewards_margin", "valid_rewards_margin"] },
   ],
 };
 
@@ -93,9 +87,10 @@ export function curvesView(method) {
       onCursor: (step) => charts.forEach((other) => other.chart !== chart && other.chart.setCursor(step)),
     });
     charts.push({ chart, keys: one.keys });
-    one.figures.forEach((name, index) => {
-      if (name) figures.push({ ...figure(name), key: one.keys[index], format: one.share ? percent : loss });
-    });
+    const name = one.title.toLowerCase();
+    const format = one.share ? percent : loss;
+    figures.push({ ...figure(`Training ${name}`), key: one.keys[0], format, lone: one !== plan[0] });
+    figures.push({ ...figure(`Validation ${name}`), key: one.keys[1], format, held: true });
   }
   const speed = figure("Tokens per second");
   const tokens = figure("Trained tokens");
@@ -119,7 +114,11 @@ export function curvesView(method) {
   );
 
   function update(job, metrics) {
-    for (const each of figures) setText(each.value, each.format(metrics.curve(each.key).at(-1)?.[1]));
+    const held = Boolean(job.validation_file) || metrics.curve("valid_loss").length > 0;
+    for (const each of figures) {
+      setText(each.value, each.format(metrics.curve(each.key).at(-1)?.[1]));
+      each.element.hidden = held ? Boolean(each.lone) : Boolean(each.held);
+    }
     setText(speed.value, whole(metrics.speed()));
     setText(tokens.value, whole(job.trained_tokens));
     speed.element.hidden = Boolean(job.trained_tokens); // of a job under way; then what it came to
@@ -128,7 +127,9 @@ export function curvesView(method) {
     for (const { chart, keys } of charts) {
       const training = metrics.curve(keys[0]);
       const raw = reach > 1 ? training : [];
-      chart.update([raw, reach > 1 ? trailingMean(training, reach) : training, metrics.curve(keys[1])], metrics.total);
+      const mean = reach > 1 ? trailingMean(training, reach) : training;
+      chart.update([raw, mean, metrics.curve(keys[1])], metrics.total);
+      chart.show("Validation", held);
     }
     setText(note, reach > 1 ? `Training is the mean of the last ${reach} steps; the faint line is each step.` : "");
   }

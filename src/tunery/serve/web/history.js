@@ -117,7 +117,7 @@ export function checkpointsView(id) {
     h("thead", {}, h("tr", {}, head, h("th", { scope: "col" }, h("span", { class: "unseen" }, "Actions")))),
     rows,
   );
-  const none = h("p", { class: "note" }, "The first checkpoint comes with the first validation.");
+  const none = h("p", { class: "note" }, "No checkpoint yet.");
   const element = h(
     "section",
     { class: "card", "aria-labelledby": "checkpoints-title" },
