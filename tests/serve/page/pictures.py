@@ -1,114 +1,119 @@
-"""Pictures of the page for the docs, of the stand-in's jobs: python -m tests.serve.page.pictures docs/images"""
+"""Pictures of the page for the docs: a job from the form to the chat, on a server that runs or else on the stand-in.
+
+python -m tests.serve.page.pictures docs/images --url http://127.0.0.1:8000 --train TRAIN.jsonl --held HELD.jsonl
+"""
 
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
-from tests.serve.page.demo import bad_rows, chat_rows, fill
+from tests.serve.page.demo import chat_rows
 from tests.serve.page.fake_server import FakeServer, State
-from tests.serve.page.reader import ask, choose_file, go, until, wait_for_curves
+from tests.serve.page.reader import ask, choose_file, go, wait_for_curves
 
-QUESTION = "My delivery is late, what now?"
-
-
-def open_job(page: Any, name: str) -> None:
-    """Show a job of the list."""
-    go(page, "Jobs")
-    page.locator(".jobs a").filter(has=page.locator(".name", has_text=name)).click()
-    wait_for_curves(page)
-    page.wait_for_timeout(400)
+NAME = "help-desk"
+PATIENCE = 3600.0
+"""Seconds that the job may take."""
 
 
-def shoot(page: Any, folder: Path, name: str, full: bool = False) -> None:
-    """One picture."""
+def shoot(page: Any, path: Path, most: int = 2400) -> None:
+    """One picture, as tall as the page (up to `most`), so that what sticks to the window's bottom is at its end."""
+    page.evaluate("document.activeElement.blur()")
     page.mouse.move(0, 0)
     before = page.viewport_size
-    if full:  # as tall as the page, so that what sticks to the bottom of the window is at the end of the picture
-        height = page.evaluate("document.documentElement.scrollHeight")
-        page.set_viewport_size({"width": before["width"], "height": height})
-    page.wait_for_timeout(200)
-    page.screenshot(path=folder / f"page-{name}.png")
+    height = min(most, page.evaluate("document.documentElement.scrollHeight"))
+    page.set_viewport_size({"width": before["width"], "height": height})
+    page.wait_for_timeout(400)
+    page.screenshot(path=path)
     page.set_viewport_size(before)
 
 
-def job_pictures(page: Any, folder: Path, more: bool) -> None:
-    """A running job, and more of it for the eyes of who works on the page."""
-    open_job(page, "desk")
-    page.evaluate("document.activeElement.blur()")
-    shoot(page, folder, "jobs", full=True)
-    if more:
-        open_job(page, "tone")
-        shoot(page, folder, "job-done", full=True)
-        go(page, "Jobs")
+def open_tab(browser: Browser, url: str, width: int, scheme: Any) -> Any:
+    """A tab of this width, light or dark; what its console says is printed."""
+    page = browser.new_page(viewport={"width": width, "height": 780}, color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    page.on("console", lambda message: print(message.type, message.text))  # noqa: T201
+    page.on("pageerror", lambda error: print("uncaught", error))  # noqa: T201
+    page.goto(url)
+    return page
+
+
+def wait_for_share(page: Any, share: float) -> None:
+    """Wait until this share of the steps is done."""
+    end = time.monotonic() + PATIENCE
+    while page.evaluate("document.querySelector('.run-progress progress').value") < share:
+        assert time.monotonic() < end, f"the job did not reach {share:.0%}"
         page.wait_for_timeout(500)
-        shoot(page, folder, "list")
-        page.locator(".jobs a").filter(has=page.locator(".name", has_text="export")).click()
-        page.get_by_role("rowheader", name=re.compile(r"^(Line )?8$")).wait_for()
-        shoot(page, folder, "job-failed", full=True)
 
 
-def form_pictures(page: Any, folder: Path, files: Path, more: bool) -> None:
-    """The form with a sound file; with a bad one."""
+def fill_form(page: Any, train: Path, held: Path) -> None:
+    """All that a job needs, checked."""
     go(page, "New job")
-    if more:
-        choose_file(page, files / "bad.jsonl")
-        page.get_by_role("region", name="Problems in").wait_for()
-        shoot(page, folder, "new-job-bad", full=True)
-        page.get_by_role("button", name="Remove").click()
-    choose_file(page, files / "help-desk.jsonl")
-    page.get_by_label("Name", exact=True).fill("help-desk")
-    page.get_by_role("heading", name="No problems in").wait_for()
-    page.evaluate("document.activeElement.blur()")
-    shoot(page, folder, "new-job", full=True)
+    choose_file(page, train)
+    choose_file(page, held, "Validation file (optional)")
+    page.get_by_label("Name", exact=True).fill(NAME)
+    page.get_by_text("Validated on").wait_for()
 
 
-def chat_pictures(page: Any, folder: Path) -> None:
-    """Base and tuned, having answered."""
-    go(page, "Chat")
-    for question in (QUESTION, "I was charged twice for one delivery."):
+def chat(page: Any, questions: list[str]) -> None:
+    """Ask base and tuned, and wait for their answers."""
+    page.locator(".page-head").get_by_role("link", name="Chat").click(timeout=PATIENCE * 1000)
+    page.get_by_role("textbox", name="Message", exact=True).wait_for()
+    page.locator(".sampling summary").click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Most tokens").fill("80")
+    page.locator(".sampling summary").click()
+    for question in questions:
         ask(page, question)
-        until(page, "() => document.querySelectorAll('.answer:not([data-state=done])').length === 0")
-    shoot(page, folder, "chat")
+        page.get_by_role("button", name="Stop").wait_for(state="hidden")
+
+
+def take(browser: Browser, url: str, chosen: Any, train: Path, held: Path) -> None:
+    """All pictures, in the order in which things happen."""
+    page = open_tab(browser, url, 1200, "light")
+    fill_form(page, train, held)
+    shoot(page, chosen.folder / "page-new-job.png", most=1640)
+    page.get_by_role("button", name="Start").click()
+    wait_for_curves(page)
+    wait_for_share(page, 0.55)
+    shoot(page, chosen.folder / "page-jobs.png")
+    for name, width, scheme, most in (("phone", 360, "light", 1240), ("dark", 1200, "dark", 2400)):
+        other = open_tab(browser, page.url, width, scheme)
+        wait_for_curves(other)
+        other.get_by_role("link", name="jsonl").last.wait_for()  # the names of the files come last
+        shoot(other, chosen.folder / f"page-{name}.png", most)
+        other.close()
+    chat(page, chosen.question or ["My delivery is late, what now?"])
+    shoot(page, chosen.folder / "page-chat.png")
 
 
 def main() -> None:
-    """Take all pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--more", action="store_true", help="also those that are not in the docs")
-    parser.add_argument("--scheme", default="light")
-    parser.add_argument("--width", type=int, default=1200)
-    parser.add_argument("--height", type=int, default=860)
+    parser.add_argument("--url", help="of a server; left out, the stand-in")
+    parser.add_argument("--train", type=Path)
+    parser.add_argument("--held", type=Path)
+    parser.add_argument("--question", action="append", help="for the chat; repeatable")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    state = State(seconds_a_step=0.7, seconds_a_token=0.01)
-    fill(state)
-    server = FakeServer(state)
-    server.start()
-    with tempfile.TemporaryDirectory() as files, sync_playwright() as playwright:
-        Path(files, "help-desk.jsonl").write_bytes(chat_rows(1200))
-        Path(files, "bad.jsonl").write_bytes(bad_rows())
+    server = None if chosen.url else FakeServer(State())
+    if server:
+        server.start()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        train, held = chosen.train or Path(folder, "train.jsonl"), chosen.held or Path(folder, "held.jsonl")
+        if not chosen.train:
+            train.write_bytes(chat_rows(400))
+            held.write_bytes(chat_rows(40))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        size = {"width": chosen.width, "height": chosen.height}
-        page = browser.new_page(viewport=size, color_scheme=chosen.scheme)
-        page.on("console", lambda message: print(message.type, message.text))  # noqa: T201
-        page.on("pageerror", lambda error: print("uncaught", error))  # noqa: T201
-        page.goto(server.url)
-        page.get_by_role("link", name="desk").first.wait_for()
-        job_pictures(page, chosen.folder, chosen.more)
-        form_pictures(page, chosen.folder, Path(files), chosen.more)
-        chat_pictures(page, chosen.folder)
-        if chosen.more:
-            go(page, "Models")
-            page.get_by_role("button", name="Delete").first.wait_for()
-            shoot(page, chosen.folder, "models")
+        take(browser, server.url if server else chosen.url, chosen, train, held)
         browser.close()
 
 
