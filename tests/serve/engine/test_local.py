@@ -237,8 +237,8 @@ def test_the_real_model_answers_as_it_does_without_the_engine(smollm2: str, tmp_
             await backend.stop()
 
     found = asyncio.run(work())
-    vocabulary = base.tokenizer.get_vocab()
-    by_bytes = {TokenTexts(base.tokenizer).bytes(index): index for index in vocabulary.values()}
+    texts = TokenTexts(base.tokenizer)
+    by_bytes = {texts.bytes(index): index for index in base.tokenizer.get_vocab().values()}
     answers = [[by_bytes[bytes(token.bytes)] for token in tokens] for tokens in found]
     for number, ids in enumerate(answers):
         if number == len(questions):
