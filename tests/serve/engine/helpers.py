@@ -35,13 +35,13 @@ def tiny_base(shape: str = "llama", dtype: torch.dtype = torch.float64, **change
     return Base(model, tiny_tokenizer(), info)
 
 
-def write_adapter(model: Any, folder: Path, seed: int, **settings: Any) -> Path:
-    """An adapter folder of random tensors, strong enough to change what a tiny model says; the model is left bare."""
+def write_adapter(model: Any, folder: Path, seed: int, size: float = 0.3, **settings: Any) -> Path:
+    """An adapter folder of random tensors, large enough to change what a tiny model says; the model is left bare."""
     apply_lora(model, seed=seed, **{"rank": 4, **settings})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainable_parameters(model):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
     save_adapter(model, folder)
     remove(model, "default")
     return folder

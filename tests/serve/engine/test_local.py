@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.serve.engine.helpers import write_adapter
+from tests.serve.engine.near_tie import assert_same_up_to_rounding
 from tests.serve.engine.templates import FORMS
 from tests.serve.engine.wire import Model, chat, completion
 from tests.tiny import save_tiny_llama, tiny_tokenizer
@@ -24,6 +25,7 @@ from tunery.models.load import load_base
 from tunery.serve.engine.backend import Delta, TokenLogprob, Usage
 from tunery.serve.engine.batch import Limits
 from tunery.serve.engine.local import LocalBackend
+from tunery.serve.engine.text import TokenTexts
 from tunery.serve.errors import ApiError, Busy
 
 LIMITS = Limits(rows=8, cache_bytes=1 << 26, prefix_bytes=1 << 22)
@@ -212,6 +214,45 @@ def test_tools_are_shown_to_the_model_unless_none_may_be_called(runs: Any, folde
         for more in ({}, {"tools": [WEATHER]}, {"tools": [WEATHER], "tool_choice": "none"})
     ]
     assert tokens[1] > tokens[0] == tokens[2]
+
+
+@pytest.mark.slow
+def test_the_real_model_answers_as_it_does_without_the_engine(smollm2: str, tmp_path: Path) -> None:
+    """In the number format of this machine: answers may part only where rounding decides."""
+    base = load_base(smollm2)
+    adapter = write_adapter(base.model, tmp_path / "a", seed=1, rank=8, size=0.01)
+    questions = ["What is the capital of France?", "Name three colours.", "Write a haiku about the sea."]
+    renderer = Renderer(base.tokenizer)
+    prompts = [renderer.encode_prompt(renderer.prompt([{"role": "user", "content": text}])) for text in questions]
+
+    async def work() -> list[list[TokenLogprob]]:
+        backend = LocalBackend([smollm2], limits=LIMITS)
+        await backend.start()
+        try:
+            requests = [chat(text, temperature=0, max_completion_tokens=24, logprobs=True) for text in questions]
+            models = [Model(smollm2), Model(smollm2, adapter, "a")]
+            streams = [collect(backend.chat(request, model)) for model in models for request in requests]
+            return [[t for delta in deltas for t in delta.logprobs] for deltas, _ in await asyncio.gather(*streams)]
+        finally:
+            await backend.stop()
+
+    found = asyncio.run(work())
+    texts = TokenTexts(base.tokenizer)
+    by_bytes = {texts.bytes(index): index for index in base.tokenizer.get_vocab().values()}
+    answers = [[by_bytes[bytes(token.bytes)] for token in tokens] for tokens in found]
+    for number, ids in enumerate(answers):
+        if number == len(questions):
+            load_adapter(base.model, adapter)
+        prompt = prompts[number % len(questions)]
+        wanted = _greedy(base.model, prompt, 24, renderer.stop_ids)
+        assert_same_up_to_rounding(base.model, prompt, ids, wanted)
+
+
+def _greedy(model: Any, prompt: list[int], most: int, stop_ids: list[int]) -> list[int]:
+    out = model.generate(
+        input_ids=torch.tensor([prompt]), max_new_tokens=most, do_sample=False, eos_token_id=stop_ids, pad_token_id=0
+    )[0, len(prompt) :].tolist()
+    return out[: next((i for i, token in enumerate(out) if token in stop_ids), len(out))]
 
 
 # --------------------------------------------------------------------------- plain completions

@@ -217,7 +217,8 @@ class Bank:
 
     def forget(self, key: str) -> None:
         """The adapter was deleted. Rows that are being answered with it end as they began."""
-        if self._loaded.pop(key, None) is not None:
+        adapter = self._loaded.pop(key, None)
+        if self._side is not None and adapter in self._side.members:
             self._side = None
 
     def close(self) -> None:

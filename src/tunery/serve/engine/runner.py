@@ -100,7 +100,10 @@ class Runner:
         sources = np.concatenate([np.arange(end - p.keep, end) for p, end in kept] or [np.zeros(0, np.int64)])
         self.bank.begin(_runs((p.adapter, len(p.tokens)) for p in ordered), _runs((p.adapter, p.keep) for p, _ in kept))
         with torch.inference_mode():
-            return [part for part, _ in kept], self._logits(ids, positions, sources, layout)
+            logits = self._logits(ids, positions, sources, layout)
+        if self.device.type == "mps":  # has no float64, in which tokens are drawn
+            logits = logits.cpu()
+        return [part for part, _ in kept], logits
 
     # ----------------------------------------------------------------- a step
 
