@@ -1,19 +1,22 @@
 """The serving engine: one adapter against several in one batch, PEFT's mixed `generate`, time to the first token.
 
-    make bench-serve                   # 16 rows over 4 adapters, on this machine's CPU or GPU, a few minutes
+    make bench-serve                   # 16 rows over 4 adapters, on this machine's CPU or GPU, ten minutes
     make bench-serve ARGS="--quick"    # one round, printed
 
-tunery and PEFT compute the same prompts with the same adapters in the same number format, in one process, in turn.
+tunery and PEFT compute the same prompts with the same adapters in the same number format, in turn, each in a process of
+its own: in one, the helper threads of either slow the other (tunery.models.device.apart).
 Writes the section "Serving" of docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import queue
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from bench import plan, report
 from bench.run import heading, say, usable_cores
 from tunery.lora.adapter import save_adapter
 from tunery.lora.attach import apply_lora, remove, trainable_parameters
+from tunery.models.device import apart
 from tunery.models.load import Base, load_base
 from tunery.serve.engine.backend import Usage
 from tunery.serve.engine.batch import Limits
@@ -33,8 +37,18 @@ from tunery.serve.engine.sampling import Sampler, Sampling
 from tunery.serve.engine.text import Detokenizer, TextStream, TokenTexts
 
 ROWS, ADAPTERS, PROMPT, ANSWER = 16, 4, 64, 64
+QUESTIONS, LENGTHS = 32, (16, 112)
+"""Of the load with different lengths: how many questions, and from and to how many tokens each and its answer have."""
 FIRST_PROMPT = 256
 """Tokens of the prompts whose first token is waited for."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Questions that are there at once: their tokens, and how many tokens are to be answered."""
+
+    prompts: Sequence[Sequence[int]]
+    answers: Sequence[int]
 
 
 @dataclass
@@ -45,24 +59,29 @@ class Served:
     tokenizer: Any
     folders: Sequence[Path]
 
-    def submit(self, prompt: Sequence[int], adapter: int | None, answer: int = ANSWER) -> queue.Queue[Any]:
+    def __post_init__(self) -> None:
+        self._texts = TokenTexts(self.tokenizer)
+
+    def submit(
+        self, prompt: Sequence[int], adapter: int | None, answer: int = ANSWER, logprobs: int | None = None
+    ) -> queue.Queue[Any]:
         """Ask for exactly `answer` tokens."""
         items: queue.Queue[Any] = queue.Queue()
         asked = Asked("" if adapter is None else str(adapter), None if adapter is None else self.folders[adapter],
                       items.put)  # fmt: skip
         stream = TextStream(Detokenizer(self.tokenizer.backend_tokenizer.decode))
-        sampler = Sampler(Sampling(temperature=0.0, top_logprobs=0))
-        asked.rows.append(Row(asked, 0, prompt, sampler, stream, TokenTexts(self.tokenizer), answer, frozenset()))
+        sampler = Sampler(Sampling(temperature=0.0, top_logprobs=logprobs))
+        asked.rows.append(Row(asked, 0, prompt, sampler, stream, self._texts, answer, frozenset()))
         self.engine.submit(asked)
         return items
 
-    def speed(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int | None]) -> float:
+    def speed(self, load: Load, adapters: Sequence[int | None]) -> float:
         """Tokens answered a second, all rows together."""
         started = time.perf_counter()
-        waiting = [self.submit(prompt, which) for prompt, which in zip(prompts, adapters, strict=True)]
-        for items in waiting:
+        asked = zip(load.prompts, adapters, load.answers, strict=True)
+        for items in [self.submit(*each) for each in asked]:
             finish(items)
-        return len(prompts) * ANSWER / (time.perf_counter() - started)
+        return sum(load.answers) / (time.perf_counter() - started)
 
     def first_token_seconds(self, prompt: Sequence[int]) -> float:
         """From the question to the first token of its answer."""
@@ -73,7 +92,7 @@ class Served:
 
     def first(self, prompt: Sequence[int], adapter: int) -> tuple[int, float]:
         """The first token of an answer, and its log-probability."""
-        items = self.submit(prompt, adapter, answer=1)
+        items = self.submit(prompt, adapter, answer=1, logprobs=0)
         (delta, *_) = items.get()
         if isinstance(delta, Exception):
             raise delta
@@ -92,41 +111,75 @@ def finish(items: queue.Queue[Any]) -> None:
                 return
 
 
-@dataclass
 class Peft:
-    """PEFT with the same adapters, in the base's number format."""
+    """PEFT with the same adapters in the base's number format, in another process."""
 
-    model: Any
+    def __init__(self, folders: Sequence[Path], device: str, dtype: str, threads: int):
+        self._process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._call(_load_peft, [str(folder) for folder in folders], device, dtype, threads)
 
-    @classmethod
-    def load(cls, base: Base, folders: Sequence[Path]) -> Peft:
-        """Put the adapters on the base."""
-        from peft import PeftModel
+    def speed(self, load: Load, adapters: Sequence[int]) -> float:
+        """Tokens answered a second, all rows together; ROWS at a time, in order."""
+        return self._call(_peft_speed, load, adapters)
 
-        model = PeftModel.from_pretrained(base.model, str(folders[0]), "0", autocast_adapter_dtype=False)
-        for number, folder in enumerate(folders[1:], 1):
-            model.load_adapter(str(folder), str(number), autocast_adapter_dtype=False)
-        return cls(model.to(base.model.dtype).eval())
-
-    @torch.inference_mode()
-    def speed(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int]) -> float:
-        """Tokens answered a second, all rows together."""
-        ids = torch.tensor(prompts, device=self.model.device)
-        started = time.perf_counter()
-        out = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=[str(which) for which in adapters],
-            max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
-        if out.shape[1] != len(prompts[0]) + ANSWER:
-            raise RuntimeError("PEFT's answers have another length")
-        return len(prompts) * ANSWER / (time.perf_counter() - started)
-
-    @torch.inference_mode()
     def log_probability(self, prompt: Sequence[int], adapter: int, token: int) -> float:
         """Of a first token."""
-        ids = torch.tensor([prompt], device=self.model.device)
-        logits = self.model(input_ids=ids, adapter_names=[str(adapter)]).logits[0, -1]
-        return float(torch.log_softmax(logits.double(), -1)[token])
+        return self._call(_peft_log_probability, prompt, adapter, token)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.shutdown()
+
+    def _call(self, work: Callable[..., Any], *args: Any) -> Any:
+        return self._process.submit(work, *args).result()
+
+
+_peft: Any = None
+"""In PEFT's process: the model."""
+
+
+def _load_peft(folders: Sequence[str], device: str, dtype: str, threads: int) -> None:
+    global _peft
+    from peft import PeftModel
+
+    torch.set_num_threads(threads)
+    base = load_base(plan.MODEL, device=device, precision=dtype)
+    _peft = PeftModel.from_pretrained(base.model, folders[0], "0", autocast_adapter_dtype=False)
+    for number, folder in enumerate(folders[1:], 1):
+        _peft.load_adapter(folder, str(number), autocast_adapter_dtype=False)
+    _peft.to(base.model.dtype).eval()
+
+
+@torch.inference_mode()
+def _peft_speed(load: Load, adapters: Sequence[int]) -> float:
+    started = time.perf_counter()
+    for low in range(0, len(adapters), ROWS):
+        rows = slice(low, low + ROWS)
+        _peft_batch(load.prompts[rows], adapters[rows], max(load.answers[rows]))
+    return sum(load.answers) / (time.perf_counter() - started)
+
+
+def _peft_batch(prompts: Sequence[Sequence[int]], adapters: Sequence[int], answer: int) -> None:
+    """As `generate` takes rows of different lengths: padded on the left, answered until the longest answer ends."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    seen = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        seen[row, width - len(prompt) :] = 1
+    out = _peft.generate(
+        input_ids=ids.to(_peft.device), attention_mask=seen.to(_peft.device), do_sample=False, pad_token_id=0,
+        adapter_names=[str(which) for which in adapters], max_new_tokens=answer, min_new_tokens=answer,
+    )  # fmt: skip
+    if out.shape[1] != width + answer:
+        raise RuntimeError("PEFT's answers have another length")
+
+
+@torch.inference_mode()
+def _peft_log_probability(prompt: Sequence[int], adapter: int, token: int) -> float:
+    ids = torch.tensor([prompt], device=_peft.device)
+    logits = _peft(input_ids=ids, adapter_names=[str(adapter)]).logits[0, -1]
+    return float(torch.log_softmax(logits.double(), -1)[token])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -141,9 +194,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Load both, compare their first tokens, time them in turn, report."""
     options = parse()
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(Path(folder), options.device, 1 if options.quick else 5)
+        results = measure(Path(folder), options.device, 1 if options.quick else 5, options.threads)
     results = {**heading(options.threads, results["device"]), **results}
     from bench.serve_report import serve_section
 
@@ -152,18 +204,24 @@ def main() -> None:
         report.save("serve", results)
 
 
-def measure(folder: Path, device: str, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, device: str, rounds: int, threads: int) -> dict[str, Any]:
     """All figures."""
-    base = load_base(plan.MODEL, device=device)
-    folders = [write_adapter(base.model, folder / str(number), number) for number in range(ADAPTERS)]
-    peft = Peft.load(load_base(plan.MODEL, device=device, precision=base.info.dtype), folders)
-    # No prefix is kept: every prompt is computed by both.
-    engine = Engine(base, Limits(rows=2 * ROWS, adapters=ADAPTERS, prefix_bytes=0))
+
+    def load() -> tuple[Base, list[Path], Engine]:
+        torch.set_num_threads(threads)
+        base = load_base(plan.MODEL, device=device)
+        folders = [write_adapter(base.model, folder / str(number), number) for number in range(ADAPTERS)]
+        # No prefix is kept: every prompt is computed by both.
+        return base, folders, Engine(base, Limits(rows=ROWS, adapters=ADAPTERS, prefix_bytes=0))
+
+    base, folders, engine = apart(load)
+    peft = Peft(folders, device, base.info.dtype, threads)
     engine.start()
     try:
         return timed(Served(engine, base.tokenizer, folders), peft, base, rounds)
     finally:
         engine.stop()
+        peft.close()
 
 
 def timed(served: Served, peft: Peft, base: Base, rounds: int) -> dict[str, Any]:
@@ -173,22 +231,34 @@ def timed(served: Served, peft: Peft, base: Base, rounds: int) -> dict[str, Any]
     def prompts(count: int, length: int) -> list[list[int]]:
         return torch.randint(1000, 40_000, (count, length), generator=words).tolist()
 
-    mixed = [number % ADAPTERS for number in range(ROWS)]
+    def load(count: int, lengths: tuple[int, int] | None) -> Load:
+        if lengths is None:
+            return Load(prompts(count, PROMPT), [ANSWER] * count)
+        low, high = lengths
+        sizes = torch.randint(low, high + 1, (2, count), generator=words).tolist()
+        return Load([prompts(1, size)[0] for size in sizes[0]], sizes[1])
+
+    def adapters(count: int) -> list[int]:
+        return [number % ADAPTERS for number in range(count)]
+
     difference = disagreement(served, peft, prompts(ADAPTERS, PROMPT))
     runs: list[dict[str, float]] = []
     for number in range(rounds + 1):
-        asked = prompts(ROWS, PROMPT)
+        equal, different = load(ROWS, None), load(QUESTIONS, LENGTHS)
         runs.append({
-            "base": served.speed(asked, [None] * ROWS),
-            "single": served.speed(asked, [0] * ROWS),
-            "mixed": served.speed(asked, mixed),
-            "peft": peft.speed(asked, mixed),
+            "base": served.speed(equal, [None] * ROWS),
+            "single": served.speed(equal, [0] * ROWS),
+            "mixed": served.speed(equal, adapters(ROWS)),
+            "peft": peft.speed(equal, adapters(ROWS)),
+            "mixed_lengths": served.speed(different, adapters(QUESTIONS)),
+            "peft_lengths": peft.speed(different, adapters(QUESTIONS)),
         })  # fmt: skip
         say(f"  round {number}: " + ", ".join(f"{name} {value:,.0f} tokens/s" for name, value in runs[-1].items()))
     alone = [served.first_token_seconds(prompt) for prompt in prompts(rounds + 1, FIRST_PROMPT)][1:]
     return {
         "device": str(base.model.device), "dtype": base.info.dtype, "rows": ROWS, "adapters": ADAPTERS,
-        "prompt": PROMPT, "answer": ANSWER, "first_prompt": FIRST_PROMPT, "disagreement": difference,
+        "prompt": PROMPT, "answer": ANSWER, "questions": QUESTIONS, "lengths": LENGTHS,
+        "first_prompt": FIRST_PROMPT, "disagreement": difference,
         "rounds": runs[1:], "first_token_alone": alone,
         "first_token_loaded": under_load(served, prompts(ROWS - 1, PROMPT), prompts(rounds, FIRST_PROMPT)),
         "versions": versions(),

@@ -7,9 +7,11 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor
 
 from tunery.errors import ConfigError
+
+T = TypeVar("T")
 
 PROBE_SECONDS = 0.06
 """Time given to each number format in the probe of a CPU."""
@@ -43,6 +47,18 @@ def bound_kernel_caches() -> None:
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(_KERNELS_KEPT))
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Do work in a thread that ends with it, and wait; what it raises is raised here.
+
+    On a CPU each thread that computes with PyTorch gets a crew of helpers that stays as long as the thread. GNU
+    OpenMP lets waiting helpers sleep at once as soon as there are more of them, in all crews, than processors; waking
+    them for every small product then costs a third of the speed (docs/lab.md). So in a process where one thread is
+    to compute fast, what others compute is done apart.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="tunery-apart") as pool:
+        return pool.submit(work).result()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tunery.errors import AdapterError
 from tunery.lora.adapter import read_adapter
 from tunery.lora.attach import Piece
 from tunery.lora.layer import LoRAEmbedding, wrap
-from tunery.models.device import on_device
+from tunery.models.device import apart, on_device
 from tunery.serve.engine.layers import Group, Low, Site
 from tunery.serve.engine.packed import Product, packed, packed_sum, plain, plain_sum
 
@@ -178,7 +178,7 @@ class Bank:
         reading = self._reading.get(key)
         if reading is None:
             if self._make_room():
-                self._reading[key] = self._pool.submit(self.read, key, folder)
+                self._reading[key] = self._pool.submit(apart, lambda: self.read(key, folder))
                 self._reading[key].add_done_callback(lambda _: self._wake())
             return None
         if not reading.done():

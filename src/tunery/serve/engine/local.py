@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tunery.models.device import apart
 from tunery.models.load import load_base
 from tunery.serve.engine.backend import Item, Served, Usage
 from tunery.serve.engine.batch import Limits
@@ -126,7 +127,7 @@ class LocalBackend:
             if self._stopped or base not in self.bases:
                 raise ApiError(503, f"The base {base} is not served now.", type="server_error")
             if base not in self._loaded:
-                self._loaded[base] = await asyncio.to_thread(self._load, base)
+                self._loaded[base] = await asyncio.to_thread(apart, lambda: self._load(base))
             return self._loaded[base]
 
     def _load(self, name: str) -> _Loaded:
