@@ -44,7 +44,7 @@ def cli() -> None:
     tunery chat runs/my-task            talk to the result
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
-    75 can be resumed, 130 interrupted, 143 terminated.
+    69 a hosted service refuses or fails, 75 can be resumed, 130 interrupted, 143 terminated.
     """
 
 

@@ -20,6 +20,9 @@ BUILT_IN_MODELS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct
 
 DEFAULT_BETA = 0.1
 
+HOSTED_PREFIX = "openai:"
+"""Stands before the name of a model that a server trains which speaks OpenAI's API."""
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -274,6 +277,36 @@ class EvaluateConfig(_Settings):
     max_new_tokens: PositiveInt = Field(default=96, description="longest generated answer")
 
 
+class HostedConfig(_Settings):
+    """Used when `model` is `openai:NAME`: who trains it. The key is only ever read from the environment."""
+
+    base_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s@]+$",
+        description="address of the API, e.g. http://127.0.0.1:8000/v1; left out, $OPENAI_BASE_URL, else OpenAI's own",
+    )
+    key_variable: str = Field(
+        default="OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the environment variable that holds the key",
+    )
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="put into the tuned model's name there; left out, the name of the run"
+    )
+    prices: str | None = Field(
+        default=None,
+        description="file of prices, in the form of src/tunery/hosted/prices.toml; left out, $TUNERY_PRICES, else that "
+        "file itself, for OpenAI's own address only",
+    )
+    parallel: PositiveInt = Field(default=4, description="questions put to a model at the same time, while evaluating")
+    base_deployment: str | None = Field(
+        default=None, description="name by which the base answers questions, where it is another one (on Azure)"
+    )
+    tuned_deployment: str | None = Field(
+        default=None, description="name by which the tuned model answers questions, where it is another one (on Azure)"
+    )
+
+
 class Task(_Settings):
     """A whole task file."""
 
@@ -283,8 +316,8 @@ class Task(_Settings):
         description="name of the run, written to OUTPUT/NAME; left out, the name of the task file's folder",
     )
     model: str = Field(
-        description="the base: a hub id (Qwen/Qwen3-0.6B), a folder, a .gguf file, or a built-in name "
-        f"({', '.join(BUILT_IN_MODELS)})"
+        description="the base: a hub id (Qwen/Qwen3-0.6B), a folder, a .gguf file, a built-in name "
+        f"({', '.join(BUILT_IN_MODELS)}), or {HOSTED_PREFIX}NAME for a model that is trained elsewhere"
     )
     output: str = Field(default="runs", description="folder for run directories, relative to the current folder")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
@@ -294,6 +327,7 @@ class Task(_Settings):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    hosted: HostedConfig = Field(default_factory=HostedConfig)
 
     @model_validator(mode="after")
     def _settings_that_need_validation(self) -> Task:
@@ -326,6 +360,11 @@ class Task(_Settings):
     def run_dir(self) -> Path:
         """OUTPUT/NAME."""
         return Path(self.output) / self.name
+
+    @property
+    def hosted_model(self) -> str | None:
+        """What the server that trains it calls the model; None for one that is trained here."""
+        return self.model.removeprefix(HOSTED_PREFIX) if self.model.startswith(HOSTED_PREFIX) else None
 
     def to_yaml(self) -> str:
         """The task with every default written out."""
