@@ -51,17 +51,13 @@ def require_access(service: Service, model: str) -> None:
     if not isinstance(answer, openai.APIStatusError):  # made all the same: it has no rows, and must not stay
         service.call("cancelling a job without rows", lambda client: client.fine_tuning.jobs.cancel(answer.id))
         return
-    if code_of(answer) == NO_TRAINING or NO_TRAINING in said_by(answer, service.server):
-        raise HostedError(
-            f"{service.address} does not train models for this account: {said_by(answer, service.server)}", WAYS_OUT
-        )
+    said = said_by(answer, service.server)
+    if code_of(answer) == NO_TRAINING or NO_TRAINING in said:
+        raise training_closed(service.server, said)
     about_model = answer.param == "model" or code_of(answer) in ("model_not_found", "model_not_available")
-    about_file = answer.param == "training_file" or NO_FILE in said_by(answer, service.server)
+    about_file = answer.param == "training_file" or NO_FILE in said
     if about_model and not about_file:
-        raise HostedError(
-            f"{service.address} does not train {model}: {said_by(answer, service.server)}",
-            _models_there(service, model),
-        )
+        raise HostedError(f"{service.address} does not train {model}: {said}", _models_there(service, model))
 
 
 def _models_there(service: Service, model: str) -> str:
