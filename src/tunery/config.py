@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
+
+from tunery.config_hosted import HOSTED_PREFIX, STRICT, HostedConfig
 
 Kind = Literal["chat", "completion", "text", "classification", "preference"]
 Auto = Literal["auto"]
@@ -20,12 +22,9 @@ BUILT_IN_MODELS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct
 
 DEFAULT_BETA = 0.1
 
-HOSTED_PREFIX = "openai:"
-"""Stands before the name of a model that a server trains which speaks OpenAI's API."""
-
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 class Columns(_Settings):
@@ -183,6 +182,9 @@ class TrainConfig(_Settings):
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
     )
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="the rate, be it auto or a number, is multiplied by this"
+    )
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the rate falls after warm-up"
     )
@@ -275,36 +277,6 @@ class EvaluateConfig(_Settings):
     )
     samples: Annotated[int, Field(ge=0)] = Field(default=8, description="rows shown side by side in the report")
     max_new_tokens: PositiveInt = Field(default=96, description="longest generated answer")
-
-
-class HostedConfig(_Settings):
-    """Used when `model` is `openai:NAME`: who trains it. The key is only ever read from the environment."""
-
-    base_url: str | None = Field(
-        default=None,
-        pattern=r"^https?://[^\s@]+$",
-        description="address of the API, e.g. http://127.0.0.1:8000/v1; left out, $OPENAI_BASE_URL, else OpenAI's own",
-    )
-    key_variable: str = Field(
-        default="OPENAI_API_KEY",
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="the environment variable that holds the key",
-    )
-    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="put into the tuned model's name there; left out, the name of the run"
-    )
-    prices: str | None = Field(
-        default=None,
-        description="file of prices, in the form of src/tunery/hosted/prices.toml; left out, $TUNERY_PRICES, else that "
-        "file itself, for OpenAI's own address only",
-    )
-    parallel: PositiveInt = Field(default=4, description="questions put to a model at the same time, while evaluating")
-    base_deployment: str | None = Field(
-        default=None, description="name by which the base answers questions, where it is another one (on Azure)"
-    )
-    tuned_deployment: str | None = Field(
-        default=None, description="name by which the tuned model answers questions, where it is another one (on Azure)"
-    )
 
 
 class Task(_Settings):

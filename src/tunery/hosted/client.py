@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from tunery.config import HostedConfig
+from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError
 from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, Server, code_of, explain
 

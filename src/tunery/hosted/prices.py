@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tunery.config import HostedConfig
+from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError
 
 _MILLION = 1_000_000

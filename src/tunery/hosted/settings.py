@@ -69,6 +69,8 @@ def require_meaning(task: Task) -> None:
     Raises:
         ConfigError: a setting without a meaning for hosted models was set, or one is outside what they take.
     """
+    if not task.hosted_model:
+        raise ConfigError(f"model: {task.model} names no model", "for example openai:gpt-4.1-mini")
     if ignored := [name for name in given(task) if not has_meaning(name)]:
         some = ignored[:10]
         more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
