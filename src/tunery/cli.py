@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ _SET = click.option(
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+_YES = click.option(
+    "-y", "--yes", is_flag=True, help="Agree to what a hosted model is sent and costs; without it you are asked."
+)
 _TASK = click.argument("task", type=click.Path(path_type=Path))
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -92,6 +95,19 @@ def _print(text: str) -> None:
     click.echo(text)
 
 
+def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
+    """How a person agrees to what is sent elsewhere; None is given where nobody can be asked."""
+
+    def asked(sentences: Sequence[str]) -> bool | None:
+        if not yes and not sys.stdin.isatty():
+            return None
+        for sentence in sentences:
+            _say(sentence)
+        return yes or click.confirm("Send it?", err=True)
+
+    return asked
+
+
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -148,7 +164,18 @@ def check(
     help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
-def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, resume: str, seed: int | None) -> None:
+@_YES
+@click.option("--cancel", is_flag=True, help="Cancel the job of a hosted model instead.")
+def train(
+    task: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    resume: str,
+    seed: int | None,
+    yes: bool,
+    cancel: bool,
+) -> None:
     """Train a TASK, compare base and tuned model, and write a report."""
     with collector_paused(freeze=True):
         from tunery import api, show
@@ -156,7 +183,10 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
-    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet))
+    if cancel:
+        _print(api.cancel(task, overrides, view=Console(quiet=quiet)))
+        return
+    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json({"run": str(run.path), "receipt": run.receipt, "evaluation": run.evaluation})
     else:
@@ -168,13 +198,14 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 @_JSON
 @_QUIET
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
-def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None) -> None:
+@_YES
+def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -> None:
     """Measure base against tuned model of a RUN again, or on other rows."""
     with collector_paused(freeze=True):
         from tunery import api, show
     from tunery.console import Console
 
-    result = api.evaluate(run, data, view=Console(quiet=quiet))
+    result = api.evaluate(run, data, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json(result)
     else:

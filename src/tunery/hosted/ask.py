@@ -50,33 +50,33 @@ class Answer:
 
 
 class AnswerBook:
-    """The answers in a file, by model and question."""
+    """The answers in a file, by model, question, and the length after which an answer was cut."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._answers: dict[tuple[str, str], Answer] = {}
+        self._answers: dict[tuple[str, str, int], Answer] = {}
         for line in read_lines(path):
             try:
-                self._answers[line["model"], line["key"]] = _from_line(line)
+                self._answers[line["model"], line["key"], line["longest"]] = answer_of(line)
             except (KeyError, TypeError, ValueError):  # of another program
                 continue
 
-    def get(self, model: str, question: Question) -> Answer | None:
+    def get(self, model: str, question: Question, longest: int) -> Answer | None:
         """The answer, if that question was put to that model before."""
-        return self._answers.get((model, question.key))
+        return self._answers.get((model, question.key, longest))
 
-    def missing(self, model: str, questions: Iterable[Question]) -> list[Question]:
+    def missing(self, model: str, questions: Iterable[Question], longest: int) -> list[Question]:
         """Those that were not, each once."""
         unique = {question.key: question for question in questions}
-        return [question for question in unique.values() if self.get(model, question) is None]
+        return [question for question in unique.values() if self.get(model, question, longest) is None]
 
-    def add(self, model: str, question: Question, answer: Answer) -> None:
+    def add(self, model: str, question: Question, longest: int, answer: Answer) -> None:
         """Write an answer down."""
-        self._answers[model, question.key] = answer
-        append(self.path, [_to_line(model, question, answer)])
+        self._answers[model, question.key, longest] = answer
+        append(self.path, [{**_line(model, question, answer), "longest": longest}])
 
 
-def _to_line(model: str, question: Question, answer: Answer) -> dict[str, Any]:
+def _line(model: str, question: Question, answer: Answer) -> dict[str, Any]:
     asked = {"prompt": question.prompt} if question.prompt else {"messages": list(map(dict, question.messages))}
     said = asdict(answer)
     return {
@@ -91,7 +91,12 @@ def _to_line(model: str, question: Question, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _from_line(line: dict[str, Any]) -> Answer:
+def answer_of(line: dict[str, Any]) -> Answer:
+    """The answer in a line of answers.jsonl.
+
+    Raises:
+        KeyError, TypeError, ValueError: there is none.
+    """
     logprobs = line.get("logprobs")
     return Answer(
         text=str(line["answer"]),
@@ -111,6 +116,7 @@ class Asker:
     Attributes:
         longest: an answer is cut after so many tokens.
         logprobs: ask for log-probabilities; turned off when the server gives none.
+        fresh: the model was just made, and may not be known at once.
         length_name: what the server calls the longest answer; found out with the first question.
     """
 
@@ -118,6 +124,7 @@ class Asker:
     model: str
     longest: int
     logprobs: bool = False
+    fresh: bool = False
     length_name: str = "max_tokens"
 
     def ask(self, question: Question) -> Answer:
@@ -138,7 +145,7 @@ class Asker:
             return Answer(**answer, seconds=round(time.perf_counter() - started, 3))
 
         while True:
-            answer = self.service.call(f"asking {self.model}", request)
+            answer = self.service.call(f"asking {self.model}", request, passing=(404,) if self.fresh else ())
             if isinstance(answer, Answer):
                 return answer
             said = said_by(answer, self.service.server)
@@ -199,12 +206,12 @@ def ask_all(
     Raises:
         TuneryError: as Asker.ask; what was answered before is in the book.
     """
-    missing = book.missing(asker.model, questions)
+    missing = book.missing(asker.model, questions, asker.longest)
     if missing:
         note(f"asking {asker.model} {len(missing):,} question{'s' * (len(missing) > 1)}")
-        book.add(asker.model, missing[0], asker.ask(missing[0]))
+        book.add(asker.model, missing[0], asker.longest, asker.ask(missing[0]))
         _ask_in_parallel(asker, book, missing[1:], parallel, note)
-    answers = [book.get(asker.model, question) for question in questions]
+    answers = [book.get(asker.model, question, asker.longest) for question in questions]
     return [answer for answer in answers if answer is not None]
 
 
@@ -225,11 +232,11 @@ def _ask_in_parallel(
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    book.add(asker.model, running.pop(future), future.result())
+                    book.add(asker.model, running.pop(future), asker.longest, future.result())
                     done += 1
                     if done % every == 0 and done < len(questions):
                         note(f"{done:,} of {len(questions):,} answered")
         finally:
             for future, question in running.items():  # under way, and paid for: kept, whatever went wrong with others
                 if future.exception() is None:
-                    book.add(asker.model, question, future.result())
+                    book.add(asker.model, question, asker.longest, future.result())

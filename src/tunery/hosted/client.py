@@ -70,13 +70,16 @@ class Service:
         """The base URL."""
         return self.server.address
 
-    def call(self, doing: str, request: Callable[[OpenAI], T], *, patience: float = PATIENCE) -> T:
+    def call(
+        self, doing: str, request: Callable[[OpenAI], T], *, patience: float = PATIENCE, passing: tuple[int, ...] = ()
+    ) -> T:
         """Make a request, again and again while the failure is one that passes.
 
         Args:
             doing: what it is for, in words.
             request: is given the client; must be safe to repeat.
             patience: seconds to wait in all.
+            passing: further statuses that pass by themselves.
 
         Raises:
             TuneryError: it was refused, or failed for too long (tunery.hosted.failures).
@@ -88,7 +91,7 @@ class Service:
             try:
                 return self._checked(doing, request(self._client))
             except openai.OpenAIError as error:
-                pause = pause_after(error, tries)
+                pause = pause_after(error, tries, passing)
                 if pause is None or waited + pause > patience:
                     raise explain(error, self.server, doing) from error
                 tries += 1
@@ -132,7 +135,7 @@ def is_local(address: str) -> bool:
         return host == "localhost"
 
 
-def pause_after(error: Any, tries: int) -> float | None:
+def pause_after(error: Any, tries: int, passing: tuple[int, ...] = ()) -> float | None:
     """Seconds to wait before a request that failed so is made again; None if that would be of no use.
 
     What the server asks for (Retry-After), else half a second, doubled with each try and varied a little, so that many
@@ -141,7 +144,7 @@ def pause_after(error: Any, tries: int) -> float | None:
     status = getattr(error, "status_code", None)
     if status is None and not _is_connection(error):
         return None
-    if status is not None and status not in (408, 409, 429) and status < 500:
+    if status is not None and status not in (408, 409, 429, *passing) and status < 500:
         return None
     if code_of(error) in (*NO_CREDIT, *NOT_TODAY):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunery.hosted.prices import Price, dollars
@@ -37,8 +37,8 @@ class Estimate:
     Attributes:
         exact: tokens are counted with the model's vocabulary, not estimated.
         rows, validation_rows: lines of the two files.
-        lengths: tokens of each training row.
-        epochs: passes over them.
+        epochs: passes over the first.
+        training_tokens: what the job is billed for.
         training_cost: in US dollars; None if not known.
         answers: what the evaluation asks of each side.
         prices: where the prices come from, in words.
@@ -47,17 +47,11 @@ class Estimate:
     exact: bool
     rows: int
     validation_rows: int
-    lengths: list[int] = field(repr=False)
     epochs: int
+    training_tokens: int
     training_cost: float | None
     answers: list[Answers]
     prices: str
-
-    @property
-    def training_tokens(self) -> int:
-        """Tokens that the job is billed for: those of the training file, times the epochs. Rows beyond the longest that
-        is trained count as cut."""
-        return self.epochs * sum(min(length, LONGEST_ROW) for length in self.lengths)
 
     @property
     def cost(self) -> float | None:
@@ -74,8 +68,9 @@ class Estimate:
             f"{self.epochs} epoch{'s' * (self.epochs > 1)}), {dollars(self.training_cost)}"
         )
         told = [training, *(answers_sentence(one, about) for one in self.answers if one.questions)]
-        known = self.cost is not None
-        return [*told, f"together {dollars(self.cost)}, {self.prices}" if known else f"the cost: {self.prices}"]
+        if self.cost is None:
+            return [*told, f"what it costs together is not known ({self.prices})"]
+        return [*told, f"together {dollars(self.cost)} ({self.prices})"]
 
     def as_json(self) -> dict[str, Any]:
         """For the receipt and `--json`."""
@@ -98,6 +93,12 @@ def answers_sentence(answers: Answers, about: str = "about ") -> str:
         f"{answers.questions:,} question{'s' * (answers.questions != 1)} to {answers.model}: {about}{answers.asked:,} "
         f"tokens asked, {about}{answers.answered:,} answered, {dollars(answers.cost)}"
     )
+
+
+def billed_tokens(lengths: Sequence[int], epochs: int) -> int:
+    """Tokens that a job is billed for: those of the training file, times the epochs. A row beyond the longest that is
+    trained counts as cut."""
+    return epochs * sum(min(length, LONGEST_ROW) for length in lengths)
 
 
 def row_lengths(counter: TokenCounter, lines: Sequence[str]) -> list[int]:

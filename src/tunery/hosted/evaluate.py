@@ -19,7 +19,7 @@ from tunery.errors import HostedError
 from tunery.evaluation.compare import SIDES, telling_rows
 from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.hosted.ask import Answer, AnswerBook, Asker, ask_all
-from tunery.hosted.client import Service
+from tunery.hosted.client import Service, is_local
 from tunery.hosted.questions import Question, questions, read_label
 from tunery.hosted.tokens import TokenCounter
 
@@ -86,7 +86,9 @@ def evaluate(
     started = time.perf_counter()
     said: dict[str, list[Answer]] = {}
     for side in SIDES:
-        said[side] = ask_all(Asker(service, names[side], config.max_new_tokens), book, exam.questions, parallel, note)
+        fresh = side == "tuned" and not is_local(service.address)
+        asker = Asker(service, names[side], config.max_new_tokens, fresh=fresh)
+        said[side] = ask_all(asker, book, exam.questions, parallel, note)
     usable = [i for i in range(len(exam.questions)) if all(said[side][i].is_text for side in SIDES)]
     if not usable:
         raise _nothing_to_compare(said)

@@ -73,7 +73,7 @@ def load_prices(config: HostedConfig, openais_own: bool) -> PriceList:
             raise ConfigError(f"the prices cannot be read from {path}: {error}", "check hosted.prices") from None
         return _read(text, str(path))
     if not openais_own:
-        return PriceList("what this server asks is not known", {})
+        return PriceList("there is no list of prices for this server; hosted.prices can name one", {})
     return _read((files("tunery.hosted") / "prices.toml").read_text(encoding="utf-8"), "")
 
 
@@ -107,5 +107,5 @@ def _price(where: str, model: str, values: Any) -> Price:
 def dollars(amount: float | None) -> str:
     """An amount for reading; small ones are not rounded to nothing."""
     if amount is None:
-        return "not known"
+        return "price not known"
     return f"${amount:,.2f}" if amount >= 0.995 else f"${amount:.2g}" if amount > 0 else "$0"

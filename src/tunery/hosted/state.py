@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tunery.errors import CheckpointError
+from tunery.errors import CheckpointError, ConfigError
 from tunery.paths import RunPaths, read_json, write_json
 
 DONE = ("succeeded", "failed", "cancelled")
@@ -58,11 +58,6 @@ class HostedState:
         """The name by which the tuned model answers, once the job has succeeded."""
         return self.job.get("fine_tuned_model")
 
-    def begin_again(self) -> None:
-        """Forget a job that has come to nothing; a new one gets its own files."""
-        self.earlier.append(self.job)
-        self.job, self.uploaded = {}, {}
-
     def save(self, paths: RunPaths) -> None:
         """Write it down, whole or not at all."""
         write_json(state_path(paths), asdict(self))
@@ -86,6 +81,20 @@ def _pairs(key: str, then: Any, now: Any) -> list[tuple[str, Any, Any]]:
 def state_path(paths: RunPaths) -> Path:
     """hosted.json."""
     return paths.root / "hosted.json"
+
+
+def require_local(paths: RunPaths) -> None:
+    """Refuse to train here in the folder of a hosted run.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if state_path(paths).exists():
+        raise ConfigError(
+            f"{paths.root} holds a run that is trained elsewhere",
+            "give this run its own name with --set name=NAME, or start over with --resume never (the earlier run is "
+            "kept under another name)",
+        )
 
 
 def load_state(paths: RunPaths) -> HostedState | None:
