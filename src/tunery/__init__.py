@@ -16,7 +16,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunery.api import Run, check, evaluate, load, train
+    from tunery.api import Run, check, evaluate, load, migrate, train
     from tunery.config import Task
     from tunery.errors import TuneryError
     from tunery.evaluation.tuned import TunedModel
@@ -40,6 +40,7 @@ _HOMES = {
     "load_adapter": "tunery.lora.adapter",
     "load_task": "tunery.task_file",
     "merge": "tunery.lora.merge",
+    "migrate": "tunery.api",
     "save_adapter": "tunery.lora.adapter",
     "set_active": "tunery.lora.attach",
     "train": "tunery.api",
@@ -59,6 +60,7 @@ __all__ = [
     "load_adapter",
     "load_task",
     "merge",
+    "migrate",
     "save_adapter",
     "set_active",
     "train",

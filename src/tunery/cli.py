@@ -213,6 +213,67 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
 
 
 @cli.command()
+@click.argument("source", required=False, metavar="[JOB|MODEL|FOLDER]")
+@click.option("--to", metavar="MODEL", help="The base to train here.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for everything; left out, runs/ and the job.")
+@click.option("--capture-only", is_flag=True, help="Save rows, settings and answers now; train later, from the folder.")
+@click.option("--rows", default=200, show_default=True, type=click.IntRange(1), help="Held-out rows to ask at most.")
+@click.option("--files", "training", type=click.Path(path_type=Path), help="Your own copy of the training rows.")
+@click.option("--validation", type=click.Path(path_type=Path), help="Your own copy of the validation rows.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Your own record of the tuned model's answers.")
+@click.option("--base-url", help="Address of the API; left out, OPENAI_BASE_URL or OpenAI's own.")
+@click.option("--key-variable", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the key.")
+@click.option("--prices", type=click.Path(path_type=Path), help="File of prices.")
+@_YES
+@_SET
+@_JSON
+@_QUIET
+def migrate(
+    source: str | None,
+    to: str | None,
+    out: Path | None,
+    capture_only: bool,
+    rows: int,
+    training: Path | None,
+    validation: Path | None,
+    answers: Path | None,
+    base_url: str | None,
+    key_variable: str,
+    prices: Path | None,
+    yes: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Move a model that was tuned on OpenAI's API here, and put both side by side.
+
+    Give the job (ftjob-…), the model it made (ft:…), or a folder captured earlier; or only --files.
+    """
+    with collector_paused(freeze=True):
+        from tunery import api, show
+    from tunery.console import Console
+
+    files = {name: path for name, path in (("training", training), ("validation", validation)) if path is not None}
+    done = api.migrate(
+        source,
+        to,
+        out=out,
+        files=files,
+        answers=answers,
+        rows=rows,
+        capture_only=capture_only,
+        overrides=overrides,
+        hosted=api.hosted_config(base_url, key_variable, prices),
+        view=Console(quiet=quiet),
+        consent=_consent(yes),
+    )
+    if as_json:
+        _print_json(done.as_json())
+    else:
+        show.migration(done)
+
+
+@cli.command()
 @_RUN
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
 @click.option(

@@ -11,6 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from tunery.api import Run
+    from tunery.hosted.migrate import Migration
 
 SCORES = {
     "rewards_accuracy": ("reward accuracy", "{:.1%}"),
@@ -212,6 +213,42 @@ def _say_receipt(console: Console, lines: Sequence[str], warnings: Sequence[str]
     for line in lines:
         console.print(Text(f"  {line}"))
     for warning in warnings:
+        console.print(Text(f"  warning: {warning}", style="yellow"))
+
+
+def migration(done: Migration) -> None:
+    """Print what `tunery migrate` gave: both models side by side, and where things lie."""
+    console = _console()
+    if done.run is None:
+        console.print(
+            f"\nCaptured: {done.folder / 'capture'}, with {_plural(done.answers, 'answer')} of the tuned model"
+        )
+        console.print(f"Train:    tunery migrate {done.folder} --to MODEL", soft_wrap=True)
+        return
+    if done.result is not None:
+        _side_by_side(console, done.result)
+        console.print(f"\nSide by side: {done.run.path / 'side-by-side.html'}", soft_wrap=True)
+    console.print(f"Report:       {done.run.path / 'report.html'}", soft_wrap=True)
+    console.print(f"Adapter:      {done.run.path / 'adapter'}", soft_wrap=True)
+
+
+def _side_by_side(console: Console, result: Mapping[str, Any]) -> None:
+    table = Table(title=f"\n{result['rows']:,} questions to both", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("hosted", justify="right")
+    table.add_column("local", justify="right")
+    for key, (name, form) in ({"exact": ("same as the reference", "{:.1%}")} | SCORES).items():
+        values = [result[side].get(key) for side in ("hosted", "local")]
+        if any(value is not None for value in values):
+            table.add_row(name, *("–" if value is None else form.format(value) for value in values))
+    console.print(table)
+    agreement = result["agreement"]
+    label = f"the same label {agreement['label']['share']:.1%}, " if "label" in agreement else ""
+    console.print(
+        f"They give {label}the same answer {agreement['exact']['share']:.1%} of the time; overlap of their answers "
+        f"{agreement['chrf']:.1f} of 100 (chrF)."
+    )
+    for warning in result["warnings"]:
         console.print(Text(f"  warning: {warning}", style="yellow"))
 
 

@@ -17,6 +17,9 @@ from tunery.hosted.questions import Question
 if TYPE_CHECKING:
     from openai import OpenAI
 
+ANSWERS_LONGEST = 512
+"""Tokens after which the answers of a model that goes away are cut: they cannot be asked for again."""
+
 NOTES = 4
 """How often in a series of questions it is said how far it is."""
 
