@@ -16,13 +16,14 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunery.api import Run, check, evaluate, load, migrate, train
+    from tunery.api import Run, check, evaluate, load, train
     from tunery.config import Task
     from tunery.errors import TuneryError
     from tunery.evaluation.tuned import TunedModel
     from tunery.lora.adapter import load_adapter, save_adapter
     from tunery.lora.attach import apply_lora, disabled, set_active
     from tunery.lora.merge import merge
+    from tunery.moving import migrate
     from tunery.task_file import load_task
 
     __version__: str
@@ -40,7 +41,7 @@ _HOMES = {
     "load_adapter": "tunery.lora.adapter",
     "load_task": "tunery.task_file",
     "merge": "tunery.lora.merge",
-    "migrate": "tunery.api",
+    "migrate": "tunery.moving",
     "save_adapter": "tunery.lora.adapter",
     "set_active": "tunery.lora.attach",
     "train": "tunery.api",

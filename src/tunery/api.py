@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tunery.config import Task
-from tunery.config_hosted import HostedConfig
 from tunery.console import Console
 from tunery.data.example import Example
 from tunery.data.prepare import Prepared, prepare, tokenize_once
@@ -23,8 +20,6 @@ from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
 from tunery.hosted.check import check_hosted
 from tunery.hosted.consent import Consent
-from tunery.hosted.migrate import Migration, Move
-from tunery.hosted.migrate import migrate as move_here
 from tunery.hosted.run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.hosted.state import require_local
 from tunery.models.flat import FlatModel
@@ -209,64 +204,6 @@ def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, vie
 def _write_pages(paths: RunPaths) -> None:
     write_card(paths.root, paths.adapter)
     write_report(paths.root)
-
-
-def migrate(
-    source: str | None = None,
-    to: str | None = None,
-    *,
-    out: str | Path | None = None,
-    files: Mapping[str, str | Path] | None = None,
-    answers: str | Path | None = None,
-    rows: int = 200,
-    capture_only: bool = False,
-    overrides: Sequence[str] = (),
-    hosted: HostedConfig | None = None,
-    view: View | None = None,
-    consent: Consent | None = None,
-) -> Migration:
-    """Move a model that was tuned elsewhere here: capture its job and its answers, train a base of your own on the same
-    rows, and put both side by side.
-
-    Args:
-        source: a job ("ftjob-…"), the model it made ("ft:…"), or a folder captured earlier; None for `files` alone.
-        to: the base to train; None only with `capture_only`.
-        out: the folder for everything; left out, runs/ and the job's name.
-        files: your own copies of the rows: "training", and "validation" if there is one.
-        answers: your own record of what the tuned model answered (docs/how-to.md).
-        rows: most held-out rows that the tuned model is asked.
-        overrides: "key=value" settings over those that follow from the job.
-        hosted: where the server is; left out, OPENAI_BASE_URL or OpenAI's own.
-        view, consent: as in `train`.
-    """
-    view = view or Console()
-    move = Move(
-        source,
-        to,
-        out=None if out is None else Path(out),
-        files={f"{name}.jsonl": Path(path) for name, path in (files or {}).items()},
-        answers=None if answers is None else Path(answers),
-        rows=rows,
-        capture_only=capture_only,
-        overrides=tuple(overrides),
-        hosted=hosted or HostedConfig(),
-    )
-    return move_here(move, view, consent, lambda task, settings: train(task, settings, view=view), load_run)
-
-
-def hosted_config(base_url: str | None, key_variable: str, prices: Path | None) -> HostedConfig:
-    """Where a server is, from options of the command line.
-
-    Raises:
-        ConfigError: one of them is not what it should be.
-    """
-    try:
-        return HostedConfig(
-            base_url=base_url, key_variable=key_variable, prices=None if prices is None else str(prices.resolve())
-        )
-    except ValidationError as error:
-        fields = ", ".join(f"--{str(item['loc'][0]).replace('_', '-')}" for item in error.errors())
-        raise ConfigError(f"{fields}: not of the form that is needed", "see `tunery migrate --help`") from None
 
 
 def load(run: str | Path, *, device: str = "auto") -> TunedModel:

@@ -250,11 +250,11 @@ def migrate(
     Give the job (ftjob-…), the model it made (ft:…), or a folder captured earlier; or only --files.
     """
     with collector_paused(freeze=True):
-        from tunery import api, show
+        from tunery import moving, show
     from tunery.console import Console
 
     files = {name: path for name, path in (("training", training), ("validation", validation)) if path is not None}
-    done = api.migrate(
+    done = moving.migrate(
         source,
         to,
         out=out,
@@ -263,7 +263,7 @@ def migrate(
         rows=rows,
         capture_only=capture_only,
         overrides=overrides,
-        hosted=api.hosted_config(base_url, key_variable, prices),
+        hosted=moving.hosted_config(base_url, key_variable, prices),
         view=Console(quiet=quiet),
         consent=_consent(yes),
     )
