@@ -21,7 +21,9 @@ ANSWERS_LONGEST = 512
 """Tokens after which the answers of a model that goes away are cut: they cannot be asked for again."""
 
 NOTES = 4
-"""How often in a series of questions it is said how far it is."""
+"""How often in a long series of questions it is said how far it is."""
+FEW = 20
+"""Questions between two such remarks, at least."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def ask_all(
 def _ask_in_parallel(
     asker: Asker, book: AnswerBook, questions: Sequence[Question], parallel: int, note: Callable[[str], None]
 ) -> None:
-    every = max(1, len(questions) // NOTES)
+    every = max(FEW, len(questions) // NOTES)
     waiting = iter(questions)
     running: dict[Future[Answer], Question] = {}
     done = 0

@@ -65,7 +65,7 @@ class Estimate:
         about = "" if self.exact else "about "
         training = (
             f"training: {about}{self.training_tokens:,} tokens ({self.rows:,} rows, "
-            f"{self.epochs} epoch{'s' * (self.epochs > 1)}), {dollars(self.training_cost)}"
+            f"{self.epochs} epoch{'s' * (self.epochs > 1)}){_cost(self.training_cost)}"
         )
         told = [training, *(answers_sentence(one, about) for one in self.answers if one.questions)]
         if self.cost is None:
@@ -91,8 +91,12 @@ def answers_sentence(answers: Answers, about: str = "about ") -> str:
     """What asking one model takes, for a person."""
     return (
         f"{answers.questions:,} question{'s' * (answers.questions != 1)} to {answers.model}: {about}{answers.asked:,} "
-        f"tokens asked, {about}{answers.answered:,} answered, {dollars(answers.cost)}"
+        f"tokens asked, {about}{answers.answered:,} answered{_cost(answers.cost)}"
     )
+
+
+def _cost(amount: float | None) -> str:
+    return "" if amount is None else f", {dollars(amount)}"
 
 
 def billed_tokens(lengths: Sequence[int], epochs: int) -> int:

@@ -25,15 +25,7 @@ if TYPE_CHECKING:
 _STEP = re.compile(r"^Step \d+(/\d+)?:")
 """What a metrics event says besides its data."""
 
-_SAID = {
-    "validating_files": "the server checks the files",
-    "queued": "the job waits for its turn",
-    "running": "the job runs",
-    "paused": "the job is paused; it goes on when someone resumes it there",
-    "succeeded": "the job is done",
-    "cancelled": "the job was cancelled",
-}
-"""What is said when a job comes into a status; of a failed one, the error says it."""
+PAUSED = "the job is paused; it goes on when someone resumes it there"
 
 
 def events_path(paths: RunPaths) -> Path:
@@ -52,8 +44,8 @@ def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         def changed(job: dict[str, Any]) -> None:
             state.job = job
             state.save(paths)
-            if said := _SAID.get(job["status"]):
-                view.note(said)
+            if job["status"] == "paused":  # the one status of which no event tells
+                view.note(PAUSED)
 
         job = Follower(service, log, telling.event, changed).follow(state.job_id or "")
     for result in job.get("result_files") or ():

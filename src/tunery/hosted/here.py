@@ -39,29 +39,37 @@ def answer_here(
         longest: an answer is cut after so many tokens.
     """
     room = context_length(tuned.model) - longest
-    prompts = [_prompt(tuned, question) for question in questions]
-    fitting = [i for i, prompt in enumerate(prompts) if isinstance(prompt, list) and len(prompt) <= room]
-    answers = [Answer("", refused=prompt if isinstance(prompt, str) else "too long") for prompt in prompts]
+    answers: list[Answer] = [Answer("", refused="the prompt does not fit into the model's context")] * len(questions)
+    prompts: dict[int, list[int]] = {}
+    for number, question in enumerate(questions):
+        try:
+            ids = _prompt(tuned, question)
+        except DataError as error:
+            answers[number] = Answer("", refused=error.message)
+        else:
+            if len(ids) <= room:
+                prompts[number] = ids
     sampling, tokenizer = Sampling(max_new_tokens=longest), tuned.base.tokenizer
     started, tokens = time.perf_counter(), 0
-    order = sorted(fitting, key=lambda i: len(prompts[i]))
+    order = sorted(prompts, key=lambda number: len(prompts[number]))
     for at in range(0, len(order), CHUNK):
         part = order[at : at + CHUNK]
-        ids = [list(prompts[i]) for i in part]
-        for i, text in zip(part, generate(tuned.model, tokenizer, ids, sampling, tuned.renderer.stop_ids), strict=True):
+        texts = generate(tuned.model, tokenizer, [prompts[i] for i in part], sampling, tuned.renderer.stop_ids)
+        for number, text in zip(part, texts, strict=True):
             written = len(tokenizer(text, add_special_tokens=False)["input_ids"])
             tokens += written
-            answers[i] = Answer(text, finish_reason="length" if written >= longest else "stop")
+            answers[number] = Answer(text, finish_reason="length" if written >= longest else "stop")
         note(f"{min(at + CHUNK, len(order)):,} of {len(order):,} questions answered here")
     return HereAnswers(answers, time.perf_counter() - started, tokens)
 
 
-def _prompt(tuned: TunedModel, question: Question) -> list[int] | str:
-    """The tokens that are given, as in training; or why there are none."""
+def _prompt(tuned: TunedModel, question: Question) -> list[int]:
+    """The tokens that are given, as in training.
+
+    Raises:
+        DataError: the chat template refuses the conversation.
+    """
     renderer = tuned.renderer
     if question.prompt:
         return renderer.encode_prompt(question.prompt, begin=True)
-    try:
-        return renderer.encode_prompt(renderer.prompt(renderer.with_system(question.messages), question.tools))
-    except DataError as error:
-        return error.message
+    return renderer.encode_prompt(renderer.prompt(renderer.with_system(question.messages), question.tools))

@@ -104,8 +104,6 @@ def _price(where: str, model: str, values: Any) -> Price:
     return Price(**values)
 
 
-def dollars(amount: float | None) -> str:
+def dollars(amount: float) -> str:
     """An amount for reading; small ones are not rounded to nothing."""
-    if amount is None:
-        return "price not known"
     return f"${amount:,.2f}" if amount >= 0.995 else f"${amount:.2g}" if amount > 0 else "$0"

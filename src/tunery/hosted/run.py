@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunery.config import Task
 from tunery.data.read import read_more
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
+from tunery.evaluation.record import show
 from tunery.evaluation.report import write_report
 from tunery.hosted.ask import AnswerBook
 from tunery.hosted.client import Service
@@ -101,7 +102,7 @@ def _taken_up(plan: HostedPlan, paths: RunPaths) -> HostedState:
 
 def _what_is_sent(plan: HostedPlan) -> list[str]:
     rows = " and ".join(
-        f"{len(lines):,} {name} rows ({len(plan.content(name).encode()) / 1e6:.2g} MB)"
+        f"{len(lines):,} {name} rows ({show(len(plan.content(name).encode()), 'bytes')})"
         for name, lines in plan.files.items()
     )
     settings = plan.method[plan.method["type"]]["hyperparameters"]
