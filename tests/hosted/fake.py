@@ -27,7 +27,7 @@ NO_FILE = {"message": "invalid training_file", "type": "invalid_request_error", 
 
 @dataclass
 class Failure:
-    """What happens instead of an answer, `times` times.
+    """What happens instead of an answer, `times` times, after `skip` requests that went well.
 
     Attributes:
         method, path: of the requests it happens to; `path` is a pattern for all behind /v1.
@@ -40,6 +40,7 @@ class Failure:
     method: str
     path: str
     times: int = 1
+    skip: int = 0
     status: int = 500
     code: str | None = None
     message: str = "something went wrong"
@@ -101,6 +102,9 @@ class Fake:
         with self.lock:
             for failure in self.failures:
                 if failure.times > 0 and failure.method == method and re.search(failure.path, path):
+                    if failure.skip:
+                        failure.skip -= 1
+                        continue
                     failure.times -= 1
                     return failure
         return None
