@@ -51,18 +51,23 @@ def film(number: int) -> tuple[str, str]:
     return f"film {number} is {'fine' if number % 2 else 'dull'}", "good" if number % 2 else "bad"
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a classification task for the stand-in: 40 rows, of which 8 are held out."""
-    monkeypatch.chdir(tmp_path)
-    with open(tmp_path / "rows.csv", "w", newline="") as file:
+def write_task(folder: Path) -> None:
+    """A classification task for the stand-in: 40 rows, of which 8 are held out."""
+    with open(folder / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows(film(number) for number in range(40))
-    (tmp_path / "task.yaml").write_text(
+    (folder / "task.yaml").write_text(
         f"name: films\nmodel: openai:{MODEL}\ndata:\n  train: rows.csv\n  validation: 8\n  instruction: good or bad?\n"
         "train:\n  epochs: 2\n  batch_size: 8\n"
     )
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task and its rows, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    write_task(tmp_path)
     return tmp_path
 
 
