@@ -10,7 +10,7 @@ from typing import Any
 
 from tunery.evaluation.charts import Interval, interval_chart
 from tunery.evaluation.page import render_page
-from tunery.evaluation.record import METRICS, as_number, items, listed, pick, show
+from tunery.evaluation.record import METRICS, NOTHING, as_number, items, listed, pick, show
 from tunery.evaluation.report import LONG_PROMPT
 from tunery.paths import write_atomic
 
@@ -78,25 +78,27 @@ def headline(result: Result) -> str:
 
 
 def _numbers(result: Result) -> list[dict[str, str]]:
-    agreement = pick(result, "agreement")
-    found = []
-    for key, name in (("label", "Same label"), ("exact", "Same answer")):
-        if pick(agreement, key) is not None:
-            low, high = listed(pick(agreement, key, "interval"))
-            note = f"95% interval {low:.1%} to {high:.1%}"
-            found.append({"name": name, "value": show(pick(agreement, key, "share"), "percent"), "note": note})
-    note = "overlap of the local answers with the hosted ones, 0 to 100"
-    found.append({"name": "chrF between them", "value": show(pick(agreement, "chrf"), "points"), "note": note})
-    seconds, theirs = (as_number(pick(result, "speed", f"{side}_seconds")) for side in ("local", "hosted"))
-    over = "the network included, theirs took" if theirs else "theirs is not known"
-    found.append(
+    agreement, speed = pick(result, "agreement"), pick(result, "speed")
+    key, name = ("label", "Same label") if pick(agreement, "label") else ("exact", "Same answer")
+    low, high = listed(pick(agreement, key, "interval"))
+    theirs = show(pick(speed, "hosted_seconds"), "rate")
+    return [
+        {
+            "name": name,
+            "value": show(pick(agreement, key, "share"), "percent"),
+            "note": f"95% interval {low:.1%} to {high:.1%}",
+        },
+        {
+            "name": "chrF between them",
+            "value": show(pick(agreement, "chrf"), "points"),
+            "note": "overlap of the local answers with the hosted ones, 0 to 100",
+        },
         {
             "name": "Seconds an answer, here",
-            "value": show(seconds, "loss"),
-            "note": f"{over} {show(theirs, 'loss')}" if theirs else over,
-        }
-    )
-    return found
+            "value": show(pick(speed, "local_seconds"), "rate"),
+            "note": "the other's are not known" if theirs == NOTHING else f"{theirs} there, the network included",
+        },
+    ]
 
 
 def metric_lines(result: Result) -> list[tuple[str, str, str, str]]:
@@ -164,7 +166,7 @@ def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Trained", _day(pick(there, "finished_at"))),
                 ("Tokens trained", show(pick(there, "trained_tokens"), "count")),
                 ("Size", "not published"),
-                ("Seconds an answer", show(pick(speed, "hosted_seconds"), "loss")),
+                ("Seconds an answer", show(pick(speed, "hosted_seconds"), "rate")),
                 *((str(key), str(value)) for key, value in items(pick(there, "metadata"))),
             ],
         ),
@@ -178,14 +180,14 @@ def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Number format", show(pick(here, "dtype"), "words")),
                 ("Training", show(pick(here, "train_seconds"), "seconds")),
                 ("Memory at the peak", show(pick(here, "peak_bytes"), "bytes")),
-                ("Seconds an answer", show(pick(speed, "local_seconds"), "loss")),
+                ("Seconds an answer", show(pick(speed, "local_seconds"), "rate")),
                 ("Tokens a second", show(pick(speed, "local_tokens_per_second"), "points")),
             ],
         ),
     ]
-    return [(title, [(name, value) for name, value in rows if value != "–"]) for title, rows in groups]
+    return [(title, [(name, value) for name, value in rows if value != NOTHING]) for title, rows in groups]
 
 
 def _day(seconds: Any) -> str:
     number = as_number(seconds)
-    return "–" if number is None else datetime.datetime.fromtimestamp(number, datetime.UTC).date().isoformat()
+    return NOTHING if number is None else datetime.datetime.fromtimestamp(number, datetime.UTC).date().isoformat()
