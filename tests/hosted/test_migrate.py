@@ -213,6 +213,27 @@ def test_files_do_where_the_account_is_closed(tmp_path: Path, base: Path, monkey
         migrate(str(tmp_path), str(base), view=Watching())
 
 
+def test_rows_that_cannot_be_read_are_saved_all_the_same(job: str, fake: Fake) -> None:
+    file = fake.jobs[job]["training_file"]
+    fake.content[file] = b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}\n' * 12
+    view = Watching()
+    done = move(job, None, view, capture_only=True)
+    assert done.answers == 0
+    assert (Path("moved") / "capture" / "training.jsonl").read_bytes() == fake.content[file]
+    assert "the rows are saved" in view.said[-1]
+
+
+def test_answers_of_a_persons_own_do_not_take_the_place_of_captured_ones(job: str, base: Path) -> None:
+    move(job, None, capture_only=True)
+    captured_before = (Path("moved") / "capture" / "answers.jsonl").read_bytes()
+    own = write_chats(Path("own.jsonl"), range(100, 103))
+    done = move("moved", base, answers=own)
+    assert done.result is not None
+    assert done.result["rows"] == 3
+    kept = [path.read_bytes() for path in (Path("moved") / "capture").glob("answers-*.jsonl")]
+    assert kept == [captured_before]
+
+
 def test_answers_that_are_none_are_named(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     files = {"training": write_chats(tmp_path / "training.jsonl", range(20))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from tunery.errors import ConfigError, HostedError, ResumableError, TuneryError
 
@@ -49,8 +50,8 @@ class Server:
 
     @property
     def is_openais(self) -> bool:
-        """OpenAI's own address."""
-        return self.address.split("//", 1)[-1].split("/", 1)[0].split(":")[0].endswith("api.openai.com")
+        """OpenAI's own address, or one of its regions."""
+        return f".{urlsplit(self.address).hostname}".endswith(".api.openai.com")
 
 
 def code_of(error: Any) -> str:

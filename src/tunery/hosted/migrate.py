@@ -14,7 +14,7 @@ from tunery.config import DataConfig
 from tunery.config_hosted import HostedConfig
 from tunery.data.example import DataSet, Example
 from tunery.data.read import read_data
-from tunery.errors import ConfigError, HostedError, StoppedError
+from tunery.errors import ConfigError, DataError, HostedError, StoppedError
 from tunery.evaluation.tuned import TunedModel
 from tunery.hosted.ask import ANSWERS_LONGEST, AnswerBook, Asker, ask_all
 from tunery.hosted.capture import (
@@ -38,7 +38,7 @@ from tunery.hosted.receipt import settled_hyperparameters
 from tunery.hosted.side_by_side import Pair, compare_sides
 from tunery.hosted.side_by_side_page import write_side_by_side
 from tunery.hosted.tokens import TokenCounter
-from tunery.paths import RunPaths, safe_name, write_atomic, write_json
+from tunery.paths import RunPaths, file_sha256, safe_name, write_atomic, write_json
 
 if TYPE_CHECKING:
     from tunery.training.fit import View
@@ -129,7 +129,13 @@ def migrate(
             "name it with --to, e.g. --to smollm2-135m-instruct, or save everything now with --capture-only",
         )
     capture = _capture(move, view)
-    data = read_data(_data_config(capture), int(capture.job.get("seed") or 0))
+    try:
+        data = read_data(_data_config(capture), int(capture.job.get("seed") or 0))
+    except DataError as error:
+        if not move.capture_only:
+            raise
+        view.note(f"the rows are saved; the model was not asked, because they could not be read: {error}")
+        return Migration(capture.folder.parent, len(read_answers(capture.answers)))
     _take_answers(move, capture, data, view, consent)
     answered = len(read_answers(capture.answers))
     folder = capture.folder.parent
@@ -186,8 +192,10 @@ def _take_answers(move: Move, capture: Capture, data: DataSet, view: View, conse
     if move.answers is not None:
         if not move.answers.is_file():
             raise ConfigError(f"there is no file {move.answers}", "check --answers")
-        capture.answers.unlink(missing_ok=True)
-        append(capture.answers, lines_from(move.answers, questions))
+        lines = lines_from(move.answers, questions)
+        if capture.answers.exists():  # captured ones were paid for
+            capture.answers.replace(capture.answers.with_name(f"answers-{file_sha256(capture.answers)[:8]}.jsonl"))
+        append(capture.answers, lines)
         return
     if move.source is None or not move.source.startswith(("ftjob-", "ft:")):
         return  # from files, or captured earlier: there may be no server any more
@@ -230,7 +238,10 @@ def _compare(
     answered = [(question, answer) for question, answer in read_answers(capture.answers) if answer.is_text]
     tuned = load(run.path)
     questions = [question for question, _ in answered]
-    here = answer_here(tuned, questions, tuned.task.evaluate.max_new_tokens, view.note)
+    tokenizer = tuned.base.tokenizer
+    written = (len(tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answered)
+    longest = max((tuned.task.evaluate.max_new_tokens, *written))  # no shorter than what it is compared with
+    here = answer_here(tuned, questions, longest, view.note)
     pairs = [
         Pair(question, hosted, local)
         for (question, hosted), local in zip(answered, here.answers, strict=True)
@@ -315,7 +326,7 @@ def _warnings(capture: Capture, data: DataSet, pairs: Sequence[Pair], here: Here
     if cut := sum(pair.hosted.finish_reason == "length" for pair in pairs):
         found.append(f"{cut:,} answers of the hosted model were cut at {ANSWERS_LONGEST} tokens")
     if cut := sum(answer.finish_reason == "length" for answer in here.answers):
-        found.append(f"{cut:,} answers of the local model were cut (evaluate.max_new_tokens)")
+        found.append(f"{cut:,} answers of the local model were cut at the length of the longest hosted one")
     if len(pairs) < 30:
         found.append(f"{len(pairs)} questions are few: small differences may be chance")
     return found
