@@ -128,7 +128,7 @@ def migrate(
             "which model is to be trained here?",
             "name it with --to, e.g. --to smollm2-135m-instruct, or save everything now with --capture-only",
         )
-    capture = _capture(move, view)
+    capture, service = _capture(move, view)
     try:
         data = read_data(_data_config(capture), int(capture.job.get("seed") or 0))
     except DataError as error:
@@ -136,7 +136,10 @@ def migrate(
             raise
         view.note(f"the rows are saved; the model was not asked, because they could not be read: {error}")
         return Migration(capture.folder.parent, len(read_answers(capture.answers)))
-    _take_answers(move, capture, data, view, consent)
+    if move.answers is not None:
+        _take_own_answers(move.answers, capture, held_out_questions(data))
+    elif service is not None:
+        _ask(move, service, capture, held_out_questions(data, move.rows), view, consent)
     answered = len(read_answers(capture.answers))
     folder = capture.folder.parent
     if move.capture_only or move.to is None:
@@ -156,21 +159,20 @@ def migrate(
 # --------------------------------------------------------------------------- capture
 
 
-def _capture(move: Move, view: View) -> Capture:
+def _capture(move: Move, view: View) -> tuple[Capture, Service | None]:
+    """What is moved, and the server it comes from if that can still be asked."""
     if move.source is None:
         if TRAINING not in move.files:
             raise ConfigError("what is to be moved?", "name a job (ftjob-…), a captured folder, or --files TRAIN.jsonl")
-        return from_files(_folder(move, move.files[TRAINING].stem), move.files)
-    if not move.source.startswith(("ftjob-", "ft:")) and is_capture(Path(move.source)):
+        return from_files(_folder(move, move.files[TRAINING].stem), move.files), None
+    if Path(move.source).is_dir():
+        if not is_capture(Path(move.source)):
+            raise ConfigError(f"{move.source} holds no captured job", "name the job itself: tunery migrate ftjob-…")
         if move.files:
             raise ConfigError("--files and --validation go with a job, not with a captured folder", "leave them out")
-        return open_capture(Path(move.source))
-    if Path(move.source).is_dir():
-        raise ConfigError(
-            f"{move.source} holds no captured job", "capture one with tunery migrate ftjob-… --capture-only"
-        )
+        return open_capture(Path(move.source)), None
     service = Service(move.hosted, view.note)
-    return fetch(service, move.source, _folder(move, move.source), move.files, view.note)
+    return fetch(service, move.source, _folder(move, move.source), move.files, view.note), service
 
 
 def _folder(move: Move, name: str) -> Path:
@@ -186,25 +188,24 @@ def _data_config(capture: Capture) -> DataConfig:
     )
 
 
-def _take_answers(move: Move, capture: Capture, data: DataSet, view: View, consent: Consent | None) -> None:
-    """Ask the tuned model, or take the answers that a person has."""
-    questions = held_out_questions(data)
-    if move.answers is not None:
-        if not move.answers.is_file():
-            raise ConfigError(f"there is no file {move.answers}", "check --answers")
-        lines = lines_from(move.answers, questions)
-        if capture.answers.exists():  # captured ones were paid for
-            capture.answers.replace(capture.answers.with_name(f"answers-{file_sha256(capture.answers)[:8]}.jsonl"))
-        append(capture.answers, lines)
-        return
-    if move.source is None or not move.source.startswith(("ftjob-", "ft:")):
-        return  # from files, or captured earlier: there may be no server any more
+def _take_own_answers(path: Path, capture: Capture, questions: Sequence[Question]) -> None:
+    """Take the answers that a person has kept."""
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}", "check --answers")
+    lines = lines_from(path, questions)
+    if capture.answers.exists():  # captured ones were paid for
+        capture.answers.replace(capture.answers.with_name(f"answers-{file_sha256(capture.answers)[:8]}.jsonl"))
+    append(capture.answers, lines)
+
+
+def _ask(
+    move: Move, service: Service, capture: Capture, asked: Sequence[Question], view: View, consent: Consent | None
+) -> None:
+    """Put the held-out questions to the tuned model that it was not asked yet."""
     if capture.tuned_model is None:
         view.note(f"{capture.name} {capture.job.get('status')}: it made no model that could be asked")
         return
-    service = Service(move.hosted, view.note)
     book = AnswerBook(capture.answers)
-    asked = questions[: move.rows]
     missing = book.missing(capture.tuned_model, asked, ANSWERS_LONGEST)
     if not missing:
         return
