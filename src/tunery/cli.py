@@ -29,6 +29,9 @@ _SET = click.option(
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+_YES = click.option(
+    "-y", "--yes", is_flag=True, help="Agree to what a hosted model is sent and costs; without it you are asked."
+)
 _TASK = click.argument("task", type=click.Path(path_type=Path))
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -46,7 +49,7 @@ def cli() -> None:
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
-    75 can be resumed, 130 interrupted, 143 terminated.
+    69 a hosted service refuses or fails, 75 can be resumed, 130 interrupted, 143 terminated.
     """
 
 
@@ -101,6 +104,19 @@ def _say(text: str) -> None:
 
 def _print(text: str) -> None:
     click.echo(text)
+
+
+def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
+    """How a person agrees to what is sent elsewhere; None is given where nobody can be asked."""
+
+    def asked(sentences: Sequence[str]) -> bool | None:
+        if not yes and not sys.stdin.isatty():
+            return None
+        for sentence in sentences:
+            _say(sentence)
+        return yes or click.confirm("Send it?", err=True)
+
+    return asked
 
 
 def _print_json(value: Any) -> None:
@@ -159,7 +175,18 @@ def check(
     help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
-def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, resume: str, seed: int | None) -> None:
+@_YES
+@click.option("--cancel", is_flag=True, help="Cancel the job of a hosted model instead.")
+def train(
+    task: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    resume: str,
+    seed: int | None,
+    yes: bool,
+    cancel: bool,
+) -> None:
     """Train a TASK, compare base and tuned model, and write a report."""
     with collector_paused(freeze=True):
         from tunery import api, show
@@ -167,7 +194,10 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
-    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet))
+    if cancel:
+        _print(api.cancel(task, overrides, view=Console(quiet=quiet)))
+        return
+    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json({"run": str(run.path), "receipt": run.receipt, "evaluation": run.evaluation})
     else:
@@ -179,17 +209,79 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 @_JSON
 @_QUIET
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
-def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None) -> None:
+@_YES
+def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -> None:
     """Measure base against tuned model of a RUN again, or on other rows."""
     with collector_paused(freeze=True):
         from tunery import api, show
     from tunery.console import Console
 
-    result = api.evaluate(run, data, view=Console(quiet=quiet))
+    result = api.evaluate(run, data, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json(result)
     else:
         show.evaluation(result)
+
+
+@cli.command()
+@click.argument("source", required=False, metavar="[JOB|MODEL|FOLDER]")
+@click.option("--to", metavar="MODEL", help="The base to train here.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for everything; left out, runs/ and the job.")
+@click.option("--capture-only", is_flag=True, help="Save rows, settings and answers now; train later, from the folder.")
+@click.option("--rows", default=200, show_default=True, type=click.IntRange(1), help="Held-out rows to ask at most.")
+@click.option("--files", "training", type=click.Path(path_type=Path), help="Your own copy of the training rows.")
+@click.option("--validation", type=click.Path(path_type=Path), help="Your own copy of the validation rows.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Your own record of the tuned model's answers.")
+@click.option("--base-url", help="Address of the API; left out, OPENAI_BASE_URL or OpenAI's own.")
+@click.option("--key-variable", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the key.")
+@click.option("--prices", type=click.Path(path_type=Path), help="File of prices.")
+@_YES
+@_SET
+@_JSON
+@_QUIET
+def migrate(
+    source: str | None,
+    to: str | None,
+    out: Path | None,
+    capture_only: bool,
+    rows: int,
+    training: Path | None,
+    validation: Path | None,
+    answers: Path | None,
+    base_url: str | None,
+    key_variable: str,
+    prices: Path | None,
+    yes: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Move a model that was tuned on OpenAI's API here, and put both side by side.
+
+    Give the job (ftjob-…), the model it made (ft:…), or a folder captured earlier; or only --files.
+    """
+    with collector_paused(freeze=True):
+        from tunery import moving, show
+    from tunery.console import Console
+
+    files = {name: path for name, path in (("training", training), ("validation", validation)) if path is not None}
+    done = moving.migrate(
+        source,
+        to,
+        out=out,
+        files=files,
+        answers=answers,
+        rows=rows,
+        capture_only=capture_only,
+        overrides=overrides,
+        hosted=moving.hosted_config(base_url, key_variable, prices),
+        view=Console(quiet=quiet),
+        consent=_consent(yes),
+    )
+    if as_json:
+        _print_json(done.as_json())
+    else:
+        show.migration(done)
 
 
 @cli.command()

@@ -138,6 +138,12 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     """
     paths = RunPaths(Path(run))
     receipt = read_receipt(paths)
+    if "hosted" in receipt:
+        raise ConfigError(
+            f"{paths.root} was trained elsewhere: {receipt['hosted']['tuned_model']} answers at "
+            f"{receipt['hosted']['address']}",
+            "ask it there, or move it here with `tunery migrate`",
+        )
     task = load_task(paths.task)
     base = load_base(task.model, precision=receipt["precision"]["dtype"], device=device, quantize=task.train.quantize)
     if base.info.sha256 != receipt["model"]["sha256"]:
