@@ -137,19 +137,31 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
     Raises:
         AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA; or `name` is taken.
     """
-    folder = Path(folder)
     check_name(name)
     if name in adapter_names(model):
         raise AdapterError(f"the model already has an adapter named {name!r}", "load it under another name")
+    place(model, name, read_adapter(model, folder), trainable=trainable)
+
+
+def read_adapter(model: nn.Module, folder: str | Path) -> dict[str, Piece]:
+    """An adapter folder's parts, by full module name in model order; the model is not changed.
+
+    Args:
+        model: the base, with or without memory for its weights.
+        folder: as for `load_adapter`.
+
+    Raises:
+        AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA.
+    """
+    folder = Path(folder)
     config, tensors = _read_config(folder), _read_tensors(folder)
     plain = dict(plain_modules(model))
     pairs = _pairs(tensors, plain, folder)
-    pieces = {
+    return {
         path: _piece(path, plain[path], *pairs[path], _settings(config, path, folder), folder)
         for path in plain
         if path in pairs
     }
-    place(model, name, pieces, trainable=trainable)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -227,7 +239,7 @@ def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> b
     """Whether a tensor repeats a weight of the base: PEFT adds the embedding tables to an adapter that targets them."""
     path = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
     weight = getattr(plain.get(path), "weight", None)
-    if weight is None or weight.shape != tensor.shape:
+    if weight is None or weight.is_meta or weight.shape != tensor.shape:
         return False
     return torch.equal(tensor.to(weight.device, weight.dtype), weight)
 
