@@ -127,6 +127,8 @@ def save_base(
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
+    if shape == "mistral":  # llama.cpp computes no window, so it takes no longer rows than that
+        changes = {"sliding_window": None, **changes}
     shards = changes.pop("max_shard_size", None)
     model = tiny_model(shape, dtype, tied, vocab_size=len(tokenizer), **ids, **changes)
     model.save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
@@ -154,6 +156,7 @@ def write_rows(folder: Path, kind: str) -> None:
 
 def make_run(folder: Path, base: Path, kind: str = "chat", *settings: str) -> Path:
     """Train two steps, then give the adapter values large enough to matter; returns the run directory."""
+    folder.mkdir(exist_ok=True)
     write_rows(folder, kind)
     (folder / "task.yaml").write_text(
         f"name: films\nmodel: {base}\noutput: {folder / 'runs'}\nseed: 1\n"
