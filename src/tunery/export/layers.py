@@ -101,7 +101,7 @@ def _judge(slopes: Iterable[tuple[str, _Slope]]) -> Kept:
             continue
         shares[name] = share
         if not slope.rounded and not LEAST <= share <= 2 - LEAST:
-            raise AdapterError(f"the update of {name} is not in the export: {share:.0%} of it is there")
+            raise AdapterError(f"the update of {name} is not in the export: {round(share, 2) + 0.0:.0%} of it is there")
     where = min(shares, key=lambda name: shares[name], default="")
     return Kept(number, float(np.mean(list(shares.values()) or [1.0])), shares.get(where, 1.0), where)
 

@@ -8,6 +8,7 @@ Only the package xllamacpp is needed here.
 from __future__ import annotations
 
 import http.client
+import importlib
 import json
 import os
 import secrets
@@ -40,8 +41,7 @@ def main(request_file: str, answer_file: str) -> None:
 
 
 def _load(request: dict[str, Any], key: str) -> Any:
-    import xllamacpp
-
+    xllamacpp = _package()
     params = xllamacpp.CommonParams()
     params.model.path = request["model"]
     params.n_ctx = request["context"]
@@ -57,10 +57,13 @@ def _load(request: dict[str, Any], key: str) -> Any:
     return xllamacpp.Server(params)
 
 
-def _build() -> str:
-    import xllamacpp
+def _package() -> Any:
+    """xllamacpp, whose compiled part says nothing of what is in it."""
+    return importlib.import_module("xllamacpp")
 
-    return f"xllamacpp {xllamacpp.__version__}"
+
+def _build() -> str:
+    return f"xllamacpp {_package().__version__}"
 
 
 class _Client:

@@ -144,4 +144,4 @@ def _write_pieces(handle: BinaryIO, name: str, tensor: Planned) -> None:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes in the order of its elements."""
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -164,10 +164,11 @@ def _load_merged(folder: Path, device: str) -> Any:
     from tunery.models.device import pick_device
 
     with quiet():
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
+    model, loaded = both
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         lost = sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"])))
         raise AdapterError(f"the merged model lacks {', '.join(lost[:3])}", AGAIN)
@@ -193,7 +194,7 @@ def _score_peft(subject: Subject, sample: Sample, tuned: Scores, folder: Path, d
     base = subject.held if subject.held is not None else load_stored(subject, device)
     with quiet():
         model = PeftModel.from_pretrained(base, str(folder)).eval()
-    layers = model.get_base_model()
+    layers: Any = model.get_base_model()
     kept = kept_in_layers(subject, lambda path: layers.get_submodule(path).get_delta_weight("default"))
     compute_in_float32(model)
     return score(model, sample.probes, tuned), kept

@@ -83,7 +83,9 @@ class ModelWeights:
     """A base in memory whose linear layers are quantised: their weights are those that the products use."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = {f"{name}.weight": module for name, module in model.named_modules() if is_quantized(module)}
+        self.layers: dict[str, Any] = {
+            f"{name}.weight": module for name, module in model.named_modules() if is_quantized(module)
+        }
         kept = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
         persistent = model.state_dict()
         self.tensors: dict[str, Any] = {
