@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api test lint bench bench-scaling bench-gpu clean
+.PHONY: help demo demo-chat demo-write demo-api test lint bench bench-scaling bench-gpu bench-export clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -52,6 +52,12 @@ bench-scaling: $(VENV_TEST)/.installed  ## cost of a step against length, rank, 
 
 bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA GPU: the same page
 	$(BIN_TEST)/python -m bench.gpu $(ARGS)
+
+bench-export: $(VENV_TEST)/.installed runs/sentiment/receipt.json  ## exports of `make demo` in llama.cpp: accuracy on 500 held-out reviews, 30 min
+	$(BIN_TEST)/python -m bench.export_accuracy runs/sentiment $(ARGS)
+
+runs/sentiment/receipt.json:
+	@echo "there is no finished run in runs/sentiment: make demo first" >&2; exit 2
 
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.lora.layer import LoRAEmbedding
+from tunery.lora.layer import LoRAEmbedding, can_wrap
 from tunery.models.quantized import is_quantized
 
 WIDE = torch.float32
@@ -33,7 +33,7 @@ def compute_in_float32(model: nn.Module) -> None:
             _exact_scale(module)
         if not any(_narrow(p) for p in module.parameters(recurse=False)):
             continue
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and can_wrap(module):  # its input is what is looked up
             module.register_forward_pre_hook(_widen_rows, with_kwargs=True)
             module.register_forward_hook(_restore)
         elif type(module) not in (nn.Linear, Conv1D):
