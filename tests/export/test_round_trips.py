@@ -236,9 +236,10 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(run_of: Callable
     assert (run_of("llama") / "receipt.json").exists()
 
 
-def test_a_quantised_base_is_exported_as_it_was_trained_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["nf4", "int8"])
+def test_a_quantised_base_is_exported_as_it_was_trained_on(stored: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    run = make_run(tmp_path, save_base(tmp_path / "base", "llama"), "chat", "train.quantize=nf4")
+    run = make_run(tmp_path, save_base(tmp_path / "base", "llama"), "chat", f"train.quantize={stored}")
     done = export(run, "merged", tmp_path / "merged")
     check(done, "merged", "float32")
     assert "quantization_config" not in json.loads((done.path / "config.json").read_text())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 
 from tunery.config import TEMPLATED_KINDS
@@ -275,19 +276,15 @@ def _verify_gguf_adapter(
 
 
 def base_numbers_of(subject: Subject) -> str:
-    """The number format of the GGUF file that an adapter is tried on: the base's own, or one made for the trial."""
+    """The number format whose limits hold for an adapter on the base that it is tried on.
+
+    On a quantised file both sides have the same weights. What differs is that llama.cpp rounds what goes into a product
+    with them to 8 bits, as with q8_0.
+    """
     if subject.source.gguf is None:
         return {"bfloat16": "bf16", "float16": "f16"}.get(subject.numbers, "f32")
-    from collections import Counter
-
-    import gguf
-
-    sizes: Counter[str] = Counter()
-    for tensor in gguf.GGUFReader(subject.source.gguf).tensors:
-        sizes[tensor.tensor_type.name.lower()] += int(tensor.n_elements)
-    name = next((n for n, _ in sizes.most_common() if n.startswith(("q", "f16", "bf16"))), "f32")
-    known = {f"gguf {n}" for n in NUMBERS} & set(LIMITS)
-    return next((n for n in (name, f"{name}_m", f"{name}_s") if f"gguf {n}" in known), "q4_0")
+    kinds = {t.tensor_type.name.lower() for t in gguf.GGUFReader(subject.source.gguf).tensors if len(t.shape) > 1}
+    return next((name for name in ("f32", "f16", "bf16") if kinds <= {name, "f32"}), "q8_0")
 
 
 def _ask(subject: Subject, sample: Sample, file: Path, adapter: Path | None) -> Answers:
