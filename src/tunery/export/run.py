@@ -7,12 +7,13 @@ import datetime
 import importlib.metadata
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tunery.config import TEMPLATED_KINDS
+from tunery.console import Console
 from tunery.errors import ConfigError
 from tunery.export import hub
 from tunery.export.card import hub_id, write_card
@@ -93,8 +94,6 @@ def export_run(
         ConfigError: the run cannot be expressed in that format, or a library is missing.
         AdapterError: the export differs from the adapter by more than its limits; nothing is kept.
     """
-    from tunery.console import Console
-
     view = view or Console()
     repository = hub.check_repository(repo) if to == "hub" else None
     form = content if to == "hub" else to
@@ -102,9 +101,16 @@ def export_run(
     require_runtime(form)
     subject = open_run(run, device)
     subject.public = repository is not None
-    numbers = _numbers(subject, form, quantize)
     target = Path(out) if out is not None else subject.paths.root / "export" / _folder_name(form, quantize)
     _check_target(target, subject.paths.root)
+    _make(subject, form, _numbers(subject, form, quantize), target, rows, device, view)
+    record = read_json(target / RECORD)
+    upload = _publish(target, record, repository, private, dry_run, view) if repository else None
+    return Export(target, record, upload)
+
+
+def _make(subject: Subject, form: str, numbers: str, target: Path, rows: int, device: str, view: Notes) -> None:
+    """Write an export, load it back, compare, and give it its name."""
     notes = _preflight(subject, form)
     sample = draw_sample(subject, rows)
     if form == "ollama" and subject.kind in TEMPLATED_KINDS:
@@ -124,16 +130,17 @@ def export_run(
         write_json(folder / RECORD, _record(subject, sample, form, numbers, verdict.as_dict(), notes + more, folder))
 
     write_folder(target, fill)
-    record = read_json(target / RECORD)
-    upload = None
-    if repository:
-        upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target)}
-        if not dry_run:
-            view.note(f"uploading {len(upload['files'])} files to {repository}")
-            upload["address"] = hub.upload(
-                target, repository, private=private, facts={"format": form, "run": subject.task.name}
-            )
-    return Export(target, record, upload)
+
+
+def _publish(
+    target: Path, record: Mapping[str, Any], repository: str, private: bool, dry_run: bool, view: Notes
+) -> dict[str, Any]:
+    """Upload an export, or say what would be uploaded."""
+    upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target)}
+    if not dry_run:
+        view.note(f"uploading {len(upload['files'])} files to {repository}")
+        upload["address"] = hub.upload(target, repository, private=private, facts=record)
+    return upload
 
 
 # --------------------------------------------------------------------------- before anything is written
