@@ -29,6 +29,7 @@ from tunery.export.subject import Subject
 from tunery.export.targets import LIMITS, RUNTIMES, Limits, limits_of
 from tunery.lora.attach import place, remove
 from tunery.models.load import load_base
+from tunery.models.quantized import bitsandbytes, installed
 from tunery.models.quiet import quiet
 
 AGAIN = "this is a bug in tunery, or the export was changed while it was written; please report it"
@@ -190,6 +191,8 @@ def _verify_peft(subject: Subject, sample: Sample, tuned: Scores, numbers: str, 
 
 
 def _score_peft(subject: Subject, sample: Sample, tuned: Scores, folder: Path, device: str) -> tuple[Scores, Kept]:
+    if installed():
+        bitsandbytes()  # PEFT imports it, and it would fetch code from the hub then
     from peft import PeftModel
 
     base = subject.held if subject.held is not None else load_stored(subject, device)
