@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,14 @@ def write_rows(folder: Path, kind: str) -> None:
             file.write(json.dumps(rows[kind]) + "\n")
 
 
-def make_run(folder: Path, base: Path, kind: str = "chat", *settings: str) -> Path:
+def make_run(
+    folder: Path, base: Path, kind: str = "chat", *settings: str, rows: Sequence[Mapping[str, Any]] | None = None
+) -> Path:
     """Train two steps, then give the adapter values large enough to matter; returns the run directory."""
     folder.mkdir(exist_ok=True)
     write_rows(folder, kind)
+    if rows is not None:
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "task.yaml").write_text(
         f"name: films\nmodel: {base}\noutput: {folder / 'runs'}\nseed: 1\n"
         f"data:\n  train: {folder / 'rows.jsonl'}\n  validation: 8\n"

@@ -148,7 +148,7 @@ def test_a_changed_template_of_a_gguf_file(
         file.write_bytes(content.replace(b"<|im_start|>assistant", b"<|im_start|>assistnat"))
 
     corrupt(monkeypatch, form, change)
-    assert "llama.cpp cuts a text in another way" in str(refused(run_of("llama"), form, tmp_path / "out"))
+    assert "llama.cpp renders a conversation in another way" in str(refused(run_of("llama"), form, tmp_path / "out"))
 
 
 def test_a_tokenizer_that_cuts_text_in_another_way(
@@ -162,6 +162,23 @@ def test_a_tokenizer_that_cuts_text_in_another_way(
 
     corrupt(monkeypatch, "gguf", change)
     assert "in training" in str(refused(run_of("llama"), "gguf", tmp_path / "out"))
+
+
+def test_tools_that_llama_cpp_rewrites(tmp_path: Path) -> None:
+    """It adds a description to a tool that has none, so the model would see another prompt than in training."""
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"film {i}?"}, {"role": "assistant", "content": "fine"}],
+            "tools": [tool],
+        }
+        for i in range(20)
+    ]
+    base = save_base(tmp_path / "base", "gpt2", max_position_embeddings=1024)
+    run = make_run(tmp_path, base, "chat", rows=rows)
+    error = refused(run, "gguf", tmp_path / "out")
+    assert "llama.cpp renders a conversation in another way" in str(error)
+    assert "name, description and parameters" in str(error.hint)
 
 
 def test_a_file_that_llama_cpp_does_not_load(

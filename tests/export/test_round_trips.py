@@ -245,3 +245,35 @@ def test_a_quantised_base_is_exported_as_it_was_trained_on(stored: str, tmp_path
     assert "quantization_config" not in json.loads((done.path / "config.json").read_text())
     check(export(run, "gguf", tmp_path / "gguf"), "gguf", "f16")
     check(export(run, "peft", tmp_path / "peft"), "peft", "float32")
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_conversations_with_tools(shape: str, tmp_path: Path) -> None:
+    """GPT-2 gets tunery's own template, which shows tools; ChatML here does not."""
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "A film's mark",
+            "parameters": {"type": "object", "properties": {"film": {"type": "string"}}},
+        },
+    }
+    call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"film": "é \\"9\\""}'}}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"how is film {i}?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "1", "content": f"fine, {i} of 42"},
+                {"role": "assistant", "content": "It is fine."},
+            ],
+            "tools": [tool],
+        }
+        for i in range(20)
+    ]
+    if shape == "llama":  # its template has no place for a call
+        rows = [{"messages": [*row["messages"][:1], row["messages"][-1]], "tools": [tool]} for row in rows]
+    base = save_base(tmp_path / "base", shape, max_position_embeddings=1024)
+    run = make_run(tmp_path, base, "chat", rows=rows)
+    done = export(run, "gguf", tmp_path / "out")
+    assert done.record["comparison"]["identical_prompts"] == 8

@@ -6,7 +6,7 @@ import functools
 import gc
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import gguf
 import torch
 
 from tunery.config import TEMPLATED_KINDS
-from tunery.data.render import Renderer
 from tunery.errors import AdapterError, ConfigError
 from tunery.export.exact import compute_in_float32
 from tunery.export.gguf_model import plan, write_model
@@ -27,12 +26,11 @@ from tunery.export.sample import Sample
 from tunery.export.scores import Scores, compare, score
 from tunery.export.subject import Subject
 from tunery.export.targets import LIMITS, RUNTIMES, Limits, limits_of
+from tunery.export.tokens import AGAIN, check_tokenizer, same_text, same_tokens
 from tunery.lora.attach import place, remove
 from tunery.models.load import load_base
 from tunery.models.quantized import bitsandbytes, installed
 from tunery.models.quiet import quiet
-
-AGAIN = "this is a bug in tunery, or the export was changed while it was written; please report it"
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def _judge(
 
 
 def _verify_merged(subject: Subject, sample: Sample, tuned: Scores, numbers: str, folder: Path, device: str) -> Verdict:
-    _check_tokenizer(subject, sample, folder)
+    check_tokenizer(subject, sample, folder)
     exported, kept = _score_merged(subject, sample, tuned, numbers, folder, device)
     _give_back()
     limits = limits_of("merged", numbers)
@@ -183,7 +181,7 @@ def _parameter(model: Any, name: str) -> torch.Tensor:
 
 
 def _verify_peft(subject: Subject, sample: Sample, tuned: Scores, numbers: str, folder: Path, device: str) -> Verdict:
-    _check_tokenizer(subject, sample, folder)
+    check_tokenizer(subject, sample, folder)
     exported, kept = _score_peft(subject, sample, tuned, folder, device)
     subject.held = None  # PEFT has changed it
     _give_back()
@@ -206,45 +204,6 @@ def _score_peft(subject: Subject, sample: Sample, tuned: Scores, folder: Path, d
 
 def _version(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
-
-
-def _check_tokenizer(subject: Subject, sample: Sample, folder: Path) -> None:
-    """Prompts and texts must give the same tokens with the exported tokenizer and its template."""
-    from transformers import AutoTokenizer
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    mine = subject.renderer
-    renderer = Renderer(tokenizer, labels=mine.labels, instruction=mine.instruction, system=mine.system)
-    if renderer.template_sha256 != mine.template_sha256:
-        raise AdapterError("the exported chat template is not the one of the training", AGAIN)
-    for prompt in sample.prompts:
-        text = renderer.prompt(prompt.messages, prompt.tools) if prompt.messages else prompt.text
-        ids = renderer.encode_prompt(text, begin=not prompt.messages)
-        _same_tokens(prompt.ids, ids, text, "the exported tokenizer", tokenizer.decode)
-    for text, ids in sample.texts:
-        _same_tokens(ids, renderer.encode_prompt(text), text, "the exported tokenizer", tokenizer.decode)
-
-
-def _same_tokens(
-    wanted: Sequence[int], found: Sequence[int], text: str, who: str, decode: Callable[[list[int]], Any]
-) -> None:
-    if list(wanted) == list(found):
-        return
-    shorter = min(len(wanted), len(found))
-    spot = next((i for i in range(shorter) if wanted[i] != found[i]), shorter)
-    before = str(decode(list(wanted[max(0, spot - 6) : spot])))
-    raise AdapterError(
-        f"{who} cuts a text in another way than the training did: after {before!r} there is "
-        f"{_shown(wanted, spot, decode)} in training, {_shown(found, spot, decode)} there",
-        "a model answers badly to other tokens than it was trained on, so nothing was kept",
-    )
-
-
-def _shown(ids: Sequence[int], spot: int, decode: Callable[[list[int]], Any]) -> str:
-    if spot >= len(ids):
-        return "the end"
-    return f"{decode([ids[spot]])!r} ({ids[spot]})"
 
 
 # --------------------------------------------------------------------------- llama.cpp
@@ -305,8 +264,10 @@ def _ask(subject: Subject, sample: Sample, file: Path, adapter: Path | None) -> 
             raise AdapterError(
                 f"llama.cpp cannot use the chat template: {found['error']}", "use --to merged, or another base"
             )
-        _same_tokens(prompt.ids, found["ids"], found["text"], "llama.cpp", decode)
+        if list(prompt.ids) != found["ids"]:
+            same_text(prompt.text, found["text"], subject.tokenizer.bos_token or "")
+        same_tokens(prompt.ids, found["ids"], "llama.cpp", decode)
     wanted = [ids for _, ids in sample.texts] + ([] if templated else [p.ids for p in sample.prompts])
-    for (text, _), ids, found in zip(asked, wanted, answers.texts, strict=True):
-        _same_tokens(ids, found, text, "llama.cpp", decode)
+    for ids, found in zip(wanted, answers.texts, strict=True):
+        same_tokens(ids, found, "llama.cpp", decode)
     return answers
