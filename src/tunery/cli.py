@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from tunery.errors import ConfigError, TuneryError
+from tunery.export.targets import FORMATS, ROWS
 from tunery.startup import collector_paused
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -46,6 +47,7 @@ def cli() -> None:
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery chat runs/my-task            talk to the result
+    tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
@@ -143,8 +145,22 @@ def init(template: str, folder: Path) -> None:
 @click.option("--samples", default=3, show_default=True, help="Rows to show with their trained tokens coloured.")
 @click.option("--lr-test", is_flag=True, help="Also run a short learning-rate range test and suggest a rate.")
 @click.option("--lr-steps", default=40, show_default=True, type=click.IntRange(8), help="Steps of that test.")
+@click.option(
+    "--for",
+    "destinations",
+    multiple=True,
+    metavar="DESTINATION",
+    help="Also say what a destination would refuse: peft, merged, vllm, gguf, gguf-adapter, ollama. Repeatable.",
+)
 def check(
-    task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, samples: int, lr_test: bool, lr_steps: int
+    task: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    samples: int,
+    lr_test: bool,
+    lr_steps: int,
+    destinations: tuple[str, ...],
 ) -> None:
     """Show everything about a TASK's data, and what will be trained, before any compute."""
     with collector_paused(freeze=True):
@@ -152,6 +168,10 @@ def check(
     from tunery.console import Console
 
     result = dict(api.check(task, overrides, samples=samples))
+    if destinations:
+        from tunery.export.destinations import check_destinations
+
+        result["destinations"] = [f.as_dict() for f in check_destinations(task, destinations, overrides)]
     curve = None
     if lr_test:
         curve = api.learning_rate_test(task, overrides, steps=lr_steps, view=Console(quiet=quiet))
@@ -160,6 +180,8 @@ def check(
         _print_json(result)
         return
     show.check(result)
+    if destinations:
+        show.destinations(destinations, result["destinations"])
     if curve is not None:
         _print(f"\nLearning-rate range test (loss upwards, rate to the right):\n{curve.draw()}")
         _print(f"Suggested: --set train.learning_rate={curve.suggestion:g} ({curve.reason})")
@@ -302,6 +324,75 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     Conversation(
         tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     ).run()
+
+
+@cli.command()
+@_RUN
+@click.option(
+    "--to",
+    required=True,
+    metavar="|".join(FORMATS),
+    type=click.Choice(list(FORMATS)),
+    help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
+)
+@click.option(
+    "--quantize",
+    metavar="TYPE",
+    help="Number format of a GGUF file: f32, f16 (gguf's default), bf16, q8_0 (ollama's default), q6_k, q5_k_m, q5_1, "
+    "q5_0, q4_k_m, q4_1, q4_0, q3_k_m.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Its folder; left out, RUN/export/FORMAT.")
+@click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(1), help="Held-out rows to compare.")
+@click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
+@click.option(
+    "--content",
+    default="peft",
+    show_default=True,
+    type=click.Choice([f for f in FORMATS if f != "hub"]),
+    help="hub: which format to upload.",
+)
+@click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")
+@click.option("--dry-run", is_flag=True, help="hub: export, and only say what would be uploaded.")
+@_JSON
+@_QUIET
+def export(
+    run: Path,
+    to: str,
+    quantize: str | None,
+    out: Path | None,
+    rows: int,
+    repo: str | None,
+    content: str,
+    public: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export a RUN, load the export back, and compare it with the adapter on held-out rows.
+
+    An export that differs by more than its format's limits fails with exit code 4, and nothing of it stays.
+    """
+    with collector_paused(freeze=True):
+        from tunery import show
+        from tunery.export.run import export_run
+    from tunery.console import Console
+
+    done = export_run(
+        run,
+        to,
+        quantize=quantize,
+        out=out,
+        rows=rows,
+        repo=repo,
+        content=content,
+        private=not public,
+        dry_run=dry_run,
+        view=Console(quiet=quiet),
+    )
+    if as_json:
+        _print_json({"path": str(done.path), "export": done.record, "upload": done.upload})
+    else:
+        show.export(done)
 
 
 @cli.command()

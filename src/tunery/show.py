@@ -11,6 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from tunery.api import Run
+    from tunery.export.run import Export
     from tunery.hosted.migrate import Migration
 
 SCORES = {
@@ -280,3 +281,73 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         f"memory    {_gb(memory['peak_bytes'])} at the peak, {_gb(memory['estimated_bytes'])} estimated",
     ]
     _say_receipt(console, lines, receipt["warnings"])
+
+
+# --------------------------------------------------------------------------- exports
+
+
+def destinations(asked: Sequence[str], findings: Sequence[Mapping[str, Any]]) -> None:
+    """Print what destinations refuse."""
+    console = _console()
+    console.print()
+    for name in asked:
+        own = [finding for finding in findings if finding["destination"] == name]
+        if not own:
+            console.print(Text(f"{name}: nothing against it"))
+        for finding in own:
+            console.print(Text(f"{name}: {finding['message']}", style="bold yellow" if finding["refused"] else ""))
+
+
+def export(done: Export) -> None:
+    """Print what `tunery export` wrote, and how far it is from the adapter."""
+    console = _console()
+    record = done.record
+    comparison, difference = record["comparison"], record["comparison"]["difference"]
+    limits, update = comparison["limits"], comparison["update"]
+    console.print(
+        Text(
+            f"\n{record['format']} ({record['numbers']}), loaded back in {comparison['runtime']} and compared on "
+            f"{_plural(difference['positions'], 'answer token')} of "
+            f"{_plural(record['rows']['count'], 'row')} ({record['rows']['origin']})",
+            style="bold",
+        )
+    )
+    for name, key, form in (
+        ("mean difference of log-probabilities", "mean_difference", ".2g"),
+        ("largest difference", "max_difference", ".2g"),
+        ("KL(tuned ‖ exported)", "kl", ".2g"),
+        ("same first choice", "agreement", ".1%"),
+    ):
+        console.print(f"  {name:<38}{format(difference[key], form):>10}   limit {format(limits[key], form)}")
+    console.print(
+        f"  {_plural(comparison['identical_prompts'], 'prompt')} and "
+        f"{_plural(comparison['identical_texts'], 'text')} give the same tokens; "
+        f"the update is in all {_plural(update['layers'], 'layer')} (mean share {update['mean_share']:.0%})"
+    )
+    for name, file in record["files"].items():
+        console.print(Text(f"  {_size(file['bytes']):>10}  {name}", style="dim"))
+    console.print(Text(f"Export:   {done.path}"), soft_wrap=True)
+    if done.upload:
+        _upload(console, done.upload)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _upload(console: Console, upload: Mapping[str, Any]) -> None:
+    if upload["sent"]:
+        console.print(Text(f"Hub:      {upload['address']}"), soft_wrap=True)
+        return
+    console.print(
+        Text(
+            f"\n{_plural(len(upload['files']), 'file')}, {_size(upload['bytes'])}, would go to {upload['repository']}:"
+        )
+    )
+    for name, size in upload["files"].items():
+        console.print(Text(f"  {_size(size):>10}  {name}"))
+    console.print(Text(f"\n{upload['card']}", style="dim"))

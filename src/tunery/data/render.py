@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunery.data.example import Example, Message
-from tunery.data.messages import plain_message
 from tunery.data.wording import Wording
 from tunery.errors import DataError
 from tunery.paths import text_sha256
@@ -114,13 +113,16 @@ class Renderer(Wording):
         with _template_errors("the conversation"):
             return self._template(messages, tools, add_generation_prompt=True)
 
+    def plain(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
+        """Messages as the chat template gets them."""
+        knows_developer = "developer" in str(self.tokenizer.chat_template)
+        return [_plain_message(message, knows_developer) for message in messages]
+
     def _template(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
     ) -> str:
-        knows_developer = "developer" in str(self.tokenizer.chat_template)
-        plain = [plain_message(message, knows_developer) for message in messages]
         return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
-            plain,
+            self.plain(messages),
             tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
             add_generation_prompt=add_generation_prompt,
             tokenize=False,

@@ -51,6 +51,14 @@ class Source:
     gguf: Path | None = None
     license: str | None = None
 
+    def weight_files(self) -> list[Path]:
+        """The safetensors files.
+
+        Raises:
+            ModelError: there are none (only pickle, perhaps), or one is missing.
+        """
+        return _weight_files(self)
+
     def count_weights(self) -> int:
         """How many numbers the safetensors files hold, after looking at the head of each file.
 
