@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunery.data.example import Example, Message
+from tunery.data.messages import plain_message
 from tunery.data.wording import Wording
 from tunery.errors import DataError
 from tunery.paths import text_sha256
@@ -116,7 +117,7 @@ class Renderer(Wording):
     def plain(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
         """Messages as the chat template gets them."""
         knows_developer = "developer" in str(self.tokenizer.chat_template)
-        return [_plain_message(message, knows_developer) for message in messages]
+        return [plain_message(message, knows_developer) for message in messages]
 
     def _template(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False

@@ -165,18 +165,22 @@ def check_destinations(
     Raises:
         ConfigError: there is no such destination, or the task's base or targets cannot be found.
     """
+    from tunery.lora.attach import lora_layers
     from tunery.models.load import empty_model, load_tokenizer, quantization_of
     from tunery.task_file import load_task
-    from tunery.training.fit import attach_adapter
+    from tunery.training.start import attach_adapter
 
     task = task if isinstance(task, Task) else load_task(task, overrides)
     for destination in destinations:
         if destination not in DESTINATIONS:
             raise ConfigError(f"no destination {destination!r} is known", f"known: {', '.join(DESTINATIONS)}")
-    matched, _ = attach_adapter(task, empty_model(task.model))
+    adapted = empty_model(task.model)
+    matched = attach_adapter(task, "chat", adapted).matched
+    settings = [layer.settings["default"] for layer in lora_layers(adapted).values()]
     layers = empty_model(task.model)
     wanted = Wanted(
-        layers, load_tokenizer(task.model), matched, (task.lora.rank,), (task.lora.effective_alpha,),
+        layers, load_tokenizer(task.model), matched, tuple(sorted({s.rank for s in settings})),
+        tuple(sorted({s.alpha for s in settings})),
         quantization_of(task.model, layers.config, task.train.quantize),
     )  # fmt: skip
     return [finding for destination in destinations for finding in findings(destination, wanted)]
