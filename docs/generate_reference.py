@@ -121,6 +121,7 @@ def exit_codes_part() -> Iterator[str]:
         (3, "data"),
         (4, "checkpoint or adapter"),
         (5, "training diverged"),
+        (69, "a hosted service refuses what was asked, or its job failed"),
         (75, "can be resumed (a full disk, say)"),
         (130, "interrupted (Ctrl-C), after a checkpoint"),
         (143, "terminated, after a checkpoint"),

@@ -25,6 +25,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _COMMON | {"num_key_value_heads": 2}),
     "qwen3": ("qwen3", _GROUPED),
     "mistral": ("mistral", _GROUPED | {"sliding_window": 8}),
+    "gemma": ("gemma", _GROUPED),
     "gemma2": ("gemma2", _GROUPED | {"sliding_window": 8, "query_pre_attn_scalar": 8}),
     "gemma3": ("gemma3_text", _GROUPED | {"sliding_window": 8, "query_pre_attn_scalar": 8}),
     "phi3": ("phi3", _COMMON | {"num_key_value_heads": 2}),

@@ -15,7 +15,7 @@ README = Path(__file__).parent.parent / "README.md"
 def commands() -> list[str]:
     """The `tunery …` lines of the README's code blocks, without their comments."""
     lines = re.findall(r"^    (tunery .+?)(?:\s{2,}#.*)?$", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert [line.split()[1] for line in lines] == ["init", "check", "train", "eval", "chat", "serve"]
+    assert [line.split()[1] for line in lines] == ["init", "check", "train", "eval", "chat", "export", "serve"]
     return lines
 
 
@@ -43,7 +43,7 @@ def test_the_readmes_commands_run_as_they_stand_there(tmp_path: Path, smollm2: s
         "receipt.json",
         "report.html",
     } <= left
-    assert left <= promised | {"checkpoints", "adapter"}
+    assert left <= promised | {"checkpoints", "adapter", "export"}
 
 
 def test_the_readmes_server_starts_and_answers(tmp_path: Path, smollm2: str) -> None:

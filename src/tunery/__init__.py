@@ -3,6 +3,7 @@
     run = tunery.train("task.yaml")            # train, evaluate, report → a run directory
     tuned = tunery.load("runs/my-task")        # the base with its adapter
     tuned.answer("…")
+    tunery.export_run("runs/my-task", "gguf")  # a file for llama.cpp, compared with the adapter in llama.cpp
 
     model = tunery.apply_lora(model, rank=8)   # a LoRA layer in a notebook, under any trainer
 
@@ -20,32 +21,40 @@ if TYPE_CHECKING:
     from tunery.config import Task
     from tunery.errors import TuneryError
     from tunery.evaluation.tuned import TunedModel
+    from tunery.export.destinations import check_destinations
+    from tunery.export.run import Export, export_run
     from tunery.lora.adapter import load_adapter, save_adapter
     from tunery.lora.attach import apply_lora, disabled, set_active
     from tunery.lora.merge import merge
+    from tunery.moving import migrate
     from tunery.task_file import load_task
 
     __version__: str
 
 _HOMES = {
+    "Export": "tunery.export.run",
     "Run": "tunery.api",
     "Task": "tunery.config",
     "TunedModel": "tunery.evaluation.tuned",
     "TuneryError": "tunery.errors",
     "apply_lora": "tunery.lora.attach",
     "check": "tunery.api",
+    "check_destinations": "tunery.export.destinations",
     "disabled": "tunery.lora.attach",
     "evaluate": "tunery.api",
+    "export_run": "tunery.export.run",
     "load": "tunery.api",
     "load_adapter": "tunery.lora.adapter",
     "load_task": "tunery.task_file",
     "merge": "tunery.lora.merge",
+    "migrate": "tunery.moving",
     "save_adapter": "tunery.lora.adapter",
     "set_active": "tunery.lora.attach",
     "train": "tunery.api",
 }
 
 __all__ = [
+    "Export",
     "Run",
     "Task",
     "TunedModel",
@@ -53,12 +62,15 @@ __all__ = [
     "__version__",
     "apply_lora",
     "check",
+    "check_destinations",
     "disabled",
     "evaluate",
+    "export_run",
     "load",
     "load_adapter",
     "load_task",
     "merge",
+    "migrate",
     "save_adapter",
     "set_active",
     "train",

@@ -19,6 +19,10 @@ from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
+from tunery.hosted.check import check_hosted
+from tunery.hosted.consent import Consent
+from tunery.hosted.run import cancel_hosted, evaluate_hosted, train_hosted
+from tunery.hosted.state import require_local
 from tunery.models.flat import FlatModel
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
@@ -66,7 +70,12 @@ def _prepare(task: Task, tokenizer: Any, config: Any) -> Prepared:
 
 
 def train(
-    task: str | Path | Task, overrides: Sequence[str] = (), *, resume: str = "auto", view: View | None = None
+    task: str | Path | Task,
+    overrides: Sequence[str] = (),
+    *,
+    resume: str = "auto",
+    view: View | None = None,
+    consent: Consent | None = None,
 ) -> Run:
     """Train, evaluate and report.
 
@@ -76,6 +85,7 @@ def train(
         resume: "auto" goes on from the last checkpoint of the run directory, if there is one, and returns a finished
             run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder.
         view: shown the progress; the default prints to stderr.
+        consent: of a hosted model: told what would be sent and what it would cost, says whether to go on.
 
     Raises:
         TuneryError: see tunery.errors; the message says what to do.
@@ -86,6 +96,9 @@ def train(
     with lock(paths.root.with_name(f".{paths.root.name}.lock")):
         if resume == "never":
             _set_aside(paths, view)
+        if task.hosted_model is not None:
+            return Run(paths.root, *train_hosted(task, paths, resume, view, consent))
+        require_local(paths)
         checkpoint = _checkpoint(paths, resume)
         if resume == "auto" and paths.receipt.exists():
             return _finish(task, paths, view)
@@ -212,20 +225,31 @@ def load(run: str | Path, *, device: str = "auto") -> TunedModel:
     return load_run(run, device=device)
 
 
-def evaluate(run: str | Path, data: str | Path | None = None, *, view: View | None = None) -> dict[str, Any]:
+def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, view: View | None = None) -> str:
+    """Cancel the job of a hosted model's task; what became of it, in words."""
+    task = _as_task(task, overrides)
+    return cancel_hosted(task, RunPaths(task.run_dir), view or Console())
+
+
+def evaluate(
+    run: str | Path, data: str | Path | None = None, *, view: View | None = None, consent: Consent | None = None
+) -> dict[str, Any]:
     """Measure base against tuned.
 
     Args:
         run: a run directory.
         data: a file of further rows; its result is written to evaluation-FILE.json. Without it, the run's own held-out
             rows are measured again, evaluation.json is written and the report renewed.
+        consent: as in `train`.
 
     Returns:
         The content of the evaluation file.
     """
     view = view or Console()
-    tuned = load_run(run)
     paths = RunPaths(Path(run))
+    if "hosted" in read_receipt(paths):
+        return evaluate_hosted(paths, None if data is None else Path(data), view, consent)
+    tuned = load_run(run)
     if data is not None:
         return _evaluate_more(tuned, paths, Path(data), view)
     prepared = _prepare(tuned.task, tuned.base.tokenizer, tuned.model.config)
@@ -265,6 +289,8 @@ def _note_overlap(task: Task, examples: Sequence[Example], view: View) -> None:
 def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> Mapping[str, Any]:
     """Everything about a task that can be known before any compute; see tunery.training.check."""
     task = _as_task(task, overrides)
+    if task.hosted_model is not None:
+        return check_hosted(task, samples)
     data = read_data(task.data, task.seed)
     prepared = prepare(data, task.data, load_tokenizer(task.model), _context(load_config(task.model)))
     return check_prepared(task, prepared, samples)
@@ -293,6 +319,10 @@ def learning_rate_test(
 ) -> RangeTest:
     """A learning-rate range test on the task's own data; nothing is saved."""
     task = _as_task(task, overrides)
+    if task.hosted_model is not None:
+        raise ConfigError(
+            "a hosted model's learning rate cannot be tried out here", "set train.learning_rate_multiplier"
+        )
     view = view or Console()
     base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from tunery.errors import ConfigError, TuneryError
+from tunery.export.targets import FORMATS, ROWS
 from tunery.startup import collector_paused
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -29,6 +30,9 @@ _SET = click.option(
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+_YES = click.option(
+    "-y", "--yes", is_flag=True, help="Agree to what a hosted model is sent and costs; without it you are asked."
+)
 _TASK = click.argument("task", type=click.Path(path_type=Path))
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -43,10 +47,11 @@ def cli() -> None:
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery chat runs/my-task            talk to the result
+    tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
-    75 can be resumed, 130 interrupted, 143 terminated.
+    69 a hosted service refuses or fails, 75 can be resumed, 130 interrupted, 143 terminated.
     """
 
 
@@ -103,6 +108,19 @@ def _print(text: str) -> None:
     click.echo(text)
 
 
+def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
+    """How a person agrees to what is sent elsewhere; None is given where nobody can be asked."""
+
+    def asked(sentences: Sequence[str]) -> bool | None:
+        if not yes and not sys.stdin.isatty():
+            return None
+        for sentence in sentences:
+            _say(sentence)
+        return yes or click.confirm("Send it?", err=True)
+
+    return asked
+
+
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -127,8 +145,22 @@ def init(template: str, folder: Path) -> None:
 @click.option("--samples", default=3, show_default=True, help="Rows to show with their trained tokens coloured.")
 @click.option("--lr-test", is_flag=True, help="Also run a short learning-rate range test and suggest a rate.")
 @click.option("--lr-steps", default=40, show_default=True, type=click.IntRange(8), help="Steps of that test.")
+@click.option(
+    "--for",
+    "destinations",
+    multiple=True,
+    metavar="DESTINATION",
+    help="Also say what a destination would refuse: peft, merged, vllm, gguf, gguf-adapter, ollama. Repeatable.",
+)
 def check(
-    task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, samples: int, lr_test: bool, lr_steps: int
+    task: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    samples: int,
+    lr_test: bool,
+    lr_steps: int,
+    destinations: tuple[str, ...],
 ) -> None:
     """Show everything about a TASK's data, and what will be trained, before any compute."""
     with collector_paused(freeze=True):
@@ -136,6 +168,10 @@ def check(
     from tunery.console import Console
 
     result = dict(api.check(task, overrides, samples=samples))
+    if destinations:
+        from tunery.export.destinations import check_destinations
+
+        result["destinations"] = [f.as_dict() for f in check_destinations(task, destinations, overrides)]
     curve = None
     if lr_test:
         curve = api.learning_rate_test(task, overrides, steps=lr_steps, view=Console(quiet=quiet))
@@ -144,6 +180,8 @@ def check(
         _print_json(result)
         return
     show.check(result)
+    if destinations:
+        show.destinations(destinations, result["destinations"])
     if curve is not None:
         _print(f"\nLearning-rate range test (loss upwards, rate to the right):\n{curve.draw()}")
         _print(f"Suggested: --set train.learning_rate={curve.suggestion:g} ({curve.reason})")
@@ -159,7 +197,18 @@ def check(
     help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
-def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, resume: str, seed: int | None) -> None:
+@_YES
+@click.option("--cancel", is_flag=True, help="Cancel the job of a hosted model instead.")
+def train(
+    task: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    resume: str,
+    seed: int | None,
+    yes: bool,
+    cancel: bool,
+) -> None:
     """Train a TASK, compare base and tuned model, and write a report."""
     with collector_paused(freeze=True):
         from tunery import api, show
@@ -167,7 +216,10 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
-    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet))
+    if cancel:
+        _print(api.cancel(task, overrides, view=Console(quiet=quiet)))
+        return
+    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json({"run": str(run.path), "receipt": run.receipt, "evaluation": run.evaluation})
     else:
@@ -179,17 +231,79 @@ def train(task: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, re
 @_JSON
 @_QUIET
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
-def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None) -> None:
+@_YES
+def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -> None:
     """Measure base against tuned model of a RUN again, or on other rows."""
     with collector_paused(freeze=True):
         from tunery import api, show
     from tunery.console import Console
 
-    result = api.evaluate(run, data, view=Console(quiet=quiet))
+    result = api.evaluate(run, data, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json(result)
     else:
         show.evaluation(result)
+
+
+@cli.command()
+@click.argument("source", required=False, metavar="[JOB|MODEL|FOLDER]")
+@click.option("--to", metavar="MODEL", help="The base to train here.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for everything; left out, runs/ and the job.")
+@click.option("--capture-only", is_flag=True, help="Save rows, settings and answers now; train later, from the folder.")
+@click.option("--rows", default=200, show_default=True, type=click.IntRange(1), help="Held-out rows to ask at most.")
+@click.option("--files", "training", type=click.Path(path_type=Path), help="Your own copy of the training rows.")
+@click.option("--validation", type=click.Path(path_type=Path), help="Your own copy of the validation rows.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Your own record of the tuned model's answers.")
+@click.option("--base-url", help="Address of the API; left out, OPENAI_BASE_URL or OpenAI's own.")
+@click.option("--key-variable", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the key.")
+@click.option("--prices", type=click.Path(path_type=Path), help="File of prices.")
+@_YES
+@_SET
+@_JSON
+@_QUIET
+def migrate(
+    source: str | None,
+    to: str | None,
+    out: Path | None,
+    capture_only: bool,
+    rows: int,
+    training: Path | None,
+    validation: Path | None,
+    answers: Path | None,
+    base_url: str | None,
+    key_variable: str,
+    prices: Path | None,
+    yes: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Move a model that was tuned on OpenAI's API here, and put both side by side.
+
+    Give the job (ftjob-…), the model it made (ft:…), or a folder captured earlier; or only --files.
+    """
+    with collector_paused(freeze=True):
+        from tunery import moving, show
+    from tunery.console import Console
+
+    files = {name: path for name, path in (("training", training), ("validation", validation)) if path is not None}
+    done = moving.migrate(
+        source,
+        to,
+        out=out,
+        files=files,
+        answers=answers,
+        rows=rows,
+        capture_only=capture_only,
+        overrides=overrides,
+        hosted=moving.hosted_config(base_url, key_variable, prices),
+        view=Console(quiet=quiet),
+        consent=_consent(yes),
+    )
+    if as_json:
+        _print_json(done.as_json())
+    else:
+        show.migration(done)
 
 
 @cli.command()
@@ -210,6 +324,75 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     Conversation(
         tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     ).run()
+
+
+@cli.command()
+@_RUN
+@click.option(
+    "--to",
+    required=True,
+    metavar="|".join(FORMATS),
+    type=click.Choice(list(FORMATS)),
+    help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
+)
+@click.option(
+    "--quantize",
+    metavar="TYPE",
+    help="Number format of a GGUF file: f32, f16 (gguf's default), bf16, q8_0 (ollama's default), q6_k, q5_k_m, q5_1, "
+    "q5_0, q4_k_m, q4_1, q4_0, q3_k_m.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Its folder; left out, RUN/export/FORMAT.")
+@click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(1), help="Held-out rows to compare.")
+@click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
+@click.option(
+    "--content",
+    default="peft",
+    show_default=True,
+    type=click.Choice([f for f in FORMATS if f != "hub"]),
+    help="hub: which format to upload.",
+)
+@click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")
+@click.option("--dry-run", is_flag=True, help="hub: export, and only say what would be uploaded.")
+@_JSON
+@_QUIET
+def export(
+    run: Path,
+    to: str,
+    quantize: str | None,
+    out: Path | None,
+    rows: int,
+    repo: str | None,
+    content: str,
+    public: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export a RUN, load the export back, and compare it with the adapter on held-out rows.
+
+    An export that differs by more than its format's limits fails with exit code 4, and nothing of it stays.
+    """
+    with collector_paused(freeze=True):
+        from tunery import show
+        from tunery.export.run import export_run
+    from tunery.console import Console
+
+    done = export_run(
+        run,
+        to,
+        quantize=quantize,
+        out=out,
+        rows=rows,
+        repo=repo,
+        content=content,
+        private=not public,
+        dry_run=dry_run,
+        view=Console(quiet=quiet),
+    )
+    if as_json:
+        _print_json({"path": str(done.path), "export": done.record, "upload": done.upload})
+    else:
+        show.export(done)
 
 
 @cli.command()

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -17,6 +16,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from tunery.config_hosted import HOSTED_PREFIX, STRICT, HostedConfig
 
 Kind = Literal["chat", "completion", "text", "classification", "preference"]
 Auto = Literal["auto"]
@@ -31,7 +32,7 @@ DEFAULT_BETA = 0.1
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 class Columns(_Settings):
@@ -322,8 +323,8 @@ class Task(_Settings):
         description="name of the run, written to OUTPUT/NAME; left out, the name of the task file's folder",
     )
     model: str = Field(
-        description="the base: a hub id (Qwen/Qwen3-0.6B), a folder, a .gguf file, or a built-in name "
-        f"({', '.join(BUILT_IN_MODELS)})"
+        description="the base: a hub id (Qwen/Qwen3-0.6B), a folder, a .gguf file, a built-in name "
+        f"({', '.join(BUILT_IN_MODELS)}), or {HOSTED_PREFIX}NAME for a model that is trained elsewhere"
     )
     output: str = Field(default="runs", description="folder for run directories, relative to the current folder")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
@@ -333,6 +334,7 @@ class Task(_Settings):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    hosted: HostedConfig = Field(default_factory=HostedConfig)
 
     @model_validator(mode="after")
     def _settings_that_need_validation(self) -> Task:
@@ -365,6 +367,11 @@ class Task(_Settings):
     def run_dir(self) -> Path:
         """OUTPUT/NAME."""
         return Path(self.output) / self.name
+
+    @property
+    def hosted_model(self) -> str | None:
+        """What the server that trains it calls the model; None for one that is trained here."""
+        return self.model.removeprefix(HOSTED_PREFIX) if self.model.startswith(HOSTED_PREFIX) else None
 
     def to_yaml(self) -> str:
         """The task with every default written out."""

@@ -61,7 +61,8 @@ class Console:
             if self._progress is None:
                 self.note(f"step {line['step']}/{self._total} · validation loss {line['valid_loss']:.4f}")
             return
-        words = f"loss {line['train_loss']:.4f}{self._valid} · {line['data_tokens_per_second']:,.0f} tokens/s"
+        speed = line.get("data_tokens_per_second")  # a hosted model's is not told
+        words = f"loss {line['train_loss']:.4f}{self._valid}" + (f" · {speed:,.0f} tokens/s" if speed else "")
         if self._progress is not None and self._bar is not None:
             self._progress.update(self._bar, completed=line["step"], words=words)
         elif line["step"] in (1, self._total) or line["step"] % max(1, self._total // 20) == 0:

@@ -1,7 +1,8 @@
 """One exception tree. Each class carries the exit code of the command line; each instance may carry a hint.
 
 Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
-75 can be resumed (disk full, pre-empted; the code EX_TEMPFAIL of sysexits.h), 130 interrupted, 143 terminated.
+69 a hosted service refuses or fails (EX_UNAVAILABLE of sysexits.h), 75 can be resumed (disk full, pre-empted;
+EX_TEMPFAIL), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ class DivergedError(TuneryError):
     """A loss or gradient that is not a finite number. Raised before the update, so the adapter is still sound."""
 
     exit_code = 5
+
+
+class HostedError(TuneryError):
+    """A service that trains models refuses what was asked, or its job failed."""
+
+    exit_code = 69
 
 
 class ResumableError(TuneryError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +11,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from tunery.api import Run
+    from tunery.export.run import Export
+    from tunery.hosted.migrate import Migration
 
 SCORES = {
     "rewards_accuracy": ("reward accuracy", "{:.1%}"),
@@ -61,7 +63,10 @@ def check(result: Mapping[str, Any]) -> None:
         console.print(Text(note))
     _check_rows(console, result)
     _check_tokens(console, result["tokens"])
-    _check_training(console, result["training"])
+    if "hosted" in result:
+        _check_hosted(console, result["hosted"])
+    else:
+        _check_training(console, result["training"])
     for remark in result["remarks"]:
         console.print(Text(f"note: {remark}", style="yellow"))
     if result["samples"]:
@@ -89,7 +94,7 @@ def _check_rows(console: Console, result: Mapping[str, Any]) -> None:
         ("duplicates", "training rows that repeat an earlier one"),
         ("overlap_removed", "training rows removed because their text is held out"),
         ("dropped", "dropped"),
-        ("truncated", f"cut to {data['max_length']:,} tokens"),
+        ("truncated", f"cut to {data['max_length']:,} tokens" if "max_length" in data else "longer than is trained"),
     ):
         console.print(f"{data[key]:>8,}  {words}", style="yellow" if data[key] else "dim")
     for place in [f"{row['where']}: {row['reason']}" for row in data["dropped_rows"][:3]] + data["truncated_rows"][:3]:
@@ -97,18 +102,37 @@ def _check_rows(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def _check_tokens(console: Console, tokens: Mapping[str, Any]) -> None:
+    trained = (
+        f", of which {tokens['trained']:,} are trained ({tokens['trained_share']:.1%})" if "trained" in tokens else ""
+    )
+    about = "" if tokens.get("exact", True) else "about "
     console.print(
-        f"\nTokens: {tokens['all']:,}, of which {tokens['trained']:,} are trained ({tokens['trained_share']:.1%}). "
+        f"\nTokens: {about}{tokens['all']:,}{trained}. "
         f"A row has {tokens['shortest']:,} to {tokens['longest']:,}, half of them at most {tokens['median']:,.0f}."
     )
     most = max(bin_["rows"] for bin_ in tokens["histogram"])
     for bin_ in tokens["histogram"]:
         bar = "█" * round(30 * bin_["rows"] / most)
         console.print(f"{bin_['from']:>6,} – {bin_['to']:>6,}  {bar} {bin_['rows']:,}", style="dim")
+    if "end_of_turn_trained" not in tokens:
+        return  # a hosted model's template is its server's
     if tokens["end_of_turn_trained"]:
         console.print(Text(f"The end-of-turn token {tokens['end_of_turn_token']} is trained."))
     else:
         console.print("No end-of-turn token is trained: the model may not know when to stop.", style="bold yellow")
+
+
+def _check_hosted(console: Console, hosted: Mapping[str, Any]) -> None:
+    method = hosted["method"]
+    settings = method[method["type"]]["hyperparameters"]
+    console.print(
+        Text(
+            f"\n{hosted['model']} at {hosted['address']}, {method['type']}: "
+            + ", ".join(f"{name} {value}" for name, value in settings.items())
+        )
+    )
+    for sentence in hosted["sentences"]:
+        console.print(Text(sentence))
 
 
 def _stored(quantization: str | None) -> str:
@@ -157,10 +181,76 @@ def run(finished: Run) -> None:
     console = _console()
     if finished.evaluation is not None:
         evaluation(finished.evaluation)
+    if "hosted" in finished.receipt:
+        _hosted_receipt(console, finished.receipt)
+        console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
+        console.print(f"Model:    {finished.receipt['hosted']['tuned_model']}", soft_wrap=True)
+        return
     _receipt(console, finished.receipt)
     console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
     console.print(f"Adapter:  {finished.path / 'adapter'}", soft_wrap=True)
     console.print(f"Try it:   tunery chat {finished.path}", soft_wrap=True)
+
+
+def _hosted_receipt(console: Console, receipt: Mapping[str, Any]) -> None:
+    data, training, hosted = receipt["data"], receipt["training"], receipt["hosted"]
+    billed, cost, seconds = hosted["billed_tokens"], hosted["cost"], receipt["speed"]["total_seconds"]
+    lines = [
+        f"rows      {data['train_rows']:,} trained, {data['validation_rows']:,} for validation",
+        f"job       {hosted['job']} at {hosted['address']}" + ("" if seconds is None else f", {_duration(seconds)}"),
+    ]
+    if billed is not None:
+        lines.append(f"billed    {billed:,} tokens" + ("" if cost is None else f", about ${cost:,.2f}"))
+    if training["first_loss"] is not None:
+        lines.append(
+            f"training  {_plural(training['steps'], 'step')}, loss {training['first_loss']:.4f} → "
+            f"{training['final_loss']:.4f}"
+        )
+    _say_receipt(console, lines, receipt["warnings"])
+
+
+def _say_receipt(console: Console, lines: Sequence[str], warnings: Sequence[str]) -> None:
+    console.print("\nReceipt", style="bold")
+    for line in lines:
+        console.print(Text(f"  {line}"))
+    for warning in warnings:
+        console.print(Text(f"  warning: {warning}", style="yellow"))
+
+
+def migration(done: Migration) -> None:
+    """Print what `tunery migrate` gave: both models side by side, and where things lie."""
+    console = _console()
+    if done.run is None:
+        console.print(
+            f"\nCaptured: {done.folder / 'capture'}, with {_plural(done.answers, 'answer')} of the tuned model"
+        )
+        console.print(f"Train:    tunery migrate {done.folder} --to MODEL", soft_wrap=True)
+        return
+    if done.result is not None:
+        _side_by_side(console, done.result)
+        console.print(f"\nSide by side: {done.run.path / 'side-by-side.html'}", soft_wrap=True)
+    console.print(f"Report:       {done.run.path / 'report.html'}", soft_wrap=True)
+    console.print(f"Adapter:      {done.run.path / 'adapter'}", soft_wrap=True)
+
+
+def _side_by_side(console: Console, result: Mapping[str, Any]) -> None:
+    table = Table(title=f"\n{result['rows']:,} questions to both", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("hosted", justify="right")
+    table.add_column("local", justify="right")
+    for key, (name, form) in ({"exact": ("same as the reference", "{:.1%}")} | SCORES).items():
+        values = [result[side].get(key) for side in ("hosted", "local")]
+        if any(value is not None for value in values):
+            table.add_row(name, *("–" if value is None else form.format(value) for value in values))
+    console.print(table)
+    agreement = result["agreement"]
+    label = f"the same label {agreement['label']['share']:.1%}, " if "label" in agreement else ""
+    console.print(
+        f"They give {label}the same answer {agreement['exact']['share']:.1%} of the time; overlap of their answers "
+        f"{agreement['chrf']:.1f} of 100 (chrF)."
+    )
+    for warning in result["warnings"]:
+        console.print(Text(f"  warning: {warning}", style="yellow"))
 
 
 def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
@@ -190,8 +280,74 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         f"{_duration(speed['train_seconds'])} of training",
         f"memory    {_gb(memory['peak_bytes'])} at the peak, {_gb(memory['estimated_bytes'])} estimated",
     ]
-    console.print("\nReceipt", style="bold")
-    for line in lines:
-        console.print(Text(f"  {line}"))
-    for warning in receipt["warnings"]:
-        console.print(Text(f"  warning: {warning}", style="yellow"))
+    _say_receipt(console, lines, receipt["warnings"])
+
+
+# --------------------------------------------------------------------------- exports
+
+
+def destinations(asked: Sequence[str], findings: Sequence[Mapping[str, Any]]) -> None:
+    """Print what destinations refuse."""
+    console = _console()
+    console.print()
+    for name in asked:
+        own = [finding for finding in findings if finding["destination"] == name]
+        if not own:
+            console.print(Text(f"{name}: nothing against it"))
+        for finding in own:
+            console.print(Text(f"{name}: {finding['message']}", style="bold yellow" if finding["refused"] else ""))
+
+
+def export(done: Export) -> None:
+    """Print what `tunery export` wrote, and how far it is from the adapter."""
+    console = _console()
+    record = done.record
+    comparison, difference = record["comparison"], record["comparison"]["difference"]
+    limits, update = comparison["limits"], comparison["update"]
+    console.print(
+        Text(
+            f"\n{record['format']} ({record['numbers']}), loaded back in {comparison['runtime']} and compared on "
+            f"{_plural(difference['positions'], 'answer token')} of "
+            f"{_plural(record['rows']['count'], 'row')} ({record['rows']['origin']})",
+            style="bold",
+        )
+    )
+    for name, key, form in (
+        ("mean difference of log-probabilities", "mean_difference", ".2g"),
+        ("largest difference", "max_difference", ".2g"),
+        ("KL(tuned ‖ exported)", "kl", ".2g"),
+        ("same first choice", "agreement", ".1%"),
+    ):
+        console.print(f"  {name:<38}{format(difference[key], form):>10}   limit {format(limits[key], form)}")
+    console.print(
+        f"  {_plural(comparison['identical_prompts'], 'prompt')} and "
+        f"{_plural(comparison['identical_texts'], 'text')} give the same tokens; "
+        f"the update is in all {_plural(update['layers'], 'layer')} (mean share {update['mean_share']:.0%})"
+    )
+    for name, file in record["files"].items():
+        console.print(Text(f"  {_size(file['bytes']):>10}  {name}", style="dim"))
+    console.print(Text(f"Export:   {done.path}"), soft_wrap=True)
+    if done.upload:
+        _upload(console, done.upload)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _upload(console: Console, upload: Mapping[str, Any]) -> None:
+    if upload["sent"]:
+        console.print(Text(f"Hub:      {upload['address']}"), soft_wrap=True)
+        return
+    console.print(
+        Text(
+            f"\n{_plural(len(upload['files']), 'file')}, {_size(upload['bytes'])}, would go to {upload['repository']}:"
+        )
+    )
+    for name, size in upload["files"].items():
+        console.print(Text(f"  {_size(size):>10}  {name}"))
+    console.print(Text(f"\n{upload['card']}", style="dim"))

@@ -155,12 +155,16 @@ def _looks_like_path(value: str) -> bool:
     return not value.startswith(("hub:", "openai:")) and not Path(value).is_absolute()
 
 
+def _anchored(field: FieldPath, only: set[FieldPath] | None) -> bool:
+    return only is None or field in only
+
+
 def _anchor(values: dict[str, Any], base: Path, only: set[FieldPath] | None = None) -> None:
     """Make the paths among `values` absolute, seen from `base`."""
     data = values.get("data")
     if isinstance(data, dict):
         for key in ("train", "validation", "test"):
-            if only is not None and ("data", key) not in only:
+            if not _anchored(("data", key), only):
                 continue
             value = data.get(key)
             if isinstance(value, str) and _looks_like_path(value):
@@ -170,18 +174,24 @@ def _anchor(values: dict[str, Any], base: Path, only: set[FieldPath] | None = No
                     str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value
                 ]
     lora = values.get("lora")
-    if isinstance(lora, dict) and isinstance(lora.get("start"), str) and (only is None or ("lora", "start") in only):
+    if isinstance(lora, dict) and isinstance(lora.get("start"), str) and _anchored(("lora", "start"), only):
         lora["start"] = str((base / Path(lora["start"]).expanduser()).resolve())
+    hosted = values.get("hosted")
+    if isinstance(hosted, dict) and isinstance(hosted.get("prices"), str) and _anchored(("hosted", "prices"), only):
+        hosted["prices"] = str((base / Path(hosted["prices"]).expanduser()).resolve())
     model = values.get("model")
-    if isinstance(model, str) and (only is None or ("model",) in only):
+    if isinstance(model, str) and _anchored(("model",), only):
         local = base / Path(model).expanduser()
         if model.startswith((".", "~")) or model.endswith(".gguf") or (local.exists() and model not in BUILT_IN_MODELS):
             values["model"] = str(local.resolve())
 
 
 def absolute(task: Task) -> Task:
-    """The task with its paths made absolute, seen from the current folder, so that it can be read elsewhere."""
-    values = task.model_dump(mode="json")
+    """The task with its paths made absolute, seen from the current folder, so that it can be read elsewhere.
+
+    Settings that were left out stay so: what a person set can still be told from what follows.
+    """
+    values = task.model_dump(mode="json", exclude_unset=True)
     _anchor(values, Path.cwd())
     return Task.model_validate(values)
 

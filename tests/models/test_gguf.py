@@ -41,7 +41,7 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path) -> LlamaForCausalLM:
+def write_gguf(path: Path, cut: str = "default") -> LlamaForCausalLM:
     """Write a tiny Llama in float32 with its tokenizer and chat template as a GGUF file; returns the original."""
     tokenizer = tiny_tokenizer()
     config = tiny_llama_config(len(tokenizer))
@@ -59,7 +59,7 @@ def write_gguf(path: Path) -> LlamaForCausalLM:
     out.add_rope_freq_base(10_000.0)
     out.add_vocab_size(len(tokenizer))
     out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("default")
+    out.add_tokenizer_pre(cut)
     out.add_token_list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     out.add_token_types([3] * 3 + [1] * (len(tokenizer) - 3))  # the first three are control tokens
     out.add_token_merges(
@@ -169,6 +169,17 @@ def test_a_tokenizer_that_would_change_is_refused(
         convert(original[0])
 
 
+@pytest.mark.parametrize(("cut", "digits"), [("smollm", ["1", "2", "3"]), ("gpt-2", ["123"])])
+def test_digits_are_cut_off_where_the_file_says_so(
+    cut: str, digits: list[str], tmp_path: Path, own_cache: Path
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", cut)
+    tokenizer = load_tokenizer(str(tmp_path / "tiny.gguf"))
+    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a:\n\n123 b")]
+    breaks = ["ĊĊ"] if cut == "smollm" else ["Ċ", "Ċ"]
+    assert pieces == ["a", ":", *breaks, *digits, "Ġb"]
+
+
 def test_what_is_no_whole_gguf_file_is_refused_at_once(
     original: tuple[Path, LlamaForCausalLM], tmp_path: Path, own_cache: Path
 ) -> None:
@@ -197,6 +208,7 @@ def test_the_real_model_loads_answers_and_keeps_its_tokenizer(smollm2: str) -> N
     assert (base.info.architecture, base.info.parameters) == ("LlamaForCausalLM", 134_515_008)
     assert (base.info.license, base.info.template_source) == ("apache-2.0", "model")
     assert len(load_tokenizer(smollm2)) == 49_152
+    assert base.tokenizer.convert_ids_to_tokens(base.tokenizer("a:\n\n12")["input_ids"]) == ["a", ":", "ĊĊ", "1", "2"]
     text = base.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
     )

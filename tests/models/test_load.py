@@ -150,7 +150,7 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refuse("./models/absent", f"there is no model folder {tmp_path}/models/absent")
     refuse(tmp_path / "absent", "there is no model folder")
     refuse("weights.gguf", f"there is no file {tmp_path}/weights.gguf")
-    refuse("openai:gpt-4o-mini", "cannot be trained by this command")
+    refuse("openai:gpt-4o-mini", "is a hosted model")
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", "no config.json")
     (tmp_path / "empty" / "a.gguf").touch()

@@ -19,14 +19,12 @@ import numpy as np
 
 from tunery.data.example import Example, Message
 from tunery.data.messages import plain_message
+from tunery.data.wording import Wording
 from tunery.errors import DataError
 from tunery.paths import text_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LABEL_JOIN = "\n\n"
-"""Stands between the instruction and the text of a classification row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class Remarks:
         return [f"{sentence} ({count:,} row{'s' if count > 1 else ''})" for sentence, count in self.counts.items()]
 
 
-class Renderer:
+class Renderer(Wording):
     """Turns examples into text with trained spans, through the tokenizer's chat template.
 
     Args:
@@ -88,10 +86,8 @@ class Renderer:
         instruction: str | None = None,
         system: str | None = None,
     ):
+        super().__init__(labels=labels, instruction=instruction, system=system)
         self.tokenizer = tokenizer
-        self.labels = tuple(labels)
-        self.instruction = instruction if instruction is not None else _default_instruction(labels)
-        self.system = system
         self.remarks = Remarks()
         self._special = _special_pattern(tokenizer)
 
@@ -109,25 +105,6 @@ class Renderer:
 
     # ----------------------------------------------------------------- conversations
 
-    def conversation(self, example: Example, text: str | None = None) -> list[Message]:
-        """The messages of a chat or classification example, answer included; `text` replaces the example's own."""
-        if example.kind == "classification":
-            asked = text if text is not None else example.text
-            return [*self.question(asked), {"role": "assistant", "content": example.label}]
-        return self.with_system(example.messages)
-
-    def question(self, text: str) -> list[Message]:
-        """The messages that ask for the label of `text`."""
-        content = f"{self.instruction}{LABEL_JOIN}{text}" if self.instruction else text
-        return self.with_system([{"role": "user", "content": content}])
-
-    def with_system(self, messages: Iterable[Message]) -> list[Message]:
-        """The conversation with the task's system message in front, unless it has one."""
-        messages = list(messages)
-        if self.system and (not messages or messages[0]["role"] not in ("system", "developer")):
-            return [{"role": "system", "content": self.system}, *messages]
-        return messages
-
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text after which the model answers, for messages and tools in OpenAI's form (as in a row, or a request).
 
@@ -137,13 +114,16 @@ class Renderer:
         with _template_errors("the conversation"):
             return self._template(messages, tools, add_generation_prompt=True)
 
+    def plain(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
+        """Messages as the chat template gets them."""
+        knows_developer = "developer" in str(self.tokenizer.chat_template)
+        return [plain_message(message, knows_developer) for message in messages]
+
     def _template(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
     ) -> str:
-        knows_developer = "developer" in str(self.tokenizer.chat_template)
-        plain = [plain_message(message, knows_developer) for message in messages]
         return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
-            plain,
+            self.plain(messages),
             tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -344,10 +324,6 @@ def fitting_text(renderer: Renderer, example: Example, limit: int) -> str:
         offsets = renderer.offsets(text)
         text = text[: offsets[-over][0]].rstrip() if over < len(offsets) else ""
     return ""
-
-
-def _default_instruction(labels: Sequence[str]) -> str:
-    return f"Classify the text. Answer with one of: {', '.join(labels)}." if labels else ""
 
 
 def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,15 +97,17 @@ def _classification(
         note(f"{left_out:,} held-out rows are too long and left out")
     result: dict[str, Any] = {"rows": len(given.examples), "left_out": left_out, "labels": list(labels)}
     said: dict[str, list[str]] = {}
+    right: dict[str, list[bool]] = {}
     for side in SIDES:
         note(f"scoring {len(given.examples):,} rows with the {side} model")
         with _side(model, side):
             scores = score_labels(model, given, len(labels))
         predicted, share = scores.predicted, scores.probability
+        right[side] = (predicted == given.truth).tolist()
         judged = classification_scores(given.truth.tolist(), predicted.tolist(), labels)
         result[side] = {**_loss_scores(scores.loss), **judged}
         said[side] = [f"{labels[k]} ({share[i, k]:.0%})" for i, k in enumerate(predicted)]
-    chosen = _telling_rows(said, [labels[t] for t in given.truth], config.samples)
+    chosen = telling_rows(right, config.samples)
     result["samples"] = [
         {
             "where": (example := held_out.examples[given.examples[i]]).where,
@@ -118,15 +120,15 @@ def _classification(
     return result
 
 
-def _telling_rows(said: dict[str, list[str]], truth: list[str], wanted: int) -> list[int]:
-    """Rows to show: evenly from those only the tuned model gets right, those only the base gets right, and the rest."""
+def telling_rows(right: Mapping[str, Sequence[bool]], wanted: int) -> list[int]:
+    """Rows to show: evenly from those only the tuned model gets right, those only the base gets right, and the rest.
 
-    def right(side: str, i: int) -> bool:
-        return said[side][i].rsplit(" (", 1)[0] == truth[i]
-
+    Args:
+        right: side → whether it is right, row by row.
+    """
     kinds: dict[tuple[bool, bool], list[int]] = {}
-    for i in range(len(truth)):
-        kinds.setdefault((right("base", i), right("tuned", i)), []).append(i)
+    for i, pair in enumerate(zip(right["base"], right["tuned"], strict=True)):
+        kinds.setdefault(pair, []).append(i)
     queues = [kinds.get(key, []) for key in ((False, True), (True, False), (True, True), (False, False))]
     chosen = [queue[n] for n in range(wanted) for queue in queues if n < len(queue)]
     return sorted(chosen[:wanted])

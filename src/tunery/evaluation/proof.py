@@ -26,7 +26,27 @@ def checks(receipt: Receipt) -> list[Check]:
     """Whether the run trained what it should: end token, tensors, reload, and rows lost."""
     if not receipt:
         return []
+    if pick(receipt, "hosted"):
+        return [_sent(receipt), _billed(receipt), _rows(receipt)]
     return [_end_of_turn(receipt), _moved(receipt), _reload(receipt), _rows(receipt)]
+
+
+def _sent(receipt: Receipt) -> Check:
+    files = items(pick(receipt, "hosted", "files"))
+    told = ", ".join(f"{name} as {pick(file, 'id')} ({show(pick(file, 'bytes'), 'bytes')})" for name, file in files)
+    if not files:
+        return Check(None, "Files sent", "The receipt does not say what was sent.")
+    return Check(True, "What was checked is what was sent", f"Sent whole: {told}.")
+
+
+def _billed(receipt: Receipt) -> Check:
+    billed = as_number(pick(receipt, "hosted", "billed_tokens"))
+    expected = as_number(pick(receipt, "tokens", "estimated"))
+    if not billed or not expected:
+        return Check(None, "Tokens billed", "The server does not say how many tokens it trained.")
+    told = f"The server trained {billed:,.0f} tokens; {expected:,.0f} were expected."
+    near = 0.75 <= billed / expected <= 1.33
+    return Check(near, "The job trained as much as expected" if near else "The job trained another amount", told)
 
 
 def _end_of_turn(receipt: Receipt) -> Check:
@@ -155,6 +175,17 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Targets", "lora.targets", "words"),
             ("Trainable parameters", "lora.trainable_parameters", "count"),
             ("Adapter file", "adapter.bytes", "bytes"),
+        ),
+    ),
+    (
+        "Server",
+        (
+            ("Address", "hosted.address", "words"),
+            ("Job", "hosted.job", "words"),
+            ("Tuned model", "hosted.tuned_model", "words"),
+            ("Tokens billed", "hosted.billed_tokens", "count"),
+            ("Dollars, about", "hosted.cost", "points"),
+            ("Learning-rate multiplier", "training.learning_rate_multiplier", "rate"),
         ),
     ),
     (

@@ -271,14 +271,26 @@ def headline(record: RunRecord) -> str:
             "." if after < before else ": the training did not help on new rows."
         )
     if evaluation:
-        return "The evaluation holds no comparison of base and tuned model."
+        return _overlap_headline(evaluation, rows)
     return "This run has not been evaluated yet, so nothing can be said about its quality."
+
+
+def _overlap_headline(evaluation: Mapping[str, Any], rows: str) -> str:
+    """Of answers alone, as a model that lies elsewhere gives them."""
+    before, after = (as_number(pick(evaluation, side, "chrf")) for side in ("base", "tuned"))
+    if before is None or after is None:
+        return "The evaluation holds no comparison of base and tuned model."
+    said = (
+        f"On {rows} held-out {unit_of(evaluation)} the tuned model's answers overlap with the reference by "
+        f"{show(after, 'points')} of 100 points (chrF); the base model's by {show(before, 'points')}."
+    )
+    return said if after > before else f"{said} The training did not bring them closer."
 
 
 def _preference_headline(evaluation: Mapping[str, Any], pairs: str) -> str:
     favoured, count = as_number(pick(evaluation, "tuned", "rewards_accuracy")), as_number(pick(evaluation, "rows"))
     if favoured is None or not count:
-        return "The evaluation holds no comparison of base and tuned model."
+        return _overlap_headline(evaluation, pairs)
     said = f"The training favours the preferred answer in {favoured:.1%} of {pairs} held-out pairs (chance: 50%)."
     low, high = accuracy_interval(round(favoured * int(count)), int(count))
     if low <= 0.5 <= high:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.evaluation.charts import Interval, Series, interval_chart, line_chart, smooth
+from tunery.evaluation.page import render_page
 from tunery.evaluation.proof import checks, facts, reproduction, tensor_rows, warnings_of
 from tunery.evaluation.record import (
     RunRecord,
@@ -229,6 +230,7 @@ def _page(record: RunRecord) -> dict[str, Any]:
         "rows": show(pick(evaluation, "rows"), "count"),
         "generated": show(pick(evaluation, "generated_rows"), "count") if pick(evaluation, "generated_rows") else "",
         "unit": unit_of(evaluation),
+        "labels_read": pick(evaluation, "by") == "generation" and bool(pick(evaluation, "labels")),
         "beta": show(pick(evaluation, "beta"), "rate"),
         "metrics": metric_rows(evaluation),
         "per_label": _per_label(evaluation),
@@ -251,13 +253,7 @@ def render_report(run_dir: Path) -> str:
         ConfigError: `run_dir` is no run directory.
         CheckpointError: a file in it is damaged.
     """
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = (files("tunery.evaluation") / "report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(_page(read_run(Path(run_dir))))
+    return render_page("report.html.jinja", _page(read_run(Path(run_dir))))
 
 
 def write_report(run_dir: Path) -> Path:

@@ -129,6 +129,34 @@ def read_receipt(paths: RunPaths) -> dict[str, Any]:
         raise AdapterError(f"{paths.receipt} cannot be read: {error}", "restore it, or train again") from None
 
 
+def require_same_base(paths: RunPaths, task: Task, receipt: Mapping[str, Any], sha256: str) -> None:
+    """Refuse a base whose weights have another hash than those of the training.
+
+    Raises:
+        AdapterError: they have.
+    """
+    if sha256 != receipt["model"]["sha256"]:
+        raise AdapterError(
+            f"the base {task.model} has changed since {paths.root} was trained (its weights have another hash)",
+            "use the base it was trained on, or train again",
+        )
+
+
+def same_renderer(paths: RunPaths, task: Task, receipt: Mapping[str, Any], tokenizer: Any) -> Renderer:
+    """What turned the run's rows into text, made anew.
+
+    Raises:
+        AdapterError: the tokenizer's chat template is not the one of the training.
+    """
+    renderer = make_renderer(tokenizer, task.data, receipt["data"]["labels"])
+    if renderer.template_sha256 != receipt["template"]["sha256"]:
+        raise AdapterError(
+            f"the chat template of {task.model} is not the one {paths.root} was trained with",
+            "a model answers badly under another template: restore the tokenizer it had, or train again",
+        )
+    return renderer
+
+
 def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     """Load a run directory.
 
@@ -138,19 +166,16 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     """
     paths = RunPaths(Path(run))
     receipt = read_receipt(paths)
+    if "hosted" in receipt:
+        raise ConfigError(
+            f"{paths.root} was trained elsewhere: {receipt['hosted']['tuned_model']} answers at "
+            f"{receipt['hosted']['address']}",
+            "ask it there, or move it here with `tunery migrate`",
+        )
     task = load_task(paths.task)
     base = load_base(task.model, precision=receipt["precision"]["dtype"], device=device, quantize=task.train.quantize)
-    if base.info.sha256 != receipt["model"]["sha256"]:
-        raise AdapterError(
-            f"the base {task.model} has changed since {paths.root} was trained (its weights have another hash)",
-            "use the base it was trained on, or train again",
-        )
-    renderer = make_renderer(base.tokenizer, task.data, receipt["data"]["labels"])
-    if renderer.template_sha256 != receipt["template"]["sha256"]:
-        raise AdapterError(
-            f"the chat template of {task.model} is not the one {paths.root} was trained with",
-            "a model answers badly under another template: restore the tokenizer it had, or train again",
-        )
+    require_same_base(paths, task, receipt, base.info.sha256)
+    renderer = same_renderer(paths, task, receipt, base.tokenizer)
     load_adapter(base.model, paths.adapter)
     flat = inspect_model(base.model)
     return TunedModel(base, flat, task, renderer, receipt, receipt["data"]["max_length"])

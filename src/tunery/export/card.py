@@ -20,17 +20,21 @@ from tunery.evaluation.record import RunRecord, headline, interval_of, metric_ro
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+MERGED_FORMS = ("merged", "gguf", "ollama")
+"""Forms in which the base is inside."""
+
 _PRIVATE_FACTS = ("From", "Goes on from")
 """Where base and starting adapter lay on the machine that trained is nobody else's business; the card names the base
 itself, and gives the hash of the adapter."""
 
 
-def write_card(run_dir: Path, folder: Path) -> Path:
+def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
     """Write the model card of a run.
 
     Args:
         run_dir: the run directory it is drawn from.
         folder: where README.md goes, usually the folder of the adapter.
+        form: what lies in the folder, a key of tunery.export.targets.FORMATS.
 
     Returns:
         The path of README.md.
@@ -40,11 +44,11 @@ def write_card(run_dir: Path, folder: Path) -> Path:
         CheckpointError: a file in it is damaged.
     """
     path = Path(folder) / "README.md"
-    write_atomic(path, render_card(read_run(Path(run_dir))))
+    write_atomic(path, render_card(read_run(Path(run_dir)), form))
     return path
 
 
-def render_card(record: RunRecord) -> str:
+def render_card(record: RunRecord, form: str = "peft") -> str:
     """The card's Markdown. Texts of the user's are escaped so that they stay text."""
     from importlib.resources import files
 
@@ -53,7 +57,7 @@ def render_card(record: RunRecord) -> str:
     # not HTML: what needs escaping for Markdown goes through _plain
     environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = (files("tunery.export") / "card.md.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(_content(record)).rstrip("\n") + "\n"
+    return environment.from_string(source).render(_content(record, form)).rstrip("\n") + "\n"
 
 
 def hub_id(record: RunRecord) -> str | None:
@@ -77,13 +81,18 @@ def _task(record: RunRecord) -> Mapping[str, Any]:
     return task if isinstance(task, dict) else {}
 
 
-def _front_matter(record: RunRecord) -> str:
+_LIBRARIES = {"merged": "transformers", "gguf": "gguf", "gguf-adapter": "gguf", "ollama": "gguf"}
+"""Form → the library that the hub shows for it; PEFT for others."""
+
+
+def _front_matter(record: RunRecord, form: str) -> str:
     base, license_ = hub_id(record), pick(record.receipt, "model", "license")
-    tags = ["lora", "tunery", *([f"base_model:adapter:{base}"] if base else [])]
+    relation = "finetune" if form in MERGED_FORMS else "adapter"
+    tags = ["lora", "tunery", *([f"base_model:{relation}:{base}"] if base else [])]
     values: dict[str, Any] = {}
     if base:
         values["base_model"] = base
-    values |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
+    values |= {"library_name": _LIBRARIES.get(form, "peft"), "pipeline_tag": "text-generation", "tags": tags}
     if license_:
         values["license"] = str(license_).lower()
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -99,7 +108,7 @@ def _quoted(text: str) -> str:
     return "\n".join(f"> {_plain(line)}" for line in text.splitlines())
 
 
-def _content(record: RunRecord) -> dict[str, Any]:
+def _content(record: RunRecord, form: str) -> dict[str, Any]:
     receipt, task = record.receipt, _task(record)
     name = pick(receipt, "model", "name") or pick(receipt, "model", "source") or pick(task, "model") or "its base model"
     base = hub_id(record)
@@ -107,7 +116,9 @@ def _content(record: RunRecord) -> dict[str, Any]:
     interval = interval_of(record.evaluation, "tuned")
     instruction = pick(task, "data", "instruction")
     return {
-        "front_matter": _front_matter(record),
+        "front_matter": _front_matter(record, form),
+        "form": form,
+        "merged": form in MERGED_FORMS,
         "name": _plain(record.name),
         "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last_part),
         "base_python": json.dumps(base or f"path/to/{last_part}", ensure_ascii=False),
@@ -120,6 +131,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "unit": unit_of(record.evaluation),
         "chat": pick(receipt, "data", "kind") in TEMPLATED_KINDS,
         "run": f"runs/{safe_name(record.name)}",
+        "short": safe_name(record.name).lower(),
         "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
         "facts": [
             (title, [(what, _plain(_last_part(what, value))) for what, value in rows if what not in _PRIVATE_FACTS])

@@ -296,8 +296,10 @@ class LoRAEmbedding(LoRALayer):
 
     def __init__(self, base: nn.Embedding) -> None:
         super().__init__(base)
-        scale = torch.as_tensor(getattr(base, "embed_scale", 1.0))
-        self.output_scale = float(scale.to(base.weight.dtype))
+        scale = getattr(base, "embed_scale", 1.0)
+        if isinstance(scale, Tensor) and scale.is_meta:  # a model without memory; the number itself is kept beside
+            scale = getattr(base, "scalar_embed_scale", 1.0)
+        self.output_scale = float(torch.as_tensor(scale).to(base.weight.dtype))
 
     @property
     def in_features(self) -> int:

@@ -20,11 +20,18 @@ from tunery.paths import cache_dir, file_sha256, read_json, write_folder, write_
 NOTE = "conversion.json"
 """Written last into a cache entry: where it came from, and the hash of each of its files."""
 
+FORM = 2
+"""Of the cache's entries; another number where the same file would now be converted in another way."""
+
+DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Tokenizers of GGUF files (tokenizer.ggml.pre) that cut every digit off before they cut text as GPT-2 does."""
+
 _MAGIC = b"GGUF"
 _TRIED = (
     "Hello, world!",
     "  two spaces,\ttabs\nand lines\n\n",
     "Żółć 你好 🙂 12345.6",
+    "a list:\n\n1. one  2. two",
     "<|im_start|>user\nhi<|im_end|>\n",
 )
 """Texts that must give the same tokens before and after the conversion."""
@@ -42,7 +49,7 @@ def convert(file: Path) -> tuple[Path, str | None]:
     from filelock import FileLock
 
     digest = cached_sha256(file)
-    entry = cache_dir() / "gguf" / digest
+    entry = cache_dir() / "gguf" / f"{digest}-{FORM}"
     if (note := _sound(entry)) is None:
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +104,7 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
     try:
         with quiet(stderr=True):
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
+            _cut_digits(tokenizer, _text(file, "tokenizer.ggml.pre"))
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **place
             )
@@ -115,7 +123,10 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
             "use the model's safetensors release from the hub instead",
         )
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    write_json(folder / NOTE, {"source": str(file), "sha256": digest, "license": _license(file), "files": files})
+    write_json(
+        folder / NOTE,
+        {"source": str(file), "sha256": digest, "license": _text(file, "general.license"), "files": files},
+    )
 
 
 def _unreadable(file: Path, error: Exception) -> ModelError:
@@ -131,9 +142,24 @@ def _behaviour(tokenizer: Any) -> tuple[Any, ...]:
     return ids, len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.chat_template
 
 
-def _license(file: Path) -> str | None:
-    """`general.license` of the file's metadata."""
+def _cut_digits(tokenizer: Any, cut: str | None) -> None:
+    """Cut digits off as the file says; transformers, which makes the tokenizer from the file, leaves that out.
+
+    "…:\\n\\n1" is then two line breaks in one token and a digit, as the model learnt it and llama.cpp reads it, and not
+    two single line breaks and a digit.
+    """
+    if cut not in DIGITS_APART:
+        return
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _text(file: Path, key: str) -> str | None:
+    """A text of the file's metadata, such as `general.license`."""
     from gguf import GGUFReader
 
-    field = GGUFReader(file).fields.get("general.license")
+    field = GGUFReader(file).fields.get(key)
     return bytes(field.parts[field.data[0]]).decode("utf-8", "replace") if field else None

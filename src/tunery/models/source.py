@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from tunery.config import BUILT_IN_MODELS
+from tunery.config_hosted import HOSTED_PREFIX
 from tunery.errors import ModelError, TuneryError
 from tunery.models.gguf import convert
 from tunery.models.hashes import cached_sha256, combined_sha256
@@ -50,6 +51,14 @@ class Source:
     gguf: Path | None = None
     license: str | None = None
 
+    def weight_files(self) -> list[Path]:
+        """The safetensors files.
+
+        Raises:
+            ModelError: there are none (only pickle, perhaps), or one is missing.
+        """
+        return _weight_files(self)
+
     def count_weights(self) -> int:
         """How many numbers the safetensors files hold, after looking at the head of each file.
 
@@ -72,8 +81,8 @@ def locate(name: str, *, weights: bool = True) -> Source:
     Raises:
         ModelError: it is not there, cannot be reached, or is not a base model.
     """
-    if name.startswith("openai:"):
-        raise ModelError(f"{name}: models on OpenAI cannot be trained by this command", _ANYTHING_ELSE)
+    if name.startswith(HOSTED_PREFIX):
+        raise ModelError(f"{name} is a hosted model, and this needs one that lies here", _ANYTHING_ELSE)
     if name in BUILT_IN_MODELS:
         packaged = _packaged_file(name)
         return _from_gguf(name, packaged) if packaged else _from_hub(name, BUILT_IN_MODELS[name], weights)

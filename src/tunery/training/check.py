@@ -10,6 +10,7 @@ import numpy as np
 
 from tunery.config import Task
 from tunery.data.batching import FlatBatch
+from tunery.data.example import DataSet
 from tunery.data.prepare import Prepared, pieces
 from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
@@ -54,10 +55,10 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
             "median": float(np.median(lengths)),
             "mean": float(lengths.mean()),
             "longest": int(lengths.max()),
-            "histogram": _histogram(lengths),
+            "histogram": histogram(lengths),
             **end_of_turn(prepared),
         },
-        "labels": _label_counts(prepared),
+        "labels": label_counts(prepared.data),
         "training": _estimates(task, prepared),
         "remarks": prepared.renderer.remarks.sentences(),
         "samples": [pieces(prepared.renderer, row) for row in prepared.train.first(samples)],
@@ -73,7 +74,8 @@ def sample_names(prepared: Prepared, samples: int) -> list[str]:
     return [f"{row.where}{sides[number % len(sides)]}" for number, row in enumerate(rows)]
 
 
-def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+def histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+    """How many rows have how many tokens."""
     low, high = int(lengths.min()), int(lengths.max())
     edges = np.unique(np.linspace(low, high + 1, BINS + 1).astype(int))
     counts, _ = np.histogram(lengths, edges)
@@ -83,11 +85,12 @@ def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:
     ]
 
 
-def _label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
-    splits = {"train": prepared.data.train, "validation": prepared.data.validation, "test": prepared.data.test}
+def label_counts(data: DataSet) -> dict[str, dict[str, int]]:
+    """label → split → number of rows."""
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
         label: {name: sum(example.label == label for example in split) for name, split in splits.items()}
-        for label in prepared.data.labels
+        for label in data.labels
     }
 
 

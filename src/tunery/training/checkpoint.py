@@ -36,6 +36,7 @@ NEUTRAL_SETTINGS = {
     "train.save_steps",
     "train.save_limit",
     "train.report_to",
+    "hosted",
 }
 """Settings that may change between a checkpoint and its resumption: they leave the update as it is."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from tunery.config import TEMPLATED_KINDS, Task
+from tunery.data.example import DataSet
 from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
 from tunery.lora.adapter import load_adapter, usual_settings
@@ -88,23 +89,30 @@ def check_reload(model: FlatModel, objective: Objective, prepared: Prepared, fol
     }
 
 
-def data_section(prepared: Prepared) -> dict[str, Any]:
-    """What was read, left out and cut, and the hash of what was trained."""
-    data, splits = prepared.data, prepared.splits
-    dropped = [{"where": where, "reason": reason} for rows in splits.values() for where, reason in rows.dropped]
-    truncated = [where for rows in splits.values() for where in rows.truncated]
+def read_section(data: DataSet, instruction: str) -> dict[str, Any]:
+    """What was read, and what of it was left out."""
     return {
         "files": data.files,
         "kind": data.kind,
         "columns": data.columns,
         "labels": list(data.labels),
-        "instruction": prepared.renderer.instruction if data.kind == "classification" else None,
+        "instruction": instruction if data.kind == "classification" else None,
         "rows_read": data.rows_read,
         "rows_skipped": len(data.skipped),
         "skipped": [str(problem) for problem in data.skipped[:LISTED]],
-        **{f"{name}_rows": rows.units for name, rows in splits.items()},
         "duplicates": data.duplicates,
         "overlap_removed": data.overlap_removed,
+    }
+
+
+def data_section(prepared: Prepared) -> dict[str, Any]:
+    """What was read, left out and cut, and the hash of what was trained."""
+    splits = prepared.splits
+    dropped = [{"where": where, "reason": reason} for rows in splits.values() for where, reason in rows.dropped]
+    truncated = [where for rows in splits.values() for where in rows.truncated]
+    return {
+        **read_section(prepared.data, prepared.renderer.instruction),
+        **{f"{name}_rows": rows.units for name, rows in splits.items()},
         "dropped": len(dropped),
         "dropped_rows": dropped[:LISTED],
         "truncated": len(truncated),
@@ -176,7 +184,7 @@ def build_receipt(
     progress, info, device = loop.progress, base.info, base.model.device
     about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "quantization", "license")
     facts: dict[str, Any] = {
-        **_head_section(task),
+        **head_section(task, task.to_yaml()),
         "model": {key: getattr(info, key) for key in about},
         "template": {"sha256": prepared.renderer.template_sha256, "source": info.template_source},
         "data": data_section(prepared),
@@ -204,13 +212,13 @@ def build_receipt(
     return facts
 
 
-def _head_section(task: Task) -> dict[str, Any]:
-    """Which task, by which version, when (UTC)."""
+def head_section(task: Task, task_yaml: str) -> dict[str, Any]:
+    """Which task, as it is written down, by which version, when (UTC)."""
     return {
         "tunery": importlib.metadata.version("tunery"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "name": task.name,
-        "task_sha256": text_sha256(task.to_yaml()),
+        "task_sha256": text_sha256(task_yaml),
     }
 
 

@@ -1,0 +1,128 @@
+"""The run to be exported: its base, adapter, tokenizer and held-out rows, without a model in memory where possible."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tunery.config import Task
+from tunery.data.render import Renderer
+from tunery.errors import AdapterError
+from tunery.evaluation.tuned import read_receipt, require_same_base, same_renderer
+from tunery.export.weights import BaseWeights, FileWeights, MergedWeights, ModelWeights
+from tunery.lora.adapter import WEIGHTS_FILE, read_adapter
+from tunery.lora.attach import Piece
+from tunery.lora.targets import plain_modules
+from tunery.models.load import empty_model, load_base, load_tokenizer, quantization_of
+from tunery.models.source import Source, locate
+from tunery.paths import RunPaths, file_sha256
+from tunery.task_file import load_task
+
+
+@dataclass
+class Subject:
+    """A finished run, opened to be exported.
+
+    Attributes:
+        source: where the base lies.
+        layers: the base's modules without memory for their weights.
+        pieces: the adapter, by full module name.
+        weights: base and adapter together.
+        numbers: the base's number format ("bfloat16"); of a quantised base, that of its products.
+        quantized: how the run held its base ("nf4", "int8"), or None.
+        held: the quantised base in memory; None for others, which are loaded when they are needed.
+        public: others will see the export, so no path of this machine goes into it.
+    """
+
+    paths: RunPaths
+    task: Task
+    receipt: Mapping[str, Any] = field(repr=False)
+    source: Source
+    tokenizer: Any
+    renderer: Renderer
+    layers: Any = field(repr=False)
+    pieces: Mapping[str, Piece] = field(repr=False)
+    weights: MergedWeights = field(repr=False)
+    numbers: str
+    quantized: str | None = None
+    held: Any = field(default=None, repr=False)
+    public: bool = False
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration."""
+        return self.layers.config
+
+    @property
+    def kind(self) -> str:
+        """Of the run's rows."""
+        return self.receipt["data"]["kind"]
+
+    @property
+    def limit(self) -> int:
+        """The longest row of the run, in tokens."""
+        return self.receipt["data"]["max_length"]
+
+    def module(self, path: str) -> nn.Module:
+        """A layer of the base, without memory for its weights."""
+        return self.layers.get_submodule(path)
+
+
+def open_run(run: str | Path, device: str = "auto") -> Subject:
+    """Open a run directory for export.
+
+    Args:
+        device: where a quantised base is put; others are not loaded here.
+
+    Raises:
+        ConfigError: no finished run there, or its base cannot be found.
+        AdapterError: base, chat template or adapter are not those of the training.
+    """
+    paths = RunPaths(Path(run))
+    receipt, task = read_receipt(paths), load_task(paths.task)
+    source = locate(task.model)
+    require_same_base(paths, task, receipt, source.sha256())
+    tokenizer = load_tokenizer(task.model)
+    renderer = same_renderer(paths, task, receipt, tokenizer)
+    layers = empty_model(task.model)
+    _require_same_adapter(paths, receipt)
+    pieces = read_adapter(dict(plain_modules(layers)), paths.adapter)
+    quantized = quantization_of(task.model, layers.config, task.train.quantize)
+    held = None
+    base: BaseWeights
+    if quantized:
+        precision = receipt["precision"]["dtype"]
+        held = load_base(task.model, precision=precision, device=device, quantize=task.train.quantize).model
+        base, numbers = ModelWeights(held), precision
+    else:
+        base = FileWeights(source, layers)
+        numbers = _number_format(base)
+    weights = MergedWeights(base, layers, pieces)
+    return Subject(
+        paths, task, receipt, source, tokenizer, renderer, layers, pieces, weights, numbers, quantized, held
+    )  # fmt: skip
+
+
+def _require_same_adapter(paths: RunPaths, receipt: Mapping[str, Any]) -> None:
+    file = paths.adapter / WEIGHTS_FILE
+    if file.is_file() and file_sha256(file) != receipt["adapter"]["sha256"]:
+        raise AdapterError(
+            f"{file} is not the adapter that {paths.root} was trained to (it has another hash than in the receipt)",
+            "restore it, or train again",
+        )
+
+
+def _number_format(base: FileWeights) -> str:
+    """The format in which most of the base's numbers are stored."""
+    sizes: Counter[str] = Counter()
+    for name in base.names():
+        dtype = base.dtype(name)
+        if dtype is not None and dtype.is_floating_point:
+            sizes[str(dtype).removeprefix("torch.")] += math.prod(base.shape(name))
+    return sizes.most_common(1)[0][0]

@@ -1,0 +1,225 @@
+"""The weights of base and adapter together, W + s · B A, a few rows at a time.
+
+The sum is taken in float32 (float64 for a float64 base) and rounded once, by whoever writes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunery.errors import AdapterError
+from tunery.export.safetensors_io import Stored, read_header
+from tunery.lora.attach import Piece
+from tunery.lora.targets import plain_modules
+from tunery.models.quantized import compute_dtype, is_quantized, unpacked_weight
+from tunery.models.source import Source
+
+SLICE = 1 << 22
+"""Numbers merged at a time."""
+
+
+class BaseWeights(Protocol):
+    """The tensors of a base model, by the names of its state dict."""
+
+    def names(self) -> list[str]:
+        """All of them, in the order in which they are stored."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The number format; None for a tensor that is not read as numbers."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows."""
+        ...
+
+
+class FileWeights:
+    """A base in safetensors files.
+
+    Attributes:
+        stored: by the state dict's names.
+        keys: the files' own names, by the state dict's; some releases leave the first part ("transformer.") out.
+    """
+
+    def __init__(self, source: Source, model: nn.Module) -> None:
+        prefix, known = f"{getattr(model, 'base_model_prefix', '')}.", set(model.state_dict())
+        self.files: dict[Path, list[str]] = {}
+        self.metadata: dict[Path, dict[str, str]] = {}
+        self.stored: dict[str, Stored] = {}
+        self.keys: dict[str, str] = {}
+        for file in source.weight_files():
+            tensors, self.metadata[file] = read_header(file)
+            for key, tensor in tensors.items():
+                name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in known), key)
+                self.stored[name], self.keys[name] = tensor, key
+                self.files.setdefault(file, []).append(name)
+
+    def names(self) -> list[str]:
+        return list(self.stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.stored[name].shape
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return self.stored[name].dtype
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.stored[name].read(rows)
+
+
+class ModelWeights:
+    """A base in memory whose linear layers are quantised: their weights are those that the products use."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: dict[str, Any] = {
+            f"{name}.weight": module for name, module in model.named_modules() if is_quantized(module)
+        }
+        kept = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+        persistent = model.state_dict()
+        self.tensors: dict[str, Any] = {
+            name: tensor for name, tensor in persistent.items() if name in kept and name not in self.layers
+        }
+        # as they are now: who computes with the model later may widen its products
+        self._dtypes = {name: compute_dtype(layer) for name, layer in self.layers.items()}
+        self._order = [name for name in persistent if name in self.tensors or name in self.layers]
+
+    def names(self) -> list[str]:
+        return list(self._order)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if (layer := self.layers.get(name)) is not None:
+            out_in = (layer.out_features, layer.in_features)
+            return out_in[::-1] if getattr(layer, "source_cls", nn.Linear) is Conv1D else out_in
+        return tuple(self.tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._dtypes[name] if name in self._dtypes else self.tensors[name].dtype
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        if (layer := self.layers.get(name)) is not None:
+            whole = unpacked_weight(layer).cpu()
+            if getattr(layer, "source_cls", nn.Linear) is Conv1D:
+                whole = whole.t()
+        else:
+            whole = self.tensors[name].detach().cpu()
+        return whole if rows is None else whole[rows]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an adapter adds to one weight.
+
+    Attributes:
+        flipped: the weight is stored as [in, out] (GPT-2's Conv1D), or is an embedding's table [vocabulary, width].
+    """
+
+    piece: Piece
+    flipped: bool
+
+    def rows(self, rows: slice | None = None) -> Tensor:
+        """s · B A in the layout of the weight, float32, or some of its rows."""
+        rows = rows or slice(None)
+        left, right = self.piece.B.float(), self.piece.A.float()
+        if self.flipped:
+            left, right = right.t(), left.t()
+        return self.piece.settings.scaling * (left[rows] @ right)
+
+
+class MergedWeights:
+    """A base's tensors with an adapter's update in those that it adapts.
+
+    Where one of two tied weights (embedding and head) is adapted, both are here, and `untied` is true.
+
+    Attributes:
+        base: the tensors without the update.
+        deltas: by the names of the weights they are added to.
+    """
+
+    def __init__(self, base: BaseWeights, model: Any, pieces: Mapping[str, Piece]) -> None:
+        """
+        Args:
+            model: the base's layers, with or without memory for their weights.
+            pieces: the adapter, by full module name.
+
+        Raises:
+            AdapterError: the base's files hold an adapted layer in another form.
+        """
+        self.base = base
+        modules = dict(plain_modules(model))
+        self.deltas = {
+            f"{path}.weight": Delta(piece, isinstance(modules[path], nn.Embedding | Conv1D) or _was_conv(modules[path]))
+            for path, piece in pieces.items()
+        }
+        self.head, self._source = _tied(model)
+        self.untied = bool({self.head, self._source} & set(self.deltas))
+        self._names = base.names()
+        if self.untied and self.head and self._source and self.head not in self._names:
+            self._names.insert(self._names.index(self._source) + 1, self.head)
+        if lost := [name for name in self.deltas if name not in self._names]:
+            raise AdapterError(
+                f"the base's files do not hold {lost[0]} under that name, so the adapter cannot be merged into them",
+                "merge in memory instead: tunery.merge(model).save_pretrained(FOLDER)",
+            )
+
+    def names(self) -> list[str]:
+        """All tensors, in the order of the base's; a head that is no longer tied follows its embedding."""
+        return list(self._names)
+
+    def origin(self, name: str) -> str:
+        """The base's tensor that this one is made from."""
+        return self._source if self.untied and name == self.head and self._source else name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        return self.base.shape(self.origin(name))
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The base's number format."""
+        return self.base.dtype(self.origin(name))
+
+    def wide(self, name: str, rows: slice | None = None) -> Tensor:
+        """The merged tensor, or some of its rows, not yet rounded: float32, or float64 for a float64 base."""
+        tensor = self.base.read(self.origin(name), rows)
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return tensor if name not in self.deltas else tensor + self.deltas[name].rows(rows)
+
+    def without_update(self) -> MergedWeights:
+        """The base's tensors alone, by the same names."""
+        alone = copy.copy(self)
+        alone.deltas = {}
+        return alone
+
+    def slices(self, name: str) -> Iterator[slice]:
+        """Runs of rows of at most SLICE numbers (but at least one row) that cover the tensor."""
+        shape = self.shape(name)
+        if not shape:
+            yield slice(0, 1)
+            return
+        step = max(1, SLICE // max(math.prod(shape[1:]), 1))
+        for start in range(0, shape[0], step):
+            yield slice(start, min(start + step, shape[0]))
+
+
+def _was_conv(module: nn.Module) -> bool:
+    return getattr(module, "source_cls", None) is Conv1D
+
+
+def _tied(model: Any) -> tuple[str | None, str | None]:
+    """The names of head and embedding if they share their weight, else None."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or embedding is None or head.weight is not embedding.weight:
+        return None, None
+    named = {module: name for name, module in plain_modules(model)}
+    return f"{named[head]}.weight", f"{named[embedding]}.weight"

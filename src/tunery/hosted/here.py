@@ -1,0 +1,75 @@
+"""A run's model answers the questions that were put to another one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tunery.errors import DataError
+from tunery.evaluation.generate import Sampling, context_length, generate
+from tunery.evaluation.tuned import TunedModel
+from tunery.hosted.ask import Answer
+from tunery.hosted.questions import Question
+
+CHUNK = 32
+"""Questions answered between two remarks on how far it is."""
+
+
+@dataclass(frozen=True)
+class HereAnswers:
+    """Answers in the order of the questions.
+
+    Attributes:
+        seconds: of answering them all, without loading.
+        tokens: written.
+    """
+
+    answers: list[Answer]
+    seconds: float
+    tokens: int
+
+
+def answer_here(
+    tuned: TunedModel, questions: Sequence[Question], longest: int, note: Callable[[str], None]
+) -> HereAnswers:
+    """Let the tuned model answer, the likeliest token each time.
+
+    Args:
+        longest: an answer is cut after so many tokens.
+    """
+    room = context_length(tuned.model) - longest
+    answers: list[Answer] = [Answer("", refused="the prompt does not fit into the model's context")] * len(questions)
+    prompts: dict[int, list[int]] = {}
+    for number, question in enumerate(questions):
+        try:
+            ids = _prompt(tuned, question)
+        except DataError as error:
+            answers[number] = Answer("", refused=error.message)
+        else:
+            if len(ids) <= room:
+                prompts[number] = ids
+    sampling, tokenizer = Sampling(max_new_tokens=longest), tuned.base.tokenizer
+    started, tokens = time.perf_counter(), 0
+    order = sorted(prompts, key=lambda number: len(prompts[number]))
+    for at in range(0, len(order), CHUNK):
+        part = order[at : at + CHUNK]
+        texts = generate(tuned.model, tokenizer, [prompts[i] for i in part], sampling, tuned.renderer.stop_ids)
+        for number, text in zip(part, texts, strict=True):
+            written = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            tokens += written
+            answers[number] = Answer(text, finish_reason="length" if written >= longest else "stop")
+        note(f"{min(at + CHUNK, len(order)):,} of {len(order):,} questions answered here")
+    return HereAnswers(answers, time.perf_counter() - started, tokens)
+
+
+def _prompt(tuned: TunedModel, question: Question) -> list[int]:
+    """The tokens that are given, as in training.
+
+    Raises:
+        DataError: the chat template refuses the conversation.
+    """
+    renderer = tuned.renderer
+    if question.prompt:
+        return renderer.encode_prompt(question.prompt, begin=True)
+    return renderer.encode_prompt(renderer.prompt(renderer.with_system(question.messages), question.tools))

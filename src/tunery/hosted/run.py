@@ -1,0 +1,279 @@
+"""A task on a server that speaks OpenAI's API: sent, followed, evaluated, left in a run directory like any other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunery.config import Task
+from tunery.data.read import read_more
+from tunery.errors import ConfigError, DataError, HostedError, StoppedError
+from tunery.evaluation.record import show
+from tunery.evaluation.report import write_report
+from tunery.hosted.ask import AnswerBook
+from tunery.hosted.client import Service
+from tunery.hosted.consent import Consent, require_consent
+from tunery.hosted.estimate import answers_sentence, estimate_answers
+from tunery.hosted.evaluate import Exam, evaluate, make_exam
+from tunery.hosted.follow import events_path, failure, follow
+from tunery.hosted.job import cancel, create, require_access, upload
+from tunery.hosted.plan import HostedPlan, make_plan
+from tunery.hosted.receipt import build_receipt
+from tunery.hosted.settings import suffix, to_yaml
+from tunery.hosted.state import HostedState, load_state
+from tunery.paths import RunPaths, read_json, safe_name, write_atomic, write_json
+from tunery.task_file import load_task
+from tunery.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from tunery.training.fit import View
+
+FAILED = ("failed", "cancelled")
+
+
+def train_hosted(
+    task: Task, paths: RunPaths, resume: str, view: View, consent: Consent | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Have a task trained; or go on where an earlier call stopped, at whatever point that was.
+
+    Returns:
+        The receipt, and the evaluation if there is one.
+
+    Raises:
+        TuneryError: see tunery.errors. StoppedError: interrupted; the job on the server goes on.
+    """
+    if resume not in ("auto", "never"):
+        raise ConfigError("a hosted run has no checkpoints here to go on from", "leave --resume out")
+    plan = make_plan(task)
+    for note in (*plan.data.notes, *plan.remarks):
+        view.note(note)
+    state = _taken_up(plan, paths)
+    if paths.receipt.exists():
+        return _finished(plan, state, paths, view, consent)
+    if not state.estimate:
+        require_consent(consent, _what_is_sent(plan))
+    service = Service(plan.task.hosted, view.note)
+    if not state.job_id:
+        _begin(service, plan, state, paths, view)
+    with _interruptible(state):
+        job = follow(service, plan, state, paths, view)
+    state.job = job
+    state.save(paths)
+    if job["status"] in FAILED:
+        raise failure(job, plan)
+    receipt = build_receipt(plan, state, read_metrics(paths.metrics))
+    write_json(paths.receipt, receipt)
+    evaluation = _evaluate_own(service, plan, state, paths, view, consent)
+    write_report(paths.root)
+    return receipt, evaluation
+
+
+def _taken_up(plan: HostedPlan, paths: RunPaths) -> HostedState:
+    """Where the run stands; a new beginning where its last job came to nothing.
+
+    Raises:
+        ConfigError: the run belongs to another task.
+    """
+    now, then = plan.state(), load_state(paths)
+    if then is None:
+        if left := [path.name for path in (paths.receipt, paths.checkpoints, paths.metrics) if path.exists()]:
+            raise ConfigError(
+                f"{paths.root} holds a run that was trained here ({', '.join(left)})",
+                "give this run its own name with --set name=NAME, or start over with --resume never",
+            )
+        return now
+    if then.status in FAILED:
+        now.earlier = [*then.earlier, then.job]
+        for left in (paths.metrics, events_path(paths)):
+            left.unlink(missing_ok=True)
+        return now
+    if changed := then.differences(now):
+        what = f"follows {then.job_id}" if then.job_id else "has begun"
+        raise ConfigError(
+            f"the run in {paths.root} {what}, and was asked for otherwise: {'; '.join(changed)}",
+            "give this run its own name with --set name=NAME, or start over with --resume never (the earlier run is "
+            "kept under another name, and its job goes on)",
+        )
+    return then
+
+
+def _what_is_sent(plan: HostedPlan) -> list[str]:
+    rows = " and ".join(
+        f"{len(lines):,} {name} rows ({show(len(plan.content(name).encode()), 'bytes')})"
+        for name, lines in plan.files.items()
+    )
+    settings = plan.method[plan.method["type"]]["hyperparameters"]
+    how = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return [
+        f"to be sent to {plan.address}: {rows}, to train {plan.model} ({plan.method['type']}: {how})",
+        *plan.estimate.sentences(),
+    ]
+
+
+def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View) -> None:
+    """Send the files and make the job; each step is written down before the next."""
+    if not state.uploaded:
+        require_access(service, plan.model)
+    state.estimate = plan.estimate.as_json()
+    write_atomic(paths.task, to_yaml(plan.task))
+    state.save(paths)
+    for name in plan.files:
+        if name in state.uploaded:
+            continue
+        path = paths.root / "sent" / f"{name}.jsonl"
+        write_atomic(path, plan.content(name))
+        state.uploaded[name] = upload(service, path)
+        state.save(paths)
+        view.note(f"sent {name}.jsonl as {state.uploaded[name]['id']}")
+    validation = {"validation_file": state.uploaded["validation"]["id"]} if "validation" in state.uploaded else {}
+    state.job = create(
+        service,
+        {
+            "model": plan.model,
+            "training_file": state.uploaded["training"]["id"],
+            **validation,
+            "method": state.method,
+            "seed": state.seed,
+            "suffix": suffix(plan.task),
+        },
+    )
+    state.save(paths)
+    view.note(f"{state.job_id} is made; it goes on by itself, and the same command follows it again after a break")
+
+
+@contextlib.contextmanager
+def _interruptible(state: HostedState) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"no longer following {state.job_id}, which goes on at {state.address}",
+            "run the same command again to follow it; with --cancel it is cancelled",
+        ) from None
+
+
+def cancel_hosted(task: Task, paths: RunPaths, view: View) -> str:
+    """Cancel the job of a task; what became of it, in words.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    state = load_state(paths)
+    if state is None or not state.job_id:
+        raise ConfigError(f"{paths.root} has no job to cancel", "it is made by `tunery train`")
+    there = task.hosted.model_copy(update={"base_url": state.address})
+    state.job = cancel(Service(there, view.note), state.job_id)
+    state.save(paths)
+    return f"{state.job_id} at {state.address}: {state.status}"
+
+
+# --------------------------------------------------------------------------- evaluation
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What an evaluation needs besides its questions."""
+
+    service: Service
+    plan: HostedPlan
+    state: HostedState
+    paths: RunPaths
+    view: View
+    consent: Consent | None
+
+    def run(self, exam: Exam, agreed: int) -> dict[str, Any]:
+        """Ask and score; for more than `agreed` questions a side, after asking the person again."""
+        task, tuned = self.plan.task, self.state.tuned_model or ""
+        names = self.plan.names(tuned)
+        book = AnswerBook(self.paths.root / "answers.jsonl")
+        longest = task.evaluate.max_new_tokens
+        missing = {side: book.missing(name, exam.questions, longest) for side, name in names.items()}
+        if max(map(len, missing.values())) > agreed:
+            asked = [
+                estimate_answers(
+                    self.plan.counter, names[side], missing[side], self.plan.price, longest, tuned=side == "tuned"
+                )
+                for side in missing
+            ]
+            require_consent(self.consent, [answers_sentence(one) for one in asked if one.questions])
+        try:
+            return evaluate(self.service, book, exam, names, task.evaluate, task.hosted.parallel, self.view.note)
+        except KeyboardInterrupt:
+            raise StoppedError(
+                "interrupted while evaluating; the model is trained, and the answers so far are kept",
+                "run the same command again to go on",
+            ) from None
+        except HostedError as error:
+            raise HostedError(
+                f"{tuned} is trained, and could not be evaluated: {error.message}",
+                "run the same command again later; where models must be deployed before they answer (Azure), deploy "
+                "base and tuned model and name them: --set hosted.base_deployment=NAME "
+                "--set hosted.tuned_deployment=NAME",
+            ) from None
+
+
+def _evaluate_own(
+    service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
+) -> dict[str, Any] | None:
+    """The run's own evaluation, written down; None where there is none to make."""
+    if plan.exam is None:
+        return None
+    agreed = max((one["questions"] for one in state.estimate.get("answers", ())), default=0)
+    result = _Asking(service, plan, state, paths, view, consent).run(plan.exam, agreed)
+    write_json(paths.evaluation, result)
+    return result
+
+
+def _finished(
+    plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A run whose job is done: evaluated if that is missing or was asked for in another way."""
+    receipt, then = read_json(paths.receipt), load_task(paths.task)
+    if plan.exam is not None and (plan.task.evaluate != then.evaluate or not paths.evaluation.exists()):
+        view.note(f"{paths.root} is trained; evaluating it")
+        service = Service(plan.task.hosted, view.note)
+        evaluation = _evaluate_own(service, plan, state, paths, view, consent)
+        write_atomic(paths.task, to_yaml(plan.task))
+        write_report(paths.root)
+        return receipt, evaluation
+    view.note(f"{paths.root} is already finished; to start over use --resume never")
+    if not paths.report.exists():
+        write_report(paths.root)
+    return receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None
+
+
+def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Consent | None) -> dict[str, Any]:
+    """Ask base and tuned model of a finished run again, or put other questions to them.
+
+    Args:
+        data: a file of further rows; its result is written to evaluation-FILE.json.
+
+    Raises:
+        TuneryError: the run is not finished, its rows have changed, or the server refuses.
+    """
+    plan, state = make_plan(load_task(paths.task)), load_state(paths)
+    if state is None or not state.tuned_model:
+        raise ConfigError(f"{paths.root} holds no finished run", "finish it with `tunery train` and the same task file")
+    if data is None:
+        if changed := [text for text in state.differences(plan.state()) if text.endswith(" rows")]:
+            raise DataError(f"{' and '.join(changed)} have changed since {paths.root} was trained", "restore the data")
+        exam, target = plan.exam, paths.evaluation
+    else:
+        exam, target = _further(plan, data, view), paths.root / f"evaluation-{safe_name(data.stem)}.json"
+    if exam is None:
+        raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
+    result = _Asking(Service(plan.task.hosted, view.note), plan, state, paths, view, consent).run(exam, 0)
+    write_json(target, result)
+    if data is None:
+        write_report(paths.root)
+    return result
+
+
+def _further(plan: HostedPlan, data: Path, view: View) -> Exam:
+    more = read_more(str(data), plan.task.data, plan.data.kind, plan.data.labels, plan.data.columns)
+    for note in more.notes:
+        view.note(note)
+    return make_exam(more, data.name, more.test, plan.wording, plan.task.evaluate)

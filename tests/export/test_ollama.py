@@ -1,0 +1,154 @@
+"""The Modelfile: its template, run as Ollama would run it, gives the chat template's own prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tunery
+from tests.export.runs import GEMMA_TEMPLATE, QUIET, byte_level, make_run, save_base, sentencepiece
+from tests.tiny import CHATML
+from tunery.data.render import Renderer
+from tunery.errors import ConfigError
+from tunery.export.ollama import find_pieces, go_template
+from tunery.models.templates import PLAIN_TEMPLATE
+
+DEFAULT_SYSTEM = CHATML.replace(
+    "{% for message in messages %}",
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}",
+)
+
+NO_SYSTEM = GEMMA_TEMPLATE.replace(
+    "{% set first = messages[0]['content'] + '\n\n' %}", "{{ raise_exception('no system message') }}"
+)
+
+COUNTING = CHATML.replace("<|im_start|>{{ message['role'] }}", "<|im_start|>{{ loop.index }} {{ message['role'] }}")
+
+
+def run_go(template: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The few words of Go's template language that are used: if, else, range, end, eq, and, le, fields."""
+    tokens = re.split(r"(\{\{.*?\}\})", template, flags=re.DOTALL)
+    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+
+    def value(expression: str, scope: Mapping[str, Any]) -> Any:
+        words = re.findall(r"\(.*?\)|\"[^\"]*\"|\S+", expression)
+        if words[0] == "eq":
+            return value(words[1], scope) == value(words[2], scope)
+        if words[0] == "le":
+            return value(words[1], scope) <= value(words[2], scope)
+        if words[0] == "and":
+            return value(words[1], scope) and value(words[2], scope)
+        word = words[0]
+        if word.startswith("("):
+            return value(word[1:-1], scope)
+        if word.startswith('"'):
+            return word[1:-1]
+        return int(word) if word.isdigit() else scope[word]
+
+    def block(at: int, scope: Mapping[str, Any], live: bool) -> tuple[str, int, str]:
+        out = ""
+        while at < len(tokens):
+            token = tokens[at]
+            if not token.startswith("{{"):
+                out, at = out + (token if live else ""), at + 1
+                continue
+            word = token[2:-2].strip()
+            if word == "end" or word.startswith("else"):
+                return out, at, word
+            if word.startswith("if "):
+                text, at = branches(at, word[3:], scope, live)
+                out += text
+            elif word.startswith("range "):
+                start, text = at + 1, ""
+                for index, message in enumerate(messages if live else ()):
+                    inner = {".Role": message["role"], ".Content": message["content"], "$i": index, "$.System": system}
+                    text += block(start, inner, True)[0]
+                _, at, _ = block(start, scope, False)
+                out, at = out + text, at + 1
+            else:
+                out, at = out + (str(value(word, scope)) if live else ""), at + 1
+        return out, at, "end"
+
+    def branches(at: int, condition: str, scope: Mapping[str, Any], live: bool) -> tuple[str, int]:
+        out, done, word = "", not live, f"if {condition}"
+        while True:
+            taken = not done and (word == "else" or bool(value(word.split("if ", 1)[1], scope)))
+            text, at, word = block(at + 1, scope, taken)
+            out, done = out + text, done or taken
+            if word == "end":
+                return out, at + 1
+
+    return block(0, {".System": system}, True)[0]
+
+
+def said(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"{role} says {i} {{x}}"} for i, role in enumerate(roles)]
+
+
+CONVERSATIONS = (
+    said("user"), said("user", "assistant", "user"), said("system", "user"),
+    said("system", "user", "assistant", "user", "assistant", "user"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer", "system"),
+    [
+        (CHATML, byte_level, True),
+        (DEFAULT_SYSTEM, byte_level, True),
+        (PLAIN_TEMPLATE, byte_level, True),
+        (GEMMA_TEMPLATE, sentencepiece, True),
+        (NO_SYSTEM, sentencepiece, False),
+    ],
+)
+def test_the_modelfiles_template_gives_the_same_prompts(
+    template: str, tokenizer: Callable[[], Any], system: bool
+) -> None:
+    made = tokenizer()
+    made.chat_template = template
+    renderer = Renderer(made)
+    pieces = find_pieces(renderer)
+    assert pieces is not None
+    assert (pieces.system or pieces.system_in_user) is not None or not system
+    for messages in CONVERSATIONS:
+        if messages[0]["role"] == "system" and not system:
+            continue
+        prompt = renderer.prompt(messages)
+        assert pieces.render(messages) == prompt
+        assert run_go(go_template(pieces), messages) == prompt
+
+
+def test_the_token_that_ollama_puts_in_front_is_left_out() -> None:
+    pieces = find_pieces(Renderer(sentencepiece()))
+    assert pieces is not None
+    assert run_go(go_template(pieces.without("<bos>")), said("user")).startswith("<start_of_turn>user\n")
+
+
+def test_a_template_that_does_more_is_not_said_in_a_modelfile(tmp_path: Path) -> None:
+    tokenizer = byte_level(template=COUNTING)
+    assert find_pieces(Renderer(tokenizer)) is None
+    base = save_base(tmp_path / "base", "llama")
+    byte_level("smollm", COUNTING).save_pretrained(base)
+    run = make_run(tmp_path, base)
+    with pytest.raises(ConfigError, match="more than a Modelfile's template can say"):
+        tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
+    assert not (tmp_path / "out").exists()
+    tunery.export_run(run, "gguf", out=tmp_path / "out", device="cpu", view=QUIET)
+
+
+def test_parameters_and_the_runs_system_message(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
+    (base / "generation_config.json").write_text('{"temperature": 0.3}')
+    run = make_run(tmp_path, base, "chat", "data.system=Be brief.")
+    done = tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
+    lines = (done.path / "Modelfile").read_text().splitlines()
+    assert 'SYSTEM """Be brief."""' in lines
+    assert lines[-3:] == ['PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0.3", "PARAMETER num_ctx 256"]
+    assert any("Ollama itself was not run" in note for note in done.record["notes"])
+    card = (done.path / "README.md").read_text()
+    assert "ollama create films -f Modelfile" in card

@@ -1,0 +1,162 @@
+"""Patience with what passes, and plain words about what does not, through the official client over real HTTP."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.hosted.fake import KEY, Failure, Fake
+from tunery.config_hosted import HostedConfig
+from tunery.errors import ConfigError, HostedError, ResumableError
+from tunery.hosted import client as client_module
+from tunery.hosted.client import Service, base_url
+from tunery.hosted.failures import Server
+
+
+def models(service: Service) -> list[str]:
+    return [model.id for model in service.call("listing models", lambda client: list(client.models.list()))]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Failure("GET", "/models", times=2, status=500),
+        Failure("GET", "/models", times=2, status=503),
+        Failure("GET", "/models", times=2, status=429, message="slow down"),
+        Failure("GET", "/models", times=2, status=408),
+        Failure("GET", "/models", times=2, drop=True),
+        Failure("GET", "/models", times=2, lose=True),
+    ],
+    ids=["500", "503", "429", "408", "dropped", "answer lost"],
+)
+def test_a_failure_that_passes_is_waited_out(
+    fake: Fake, service: Service, pauses: list[float], notes: list[str], failure: Failure
+) -> None:
+    fake.failures.append(failure)
+    assert models(service) == list(fake.models)
+    assert len(pauses) == 2
+    assert 0.4 <= pauses[0] < pauses[1]
+    assert "listing models: " in notes[-1]
+    assert "trying again" in notes[-1]
+
+
+def test_a_server_that_hangs_is_asked_again(fake: Fake, notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "TIMEOUT", 0.2)
+    fake.failures.append(Failure("GET", "/models", hang=0.6))
+    assert models(Service(HostedConfig(), notes.append)) == list(fake.models)
+    assert fake.count("GET /models") == 2
+
+
+@pytest.mark.parametrize(("header", "value", "pause"), [("Retry-After", "7", 7.0), ("retry-after-ms", "1500", 1.5)])
+def test_the_pause_is_the_one_the_server_asks_for(
+    fake: Fake, service: Service, pauses: list[float], header: str, value: str, pause: float
+) -> None:
+    fake.failures.append(Failure("GET", "/models", status=429, headers={header: value}))
+    models(service)
+    assert pauses == [pause]
+
+
+def test_a_date_to_wait_until_is_understood(fake: Fake, service: Service, pauses: list[float]) -> None:
+    until = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    fake.failures.append(Failure("GET", "/models", status=503, headers={"Retry-After": until}))
+    models(service)
+    assert 25 < pauses[0] <= 30
+
+
+def test_patience_has_an_end(fake: Fake, service: Service, pauses: list[float]) -> None:
+    fake.failures.append(Failure("GET", "/models", times=1000, status=500, message="out of order"))
+    with pytest.raises(ResumableError, match=r"listing models: .*failed again and again.*out of order") as stopped:
+        models(service)
+    assert stopped.value.exit_code == 75
+    assert 60 < sum(pauses) <= client_module.PATIENCE
+    pauses.clear()
+    fake.failures[:] = [Failure("GET", "/models", status=429, headers={"Retry-After": "3600"})]
+    with pytest.raises(ResumableError, match="too busy or limits this key"):
+        models(service)
+    assert pauses == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        ({"status": 401, "code": "invalid_api_key"}, ConfigError, ["refuses the key in OPENAI_API_KEY", "environment"]),
+        (
+            {"status": 403, "code": "training_not_available", "message": "Fine-tuning is not available"},
+            HostedError,
+            ["trains no models for this account", "2026-05-07", "2026-07-02", "2027-01-06", "2027-01-14", "2027-04-14",
+             "model=smollm2-135m-instruct", "Azure", "hosted.base_url", "tunery migrate"],
+        ),
+        ({"status": 403, "message": "missing scope"}, HostedError, ["does not allow it to this key", "missing scope"]),
+        ({"status": 404, "message": "no such thing"}, HostedError, ["does not know it", "/v1"]),
+        ({"status": 429, "code": "insufficient_quota"}, ResumableError, ["no credit left", "add credit"]),
+        ({"status": 429, "code": "daily_rate_limit_exceeded"}, ResumableError, ["today's jobs", "tomorrow"]),
+        ({"status": 400, "message": "too odd", "param": "n_epochs"}, HostedError, ["too odd", "names n_epochs"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_pass_is_told_at_once_and_in_words(
+    fake: Fake, service: Service, pauses: list[float], failure: dict[str, Any], kind: type[Exception], words: list[str]
+) -> None:
+    fake.failures.append(Failure("GET", "/models", times=5, **failure))
+    with pytest.raises(kind) as stopped:
+        models(service)
+    for word in words:
+        assert word in str(stopped.value)
+    assert pauses == []
+    assert fake.count("GET /models") == 1
+
+
+def test_the_key_is_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-9876543210")
+    with pytest.raises(ConfigError, match=r"Incorrect API key provided: …\.") as stopped:
+        models(Service(HostedConfig(), notes.append))
+    assert "sk-wrong" not in str(stopped.value)
+    assert KEY not in repr(Server("http://x", "K", KEY))
+
+
+def test_nothing_listening_is_an_unreachable_address(
+    pauses: list[float], notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(ResumableError, match=r"127\.0\.0\.1:9/v1 could not be reached"):
+        models(Service(HostedConfig(base_url="http://127.0.0.1:9/v1"), notes.append))
+
+
+def test_a_key_is_needed_except_on_this_machine(monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
+        Service(HostedConfig(), notes.append)
+    with pytest.raises(ConfigError, match="MY_KEY is not set"):
+        Service(HostedConfig(base_url="https://elsewhere.example/v1", key_variable="MY_KEY"), notes.append)
+    Service(HostedConfig(base_url="http://localhost:1/v1"), notes.append)
+    assert notes == []
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    Service(HostedConfig(base_url="http://elsewhere.example/v1"), notes.append)
+    assert "not encrypted" in notes[0]
+
+
+def test_the_address_is_the_settings_then_the_environments_then_openais(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert base_url(HostedConfig()) == "https://api.openai.com/v1"
+    assert Server(base_url(HostedConfig()), "K").is_openais
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://there.example/v1/")
+    assert base_url(HostedConfig()) == "https://there.example/v1"
+    assert not Server(base_url(HostedConfig()), "K").is_openais
+    assert base_url(HostedConfig(base_url="http://here.example/v1")) == "http://here.example/v1"
+    for wrong in ("ftp://x/v1", "https://me:secret@x/v1", "nonsense"):
+        monkeypatch.setenv("OPENAI_BASE_URL", wrong)
+        with pytest.raises(ConfigError, match="no address") as stopped:
+            base_url(HostedConfig())
+        assert "secret" not in str(stopped.value)
+
+
+def test_an_address_that_serves_something_else_is_noticed(fake: Fake, service: Service) -> None:
+    fake.content["file-page"] = b"<html>hello</html>"
+
+    def page(client: Any) -> Any:
+        return client.get("/files/file-page/content", cast_to=str)
+
+    with pytest.raises(HostedError, match="not as OpenAI's API does"):
+        service.call("looking", page)
