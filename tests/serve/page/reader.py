@@ -117,15 +117,16 @@ def not_reached(page: Any) -> list[str]:
     )
 
 
-def wait_until_still(page: Any, milliseconds: int = 400) -> None:
-    """Wait until nothing has been put into the page, or taken away, for a while."""
+def wait_until_still(page: Any, milliseconds: int = 400, most: int = 3000) -> None:
+    """Wait until nothing has been put into the page, or taken away, for a while; not for ever: a job's page lives."""
     page.evaluate(
-        """(still) => new Promise((done) => {
+        """([still, most]) => new Promise((done) => {
+          setTimeout(done, most);
           let timer = setTimeout(done, still);
           new MutationObserver(() => { clearTimeout(timer); timer = setTimeout(done, still); })
             .observe(document.body, { childList: true, subtree: true });
         })""",
-        milliseconds,
+        [milliseconds, most],
     )
 
 
