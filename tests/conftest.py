@@ -10,7 +10,8 @@ import pytest
 
 # Read by the libraries when they are first imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Side by side with others (pytest -n) each process has one thread: two that wait for each other are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SMOLLM2 = "smollm2-135m-instruct"

@@ -116,6 +116,8 @@ def test_a_look_at_a_file(process: subprocess.Popen[str]) -> None:
         assert broken["previews"]
         small = http.post(f"{api}/files/{few}/check", params=asked).json()
         assert "at least 10" in small["problems"][0]["message"]
+        for_validation = http.post(f"{api}/files/{few}/check", params={**asked, "use": "validation"}).json()
+        assert (for_validation["problems"], for_validation["rows"]) == ([], 3)
         empty = http.post(f"{api}/files/{none}/check", params=asked).json()
         assert empty["problems"][0]["field"] == "(file)"
         assert "previews" not in empty

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunery.config import Kind, Task
 from tunery.serve.files import Files
@@ -18,6 +18,10 @@ from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, set
 from tunery.serve.jobs.validate import kind_of
 
 MOST_PROBLEMS = 200
+Use = Literal["training", "validation"]
+FEWEST: Mapping[Use, int] = {"training": FEWEST_EXAMPLES, "validation": 1}
+"""Rows that a file needs."""
+
 SAMPLES = 4
 """Rows shown with their trained tokens; a pair of answers is two."""
 
@@ -31,6 +35,7 @@ def look(
     asked: Mapping[str, Any],
     defaults: Mapping[str, Any],
     home: Path,
+    use: Use = "training",
 ) -> dict[str, Any]:
     """What a job on this file would meet.
 
@@ -40,6 +45,7 @@ def look(
         asked: hyperparameters that are not left to "auto".
         defaults: settings for all jobs.
         home: the server's folder; a folder in it is made and removed.
+        use: what the job would use the file for.
 
     Returns:
         {problems: [{line, field, message, fix}] (at most 200), problems_total, rows, kind, and, if a row is good,
@@ -57,17 +63,17 @@ def look(
         if start is not None:
             folder.start.symlink_to(start, target_is_directory=True)
         kind = kind_of(spec, folder.data("training_file"))
-        return _look(spec, folder, kind)
+        return _look(spec, folder, kind, FEWEST[use])
 
 
-def _look(spec: JobSpec, folder: JobFolder, kind: Kind) -> dict[str, Any]:
+def _look(spec: JobSpec, folder: JobFolder, kind: Kind, fewest: int) -> dict[str, Any]:
     from tunery import api
 
     found = api.examine(make_task(spec, folder, kind, settle(spec.asked, spec.method, FEWEST_EXAMPLES), "auto"))
     examined = found["train"]
     problems = [_problem(problem) for problem in examined.problems]
-    if not problems and examined.rows < FEWEST_EXAMPLES:
-        message = f"{examined.rows} examples; a job needs at least {FEWEST_EXAMPLES}"
+    if not problems and examined.rows < fewest:
+        message = f"{examined.rows} examples; a job needs at least {fewest}"
         problems.append({"line": 0, "field": "(file)", "message": message, "fix": "add examples"})
     result = {
         "problems": problems[:MOST_PROBLEMS],

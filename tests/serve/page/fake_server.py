@@ -302,13 +302,8 @@ async def report(_: Request) -> Response:
     return HTMLResponse("<!doctype html><title>Report</title><h1>Base against tuned</h1>")
 
 
-async def index(_: Request) -> Response:
-    """GET /."""
-    return FileResponse(WEB / "index.html")
-
-
 ROUTES: list[tuple[str, Callable[..., Any], list[str]]] = [
-    ("/", index, ["GET"]),
+    ("/", lambda _: FileResponse(WEB / "index.html"), ["GET"]),
     ("/v1/files", upload, ["POST"]),
     ("/v1/files", files, ["GET"]),
     ("/v1/files/{id}", one_file, ["GET", "DELETE"]),

@@ -96,6 +96,7 @@ FOCUSED = """() => {
   const shown = at.matches(".zone input[type=file]") ? at.closest(".zone") : at;
   const style = getComputedStyle(shown);
   const order = [...document.querySelectorAll("*")].indexOf(at);
+  at.reachedByTab = true;
   const box = shown.getBoundingClientRect();
   return {
     order,
@@ -106,16 +107,26 @@ FOCUSED = """() => {
 }"""
 
 
-def operable(page: Any) -> list[tuple[int, str]]:
-    """(place in the document, name) of all that a keyboard has to reach; of radio buttons the chosen one."""
+def not_reached(page: Any) -> list[str]:
+    """What a keyboard has to reach (of radio buttons the chosen one) and `tab_stops` has not met."""
     return page.evaluate(
-        """() => {
-          const all = [...document.querySelectorAll("*")];
-          const kinds = "a[href], button, input, select, textarea, summary, [tabindex='0']";
-          return [...document.querySelectorAll(kinds)]
-            .filter((each) => each.checkVisibility() && !each.disabled && (each.type !== "radio" || each.checked))
-            .map((each) => [all.indexOf(each), each.outerHTML.slice(0, 80)]);
-        }"""
+        """() => [...document.querySelectorAll("a[href], button, input, select, textarea, summary, [tabindex='0']")]
+          .filter((each) => each.checkVisibility() && !each.disabled && (each.type !== "radio" || each.checked))
+          .filter((each) => !each.reachedByTab)
+          .map((each) => each.outerHTML.slice(0, 80))"""
+    )
+
+
+def wait_until_still(page: Any, milliseconds: int = 400, most: int = 3000) -> None:
+    """Wait until nothing has been put into the page, or taken away, for a while; not for ever: a job's page lives."""
+    page.evaluate(
+        """([still, most]) => new Promise((done) => {
+          setTimeout(done, most);
+          let timer = setTimeout(done, still);
+          new MutationObserver(() => { clearTimeout(timer); timer = setTimeout(done, still); })
+            .observe(document.body, { childList: true, subtree: true });
+        })""",
+        [milliseconds, most],
     )
 
 

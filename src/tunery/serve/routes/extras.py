@@ -104,6 +104,7 @@ async def check(
     batch_size: Annotated[int | None, Query(ge=1, le=256)] = None,
     learning_rate_multiplier: Annotated[float | None, Query(gt=0)] = None,
     beta: Annotated[float | None, Query(gt=0, le=2)] = None,
+    use: Literal["training", "validation"] = "training",
 ) -> Response:
     """Look at a file as a job would, one file at a time; nothing is trained."""
     given = {
@@ -115,16 +116,23 @@ async def check(
     asked = {name: value for name, value in given.items() if value is not None}
     async with services.one_look:
         return json_response(
-            await run_in_threadpool(_look, services, require_id("file", file_id), model, method, asked)
+            await run_in_threadpool(_look, services, require_id("file", file_id), model, method, asked, use)
         )
 
 
-def _look(services: Services, file_id: str, model: str, method: str, asked: dict[str, Any]) -> dict[str, Any]:
+def _look(
+    services: Services,
+    file_id: str,
+    model: str,
+    method: str,
+    asked: dict[str, Any],
+    use: Literal["training", "validation"],
+) -> dict[str, Any]:
     from tunery.serve.look import look  # brings what training needs
 
     base, start = services.registry.base_of(model)
     settings = services.settings
-    return look(services.files, file_id, base, start, method, asked, settings.task_defaults, settings.home)
+    return look(services.files, file_id, base, start, method, asked, settings.task_defaults, settings.home, use)
 
 
 # --------------------------------------------------------------------------- of a job
