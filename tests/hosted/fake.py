@@ -32,9 +32,11 @@ class Failure:
     Attributes:
         method, path: of the requests it happens to; `path` is a pattern for all behind /v1.
         status, code, message, headers: of an answer that says so.
+        body: the whole answer, in place of an error.
         drop: the connection breaks off while the request is still being sent.
         lose: the request is carried out, and the connection breaks off before the answer.
         hang: seconds without an answer.
+        late: with `hang`: the request is carried out after that time, when nobody may be waiting any more.
     """
 
     method: str
@@ -46,9 +48,11 @@ class Failure:
     message: str = "something went wrong"
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
     drop: bool = False
     lose: bool = False
     hang: float = 0.0
+    late: bool = False
 
 
 def film_answer(model: str, asked: str) -> str:
@@ -240,8 +244,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._break_off()
         elif failure and failure.hang:
             time.sleep(failure.hang)
+            if failure.late:
+                self._answer(method, path, parse_qs(url.query), body)
             self._break_off()
         elif failure:
+            if failure.body is not None:
+                self._send(failure.status, failure.body, {"Content-Type": "application/json", **failure.headers})
+                return
             error = {"message": failure.message, "type": "error", "param": failure.param, "code": failure.code}
             self._send(failure.status, {"error": error}, failure.headers)
         elif self.headers.get("Authorization") != f"Bearer {KEY}":
