@@ -215,7 +215,7 @@ def _metrics(step: int, total: int) -> dict[str, Any]:
     return data
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fake: Fake
 
@@ -369,9 +369,13 @@ def _uploaded(content_type: str, body: bytes) -> tuple[str, bytes, str]:
 
 
 @contextlib.contextmanager
-def serving(fake: Fake) -> Iterator[Fake]:
-    """The fake on a free port, for as long as the context lasts."""
-    handler = type("Handler", (_Handler,), {"fake": fake})
+def serving(fake: Fake, kind: type[Handler] = Handler, **more: Any) -> Iterator[Fake]:
+    """The fake on a free port, for as long as the context lasts.
+
+    Args:
+        kind: what handles requests; `more` are its attributes.
+    """
+    handler = type("Handler", (kind,), {"fake": fake, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     fake.port = server.server_address[1]
