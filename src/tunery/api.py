@@ -83,7 +83,8 @@ def train(
         task: a task file, or a Task.
         overrides: "key=value" settings over the file's.
         resume: "auto" goes on from the last checkpoint of the run directory, if there is one, and returns a finished
-            run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder.
+            run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder,
+            or the job of a hosted run ("ftjob-…") whose hosted.json was lost.
         view: shown the progress; the default prints to stderr.
         consent: of a hosted model: told what would be sent and what it would cost, says whether to go on.
 

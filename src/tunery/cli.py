@@ -193,8 +193,9 @@ def check(
 @_JSON
 @_QUIET
 @click.option(
-    "--resume", default="auto", show_default=True, metavar="auto|never|PATH",
-    help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one.",
+    "--resume", default="auto", show_default=True, metavar="auto|never|PATH|JOB",
+    help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one; of a "
+    "hosted model, its job.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
 @_YES

@@ -25,8 +25,14 @@ Auto = Literal["auto"]
 TEMPLATED_KINDS: tuple[Kind, ...] = ("chat", "classification", "preference")
 """Kinds whose rows are conversations, put through the model's chat template."""
 
-BUILT_IN_MODELS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Short name → hub id. A short name is served from its Python package when that is installed (no network needed)."""
+BUILT_IN_MODELS = {
+    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+}
+"""Short name → hub id. The first is served from its Python package when that is installed (no network needed)."""
 
 DEFAULT_BETA = 0.1
 

@@ -229,6 +229,8 @@ def migration(done: Migration) -> None:
     if done.result is not None:
         _side_by_side(console, done.result)
         console.print(f"\nSide by side: {done.run.path / 'side-by-side.html'}", soft_wrap=True)
+    else:
+        console.print("\nSide by side: nothing, because no answer of the tuned model was captured", soft_wrap=True)
     console.print(f"Report:       {done.run.path / 'report.html'}", soft_wrap=True)
     console.print(f"Adapter:      {done.run.path / 'adapter'}", soft_wrap=True)
 

@@ -32,9 +32,11 @@ class Failure:
     Attributes:
         method, path: of the requests it happens to; `path` is a pattern for all behind /v1.
         status, code, message, headers: of an answer that says so.
+        body: the whole answer, in place of an error.
         drop: the connection breaks off while the request is still being sent.
         lose: the request is carried out, and the connection breaks off before the answer.
         hang: seconds without an answer.
+        late: with `hang`: the request is carried out after that time, when nobody may be waiting any more.
     """
 
     method: str
@@ -46,9 +48,11 @@ class Failure:
     message: str = "something went wrong"
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
     drop: bool = False
     lose: bool = False
     hang: float = 0.0
+    late: bool = False
 
 
 def film_answer(model: str, asked: str) -> str:
@@ -211,7 +215,7 @@ def _metrics(step: int, total: int) -> dict[str, Any]:
     return data
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fake: Fake
 
@@ -240,8 +244,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._break_off()
         elif failure and failure.hang:
             time.sleep(failure.hang)
+            if failure.late:
+                self._answer(method, path, parse_qs(url.query), body)
             self._break_off()
         elif failure:
+            if failure.body is not None:
+                self._send(failure.status, failure.body, {"Content-Type": "application/json", **failure.headers})
+                return
             error = {"message": failure.message, "type": "error", "param": failure.param, "code": failure.code}
             self._send(failure.status, {"error": error}, failure.headers)
         elif self.headers.get("Authorization") != f"Bearer {KEY}":
@@ -360,9 +369,13 @@ def _uploaded(content_type: str, body: bytes) -> tuple[str, bytes, str]:
 
 
 @contextlib.contextmanager
-def serving(fake: Fake) -> Iterator[Fake]:
-    """The fake on a free port, for as long as the context lasts."""
-    handler = type("Handler", (_Handler,), {"fake": fake})
+def serving(fake: Fake, kind: type[Handler] = Handler, **more: Any) -> Iterator[Fake]:
+    """The fake on a free port, for as long as the context lasts.
+
+    Args:
+        kind: what handles requests; `more` are its attributes.
+    """
+    handler = type("Handler", (kind,), {"fake": fake, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     fake.port = server.server_address[1]

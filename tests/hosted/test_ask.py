@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.hosted.fake import MODEL, Failure, Fake
+from tunery.config_hosted import HostedConfig
 from tunery.errors import HostedError, ResumableError
+from tunery.hosted import client as client_module
 from tunery.hosted.ask import Answer, AnswerBook, Asker, ask_all
 from tunery.hosted.client import Service
 from tunery.hosted.questions import Question
@@ -86,6 +89,28 @@ def test_a_question_that_is_refused_does_not_stop_the_others(fake: Fake, service
     answers = ask(service, tmp_path / "answers.jsonl", [FILMS[1], forbidden, FILMS[2]])
     assert [answer.is_text for answer in answers] == [True, False, True]
     assert answers[1].refused == "the question was refused"
+    again = ask(service, tmp_path / "answers.jsonl", [FILMS[1], forbidden, FILMS[2]])
+    assert [answer.is_text for answer in again] == [True, False, True]
+    assert len(fake.asked) == 4, "the refused one again"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("billing_hard_limit_reached", ResumableError, r"no credit left \(400"),
+        ("insufficient_quota", ResumableError, "no credit left"),
+        ("invalid_request", HostedError, "refuses it"),
+    ],
+)
+def test_what_is_no_fault_of_the_question_is_no_answer(
+    fake: Fake, service: Service, tmp_path: Path, code: str, kind: type[Exception], words: str
+) -> None:
+    fake.failures.append(Failure("POST", "/chat", skip=1, status=400, code=code))
+    with pytest.raises(kind, match=words):
+        ask(service, tmp_path / "answers.jsonl", FILMS[:3], parallel=1)
+    answers = ask(service, tmp_path / "answers.jsonl", FILMS[:3])
+    assert [answer.text for answer in answers] == ["bad", "good", "bad"]
+    assert len(fake.asked) == 3
 
 
 def test_what_a_server_does_not_know_is_left_out(fake: Fake, service: Service, tmp_path: Path) -> None:
@@ -101,6 +126,25 @@ def test_log_probabilities_are_kept_where_they_are_given(fake: Fake, service: Se
     ask(service, tmp_path / "answers.jsonl", FILMS[:1], logprobs=True)
     (answer,) = ask(service, tmp_path / "answers.jsonl", FILMS[:1], logprobs=True)
     assert answer.logprobs == (("bad", -0.05),)
+
+
+def test_an_answer_may_take_long_and_is_asked_for_twice_at_most(
+    fake: Fake, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(client_module, "LONG_TIMEOUT", 0.6)
+    service, answer = Service(HostedConfig(), notes.append), fake.answer
+
+    def slow(model: str, asked: str) -> str:
+        time.sleep(seconds)
+        return answer(model, asked)
+
+    fake.answer, seconds = slow, 0.3
+    assert ask(service, tmp_path / "answers.jsonl", FILMS[:1])[0].text == "bad"
+    seconds = 0.9
+    with pytest.raises(ResumableError, match="could not be reached"):
+        ask(service, tmp_path / "answers.jsonl", FILMS[1:2])
+    assert len(fake.asked) == 3, "one, and one twice"
 
 
 def test_a_model_that_is_gone_is_told_and_a_fresh_one_waited_for(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ from tests.hosted.fake import KEY, Failure, Fake
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError, ResumableError
 from tunery.hosted import client as client_module
+from tunery.hosted.ask import Asker
 from tunery.hosted.client import Service, base_url
-from tunery.hosted.failures import Server
+from tunery.hosted.failures import Server, explain
+from tunery.hosted.job import EventLog, create, retrieve, upload
+from tunery.hosted.questions import Question
 
 
 def models(service: Service) -> list[str]:
@@ -56,6 +61,18 @@ def test_the_pause_is_the_one_the_server_asks_for(
     fake.failures.append(Failure("GET", "/models", status=429, headers={header: value}))
     models(service)
     assert pauses == [pause]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "0"}, {"retry-after-ms": "0"}, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}]
+)
+def test_a_server_that_asks_for_no_pause_is_not_asked_without_end(
+    fake: Fake, service: Service, pauses: list[float], headers: dict[str, str]
+) -> None:
+    fake.failures.append(Failure("GET", "/models", times=30, status=429, headers=headers))
+    with pytest.raises(ResumableError, match="too busy"):
+        models(service)
+    assert 60 < sum(pauses) <= client_module.PATIENCE
 
 
 def test_a_date_to_wait_until_is_understood(fake: Fake, service: Service, pauses: list[float]) -> None:
@@ -115,6 +132,21 @@ def test_the_key_is_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPatch, not
     assert KEY not in repr(Server("http://x", "K", KEY))
 
 
+@pytest.mark.parametrize("key", ["sk-secret\nsk-more", "sk-sécret", "sk-secret more"])
+def test_a_key_that_is_none_is_refused_without_showing_it(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: list[str], key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ConfigError, match="what OPENAI_API_KEY holds is no key") as stopped:
+        Service(HostedConfig(), notes.append)
+    assert "cret" not in str(stopped.value)
+
+
+def test_words_about_a_network_failure_are_without_the_key() -> None:
+    error = explain(ValueError(f"cannot send {KEY}"), Server("http://x/v1", "K", KEY), "looking")
+    assert "cannot send …" in str(error)
+
+
 def test_nothing_listening_is_an_unreachable_address(
     pauses: list[float], notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +182,45 @@ def test_the_address_is_the_settings_then_the_environments_then_openais(monkeypa
         with pytest.raises(ConfigError, match="no address") as stopped:
             base_url(HostedConfig())
         assert "secret" not in str(stopped.value)
+
+
+HTML = {"Content-Type": "text/html"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers"),
+    [
+        ("POST", "/chat", {"error": {"message": "no"}}, {}),
+        ("POST", "/chat", {"choices": []}, {}),
+        ("POST", "/chat", {"choices": [{"message": None}]}, {}),
+        ("POST", "/chat", b"<html>hello</html>", {}),
+        ("POST", "/chat", b"<html>hello</html>", HTML),
+        ("POST", "/chat", b"null", {}),
+        ("GET", "/fine_tuning/jobs/x", {"error": {"message": "no"}}, {}),
+        ("GET", "/fine_tuning/jobs/x", {"id": "x"}, {}),
+        ("GET", "/fine_tuning/jobs/x", b"<html>hello</html>", HTML),
+        ("GET", "/fine_tuning/jobs$", b"<html>hello</html>", HTML),
+        ("POST", "/fine_tuning/jobs$", {"error": {"message": "no"}}, {}),
+        ("POST", "/files", {"error": {"message": "no"}}, {}),
+        ("GET", "/events", {"data": [{"object": "event"}]}, {}),
+    ],
+    ids=str,
+)
+def test_an_odd_answer_is_told_of_and_no_bug(
+    fake: Fake, service: Service, tmp_path: Path, method: str, path: str, body: Any, headers: dict[str, str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    asker = Asker(service, "gpt-4.1", 8)
+    requests: dict[str, Callable[[], Any]] = {
+        "/chat": lambda: asker.ask(Question("f:1", ({"role": "user", "content": "?"},))),
+        "/fine_tuning/jobs/x": lambda: retrieve(service, "x"),
+        "/fine_tuning/jobs$": lambda: create(service, {"model": "x", "training_file": "f"}),
+        "/files": lambda: upload(service, tmp_path / "rows.jsonl"),
+        "/events": lambda: EventLog(tmp_path / "events.jsonl").fetch(service, "x"),
+    }
+    fake.failures.append(Failure(method, path, status=200, body=body, headers=headers))
+    with pytest.raises(HostedError, match="not as OpenAI's API does"):
+        requests[path]()
 
 
 def test_an_address_that_serves_something_else_is_noticed(fake: Fake, service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -83,14 +84,45 @@ def test_a_job_is_made_once_whatever_happens_to_the_answer(
     assert job["training_file"] == file
 
 
-def test_a_request_that_times_out_does_not_make_a_second_job(
-    fake: Fake, notes: list[str], rows: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_is_made_after_the_time_is_up_is_the_only_one(
+    fake: Fake, service: Service, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = upload(Service(HostedConfig(), notes.append), rows)["id"]
-    monkeypatch.setattr(client_module, "TIMEOUT", 0.3)
-    fake.failures.append(Failure("POST", "/fine_tuning/jobs", hang=0.8))
-    job = create(Service(HostedConfig(), notes.append), {"model": MODEL, "training_file": file})
+    file = upload(service, rows)["id"]
+    monkeypatch.setattr(client_module, "LONG_TIMEOUT", 0.3)
+    monkeypatch.setattr(client_module, "sleep", lambda seconds: time.sleep(0.2 * seconds))
+    fake.failures.append(Failure("POST", "/fine_tuning/jobs", hang=0.8, late=True))
+    job = create(service, {"model": MODEL, "training_file": file})
     assert list(fake.jobs) == [job["id"]]
+    assert fake.count("POST /fine_tuning/jobs$") == 1
+
+
+def test_of_two_jobs_on_the_same_rows_the_later_is_cancelled(
+    fake: Fake, service: Service, rows: Path, notes: list[str]
+) -> None:
+    file = upload(service, rows)["id"]
+    once = fake.add_job
+    fake.add_job = lambda request: [once(request), once(request)][1]  # type: ignore[method-assign]
+    job = create(service, {"model": MODEL, "training_file": file})
+    live = [one["id"] for one in fake.jobs.values() if one["status"] != "cancelled"]
+    assert (live, len(fake.jobs)) == ([job["id"]], 2)
+    assert "is cancelled: it is the same job as" in notes[-1]
+
+
+def test_making_a_job_may_take_long(fake: Fake, service: Service, rows: Path) -> None:
+    given: list[object] = []
+    whole = fake.add_job
+
+    def slow(request: dict[str, object]) -> dict[str, object]:
+        time.sleep(0.5)
+        return whole(request)
+
+    fake.add_job = slow  # type: ignore[method-assign]
+    file = upload(service, rows)["id"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_module, "TIMEOUT", 0.3)
+        job = create(Service(HostedConfig(), given.append), {"model": MODEL, "training_file": file})
+    assert list(fake.jobs) == [job["id"]]
+    assert given == []
 
 
 def test_a_wrong_key_is_told_without_it(

@@ -69,6 +69,11 @@ def test_a_question_ends_where_the_answer_begins() -> None:
     assert (asked[3].messages, asked[3].rejected) == ((system, chat[0]), "so long")
 
 
+def test_labels_that_differ_in_case_are_told_apart_where_the_answer_is_one() -> None:
+    assert read_label("good", ("Good", "good")) == "good"
+    assert read_label(" C++\n", ("C", "C++")) == "C++"
+
+
 def test_the_same_question_has_the_same_key() -> None:
     one = Question("f:1", ({"role": "user", "content": "hi"},), reference="a")
     assert one.key == Question("g:9", ({"content": "hi", "role": "user"},), reference="b").key

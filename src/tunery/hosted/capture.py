@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunery.errors import CheckpointError, ConfigError, HostedError
 from tunery.hosted.client import Service
-from tunery.hosted.job import EventLog, as_dict, retrieve
+from tunery.hosted.job import EventLog, as_job, content, retrieve
 from tunery.paths import disk_errors, file_sha256, read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fetch(service: Service, source: str, folder: Path, files: dict[str, Path], n
         files: the person's own copies, by name (TRAINING, VALIDATION), for those that the server has no longer.
 
     Raises:
-        TuneryError: the job or its training file cannot be had.
+        TuneryError: the job or its training file cannot be had. Without the other files it goes on, and says so.
     """
     job = _job(service, source)
     note(f"{job['id']}: {job['model']}, {job['status']}")
@@ -99,7 +99,7 @@ def fetch(service: Service, source: str, folder: Path, files: dict[str, Path], n
         if name in files:
             _copy(files[name], folder / name)
         elif file and not _is_whole(folder, name):
-            _fetch_file(service, str(file), folder / name, note)
+            _fetch_rows(service, str(file), folder / name, note)
     _fetch_the_rest(service, job, folder, note)
     capture = Capture(folder, job, service.address)
     write_manifest(capture, {name: str(file) for name, file in wanted.items() if file})
@@ -110,10 +110,10 @@ def _job(service: Service, source: str) -> dict[str, Any]:
     if not source.startswith("ft:"):
         return retrieve(service, source)
 
-    def search(client: OpenAI) -> Any:
+    def search(client: OpenAI) -> dict[str, Any] | None:
         for number, job in enumerate(client.fine_tuning.jobs.list(limit=100)):
             if job.fine_tuned_model == source:
-                return job
+                return as_job(job)
             if number == _JOBS_SEARCHED:
                 return None
         return None
@@ -121,7 +121,7 @@ def _job(service: Service, source: str) -> dict[str, Any]:
     found = service.call(f"looking for the job that made {source}", search)
     if found is None:
         raise HostedError(f"no job of this account at {service.address} made {source}", "name the job itself: ftjob-…")
-    return as_dict(found)
+    return found
 
 
 def _require_same_job(folder: Path, job: dict[str, Any]) -> None:
@@ -144,28 +144,35 @@ def _is_whole(folder: Path, name: str) -> bool:
     return (folder / name).is_file() and file_sha256(folder / name) == known
 
 
-def _fetch_file(service: Service, file: str, target: Path, note: Callable[[str], None]) -> None:
+def _fetch_rows(service: Service, file: str, target: Path, note: Callable[[str], None]) -> None:
     try:
-        content = service.call(f"fetching {file}", lambda client: client.files.content(file).content)
+        found = content(service, file)
     except HostedError as error:
         option = "--files" if target.name == TRAINING else "--validation"
-        raise HostedError(
+        lost = HostedError(
             f"{target.name} cannot be fetched: {error.message}",
             f"if you have your own copy, name it: {option} FILE.jsonl",
-        ) from None
-    write_atomic(target, content)
-    note(f"{target.name}: {len(content):,} bytes ({file})")
+        )
+        if target.name == TRAINING:
+            raise lost from None
+        target.unlink(missing_ok=True)  # what lies there is not what was captured
+        note(f"left out: {lost}")
+        return
+    write_atomic(target, found)
+    note(f"{target.name}: {len(found):,} bytes ({file})")
 
 
 def _fetch_the_rest(service: Service, job: dict[str, Any], folder: Path, note: Callable[[str], None]) -> None:
     """What is good to have, and does not stand in the way if it cannot be had."""
     try:
         EventLog(folder / EVENTS).fetch(service, job["id"])
-        for file in job.get("result_files") or ():
-            content = service.call(f"fetching {file}", lambda client, file=file: client.files.content(file).content)
-            write_atomic(folder / RESULTS, content)
     except HostedError as error:
         note(f"left out: {error.message}")
+    for file in job.get("result_files") or ():
+        try:
+            write_atomic(folder / RESULTS, content(service, str(file)))
+        except HostedError as error:
+            note(f"left out: {error.message}")
 
 
 # --------------------------------------------------------------------------- from files, and from before
@@ -185,6 +192,8 @@ def from_files(folder: Path, files: dict[str, Path]) -> Capture:
 def _copy(path: Path, target: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", "check the path")
+    if target.exists() and path.samefile(target):
+        return
     with disk_errors(str(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -201,7 +210,7 @@ def open_capture(path: Path) -> Capture:
     Raises:
         CheckpointError: a file in it is damaged, gone, or not the one that was captured.
     """
-    folder = path if (path / MANIFEST).is_file() else path / "capture"
+    folder = (path if (path / MANIFEST).is_file() else path / "capture").resolve()
     try:
         manifest = read_json(folder / MANIFEST)
         job = read_json(folder / JOB) if (folder / JOB).exists() else {}
@@ -212,7 +221,7 @@ def open_capture(path: Path) -> Capture:
     if changed := [name for name in names if not _is_whole(folder, name)]:
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not as captured",
-            "restore what was captured; to use other rows, give them with --files",
+            "restore what was captured; for other rows, name the job and give them with --files and --out NEW_FOLDER",
         )
     return Capture(folder, job, address)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +25,9 @@ T = TypeVar("T")
 OPENAI = "https://api.openai.com/v1"
 
 TIMEOUT = 60.0
-"""Seconds to wait for an answer; a model may take that long to write one."""
-UPLOAD_TIMEOUT = 900.0
+"""Seconds to wait for an answer."""
+LONG_TIMEOUT = 900.0
+"""Seconds to wait where the server has much to do and must not be asked twice: files, jobs, answers of a model."""
 
 PATIENCE = 180.0
 """Seconds that are waited in all before a request is given up."""
@@ -57,6 +60,11 @@ class Service:
                 f"there is no key for {address}: {config.key_variable} is not set",
                 f"export {config.key_variable}=…; keys are only read from the environment, and never written anywhere",
             )
+        if key and not re.fullmatch("[!-~]+", key):
+            raise ConfigError(
+                f"what {config.key_variable} holds is no key: a space, a line break or a special character is in it",
+                f"export {config.key_variable}=… with the key alone",
+            )
         if address.startswith("http://") and key and not is_local(address):
             note(f"{address} is not encrypted: the key and the rows can be read on the way")
         self.server = Server(address, config.key_variable, key)
@@ -71,15 +79,22 @@ class Service:
         return self.server.address
 
     def call(
-        self, doing: str, request: Callable[[OpenAI], T], *, patience: float = PATIENCE, passing: tuple[int, ...] = ()
+        self,
+        doing: str,
+        request: Callable[[OpenAI], T],
+        *,
+        patience: float = PATIENCE,
+        passing: tuple[int, ...] = (),
+        timeouts: float = math.inf,
     ) -> T:
         """Make a request, again and again while the failure is one that passes.
 
         Args:
             doing: what it is for, in words.
-            request: is given the client; must be safe to repeat.
+            request: is given the client; must be safe to repeat, and take from the answer all that must be in it.
             patience: seconds to wait in all.
             passing: further statuses that pass by themselves.
+            timeouts: how often a request is made again that was not answered in time; it may cost each time.
 
         Raises:
             TuneryError: it was refused, or failed for too long (tunery.hosted.failures).
@@ -92,22 +107,28 @@ class Service:
                 return self._checked(doing, request(self._client))
             except openai.OpenAIError as error:
                 pause = pause_after(error, tries, passing)
-                if pause is None or waited + pause > patience:
+                timeouts -= isinstance(error, openai.APITimeoutError)
+                if pause is None or waited + pause > patience or timeouts < 0:
                     raise explain(error, self.server, doing) from error
                 tries += 1
                 waited += pause
                 if tries > 1 or pause > 2:
                     self.note(f"{doing}: {_why(error)}; trying again in {pause:.0f} s")
+            except (AttributeError, TypeError, LookupError, ValueError) as error:  # what belongs into it is missing
+                raise self._other_than_expected(doing) from error
             sleep(pause)
 
     def _checked(self, doing: str, answer: T) -> T:
         """The answer, unless it is a text where an object belongs (an address that serves something else)."""
         if isinstance(answer, str):
-            raise HostedError(
-                f"{doing}: {self.address} answers, but not as OpenAI's API does",
-                "check the address: it usually ends in /v1",
-            )
+            raise self._other_than_expected(doing)
         return answer
+
+    def _other_than_expected(self, doing: str) -> HostedError:
+        return HostedError(
+            f"{doing}: {self.address} answers, but not as OpenAI's API does",
+            "check the address: it usually ends in /v1",
+        )
 
 
 def base_url(config: HostedConfig) -> str:
@@ -138,8 +159,8 @@ def is_local(address: str) -> bool:
 def pause_after(error: Any, tries: int, passing: tuple[int, ...] = ()) -> float | None:
     """Seconds to wait before a request that failed so is made again; None if that would be of no use.
 
-    What the server asks for (Retry-After), else half a second, doubled with each try and varied a little, so that many
-    clients do not come back at once.
+    Half a second, doubled with each try and varied a little, so that many clients do not come back at once; longer
+    where the server asks for it (Retry-After).
     """
     status = getattr(error, "status_code", None)
     if status is None and not _is_connection(error):
@@ -148,10 +169,8 @@ def pause_after(error: Any, tries: int, passing: tuple[int, ...] = ()) -> float 
         return None
     if code_of(error) in (*NO_CREDIT, *NOT_TODAY):
         return None
-    asked = _retry_after(getattr(error, "response", None))
-    if asked is not None:
-        return asked
-    return min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+    own = min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+    return max(own, _retry_after(getattr(error, "response", None)))
 
 
 def _is_connection(error: Any) -> bool:
@@ -160,8 +179,8 @@ def _is_connection(error: Any) -> bool:
     return isinstance(error, openai.APIConnectionError)
 
 
-def _retry_after(response: Any) -> float | None:
-    """The pause that an answer asks for: milliseconds, seconds, or until a date."""
+def _retry_after(response: Any) -> float:
+    """The pause that an answer asks for: milliseconds, seconds, or until a date; 0 where it asks for none."""
     headers = getattr(response, "headers", None) or {}
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
@@ -169,7 +188,7 @@ def _retry_after(response: Any) -> float | None:
         except (KeyError, ValueError):
             continue
     date = email.utils.parsedate_tz(headers.get("retry-after") or "")
-    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    return 0.0 if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
 
 
 def _why(error: Any) -> str:

@@ -15,13 +15,12 @@ What the server does not say is taken as three epochs and the defaults here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunery.config import EvaluateConfig, TrainConfig
+from tunery.config import EvaluateConfig, Kind, Task
 from tunery.hosted.capture import TRAINING, VALIDATION, Capture
 from tunery.hosted.receipt import settled_hyperparameters
 from tunery.paths import safe_name
@@ -32,26 +31,13 @@ UNKNOWN_EPOCHS = 3
 HELD_OUT = 0.1
 
 
-@dataclass(frozen=True)
-class Equivalent:
-    """A task, and how it came about.
-
-    Attributes:
-        yaml: of the task file.
-        mapping: (what, in the job, in the task), for a person.
-    """
-
-    yaml: str
-    mapping: list[tuple[str, str, str]]
-
-
 def target_name(to: str) -> str:
     """The name of a run on this model."""
     return safe_name(Path(to).name if to.startswith((".", "/", "~")) else to)
 
 
-def equivalent(capture: Capture, to: str, output: Path, kind: str) -> Equivalent:
-    """The task for a captured job.
+def equivalent(capture: Capture, to: str, output: Path, kind: Kind) -> str:
+    """The task file for a captured job.
 
     Args:
         to: the base to train here.
@@ -60,40 +46,57 @@ def equivalent(capture: Capture, to: str, output: Path, kind: str) -> Equivalent
     """
     asked = settled_hyperparameters(capture.job)
     train: dict[str, Any] = {}
-    mapping: list[tuple[str, str, str]] = [("Model", str(capture.job.get("model") or "not known"), to)]
-    for theirs, ours, what, default in (
-        ("n_epochs", "epochs", "Epochs", UNKNOWN_EPOCHS),
-        ("batch_size", "batch_size", "Batch size", None),
-        ("learning_rate_multiplier", "learning_rate_multiplier", "Learning-rate multiplier", None),
-        *((("beta", "beta", "Beta", None),) if kind == "preference" else ()),
+    for theirs, ours, default in (
+        ("n_epochs", "epochs", UNKNOWN_EPOCHS),
+        ("batch_size", "batch_size", None),
+        ("learning_rate_multiplier", "learning_rate_multiplier", None),
+        *((("beta", "beta", None),) if kind == "preference" else ()),
     ):
-        value = asked.get(theirs, None)
-        value = default if value is None else value
+        value = default if asked.get(theirs) is None else asked[theirs]
         if value is not None:
             train[ours] = value
-        shown = getattr(TrainConfig(), "effective_beta" if ours == "beta" else ours) if value is None else value
-        mapping.append((what, _said(asked.get(theirs)), f"{shown:g}"))
-    seed = capture.job.get("seed")
-    mapping.append(("Seed", _said(seed), str(seed or 0)))
     folder = capture.folder.name
-    has_validation = capture.validation is not None
-    mapping.append(
-        ("Held-out rows", VALIDATION if has_validation else "none", VALIDATION if has_validation else "a tenth")
-    )
     task = {
         "name": target_name(to),
         "model": to,
         "output": str(output),
-        "seed": int(seed or 0),
+        "seed": int(capture.job.get("seed") or 0),
         "data": {
             "train": f"{folder}/{TRAINING}",
-            "validation": f"{folder}/{VALIDATION}" if has_validation else HELD_OUT,
+            "validation": f"{folder}/{VALIDATION}" if capture.validation else HELD_OUT,
             "kind": kind,
         },
         "train": train,
         "evaluate": {"max_new_tokens": 2 * EvaluateConfig().max_new_tokens},
     }
-    return Equivalent(_head(capture) + yaml.safe_dump(task, sort_keys=False, allow_unicode=True), mapping)
+    return _head(capture) + yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
+
+
+def mapping(capture: Capture, task: Task, kind: Kind) -> list[tuple[str, str, str]]:
+    """(what, in the job, in the task that was trained here), for a person."""
+    asked, train = settled_hyperparameters(capture.job), task.train
+    rate = f"{train.learning_rate_multiplier:g}"
+    if train.learning_rate != "auto":
+        rate += f" (times {train.learning_rate:g})"
+    return [
+        ("Model", str(capture.job.get("model") or "not known"), task.model),
+        (
+            "Epochs",
+            _said(asked.get("n_epochs")),
+            f"{train.max_steps:,} steps" if train.max_steps else _said(train.epochs),
+        ),
+        ("Batch size", _said(asked.get("batch_size")), _said(train.batch_size)),
+        ("Learning-rate multiplier", _said(asked.get("learning_rate_multiplier")), rate),
+        *([("Beta", _said(asked.get("beta")), _said(train.effective_beta))] if kind == "preference" else []),
+        ("Seed", _said(capture.job.get("seed")), str(task.seed)),
+        ("Held-out rows", VALIDATION if capture.validation else "none", _held_out(task.data.validation)),
+    ]
+
+
+def _held_out(validation: str | float | None) -> str:
+    if validation is None or isinstance(validation, str):
+        return "none" if validation is None else Path(validation).name
+    return f"{validation:.0f} rows" if validation >= 1 else f"{validation:.0%} of the rows"
 
 
 def _said(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,7 +12,16 @@ from tunery.errors import ConfigError, HostedError, ResumableError, TuneryError
 NO_TRAINING = "training_not_available"
 
 NO_CREDIT = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
-"""Codes of 429 that no waiting mends."""
+"""Codes, mostly of 429, that no waiting mends."""
+
+ABOUT_A_QUESTION = (
+    "content_filter",
+    "content_policy_violation",
+    "moderation_blocked",
+    "context_length_exceeded",
+    "string_above_max_length",
+)
+"""Codes of 400 with which what a question says, or its length, is refused."""
 
 NOT_TODAY = ("daily_rate_limit_exceeded",)
 """Codes of 429 that only hours of waiting mend."""
@@ -48,6 +58,11 @@ class Server:
     def __repr__(self) -> str:  # the key stays out of logs and tracebacks
         return f"Server({self.address})"
 
+    def without_key(self, text: str) -> str:
+        """A text for a person: in one line, the key taken out."""
+        text = " ".join(text.split())
+        return text.replace(self.key, "…") if self.key else text
+
     @property
     def is_openais(self) -> bool:
         """OpenAI's own address, or one of its regions."""
@@ -59,15 +74,24 @@ def code_of(error: Any) -> str:
     return str(getattr(error, "code", None) or "")
 
 
+def is_about_question(error: Any) -> bool:
+    """Whether a question is refused for itself; the next one may be answered."""
+    about = re.match(r"(messages|prompt|tools)\b", str(getattr(error, "param", None) or ""))
+    return code_of(error) in ABOUT_A_QUESTION or (code_of(error) not in NO_CREDIT and about is not None)
+
+
+def is_gone(error: HostedError) -> bool:
+    """Whether what was asked for is there no longer."""
+    return getattr(error.__cause__, "status_code", None) in (404, 410)
+
+
 def said_by(error: Any, server: Server) -> str:
     """What the server said, in one line and without the key."""
     body = getattr(error, "body", None)
     said = body.get("message") if isinstance(body, dict) else None
     if isinstance(said, dict):  # some servers nest the error once more
         said = said.get("message")
-    text = " ".join(str(said or getattr(error, "message", "") or error).split())
-    if server.key:
-        text = text.replace(server.key, "…")
+    text = server.without_key(str(said or getattr(error, "message", "") or error))
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
@@ -87,6 +111,8 @@ def explain(error: Exception, server: Server, doing: str) -> TuneryError:
             f"{server.address} refuses the key in {server.key_variable} (401): {said}",
             f"set {server.key_variable} to a key of that server; keys are only read from the environment",
         )
+    if status == 429 or code_of(error) in (*NO_CREDIT, *NOT_TODAY):
+        return _limited(error, server, doing, said)
     if status == 403:
         return _forbidden(error, server, doing, said)
     if status == 404:
@@ -94,8 +120,6 @@ def explain(error: Exception, server: Server, doing: str) -> TuneryError:
             f"{doing}: {server.address} does not know it (404): {said}",
             "check the name, and that the key belongs to the project that owns it; an address ends in /v1",
         )
-    if status == 429:
-        return _limited(error, server, doing, said)
     if status >= 500 or status == 408:
         return ResumableError(
             f"{doing}: {server.address} failed again and again ({status}): {said}",
@@ -111,7 +135,7 @@ def _about(error: Any) -> str | None:
 
 def _unreachable(error: Exception, server: Server, doing: str) -> TuneryError:
     cause = error.__cause__
-    words = " ".join(str(cause or error).split()) or type(cause or error).__name__
+    words = server.without_key(str(cause or error)) or type(cause or error).__name__
     return ResumableError(
         f"{doing}: {server.address} could not be reached: {words}",
         "check the network and the address (hosted.base_url, OPENAI_BASE_URL), then run the same command again; it "
@@ -134,16 +158,16 @@ def _forbidden(error: Exception, server: Server, doing: str, said: str) -> Tuner
     )
 
 
-def _limited(error: Exception, server: Server, doing: str, said: str) -> TuneryError:
+def _limited(error: Any, server: Server, doing: str, said: str) -> TuneryError:
     code = code_of(error)
     if code in NO_CREDIT:
         return ResumableError(
-            f"{doing}: the account at {server.address} has no credit left (429 {code}): {said}",
+            f"{doing}: the account at {server.address} has no credit left ({error.status_code} {code}): {said}",
             "add credit or raise the limit there, then run the same command again; it goes on where it stopped",
         )
     if code in NOT_TODAY:
         return ResumableError(
-            f"{doing}: the account at {server.address} has used up today's jobs (429 {code}): {said}",
+            f"{doing}: the account at {server.address} has used up today's jobs ({error.status_code} {code}): {said}",
             "run the same command again tomorrow; it goes on where it stopped",
         )
     return ResumableError(

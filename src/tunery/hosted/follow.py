@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tunery.errors import DataError, HostedError, TuneryError
 from tunery.hosted.client import Service
 from tunery.hosted.curve import Curve, Line
-from tunery.hosted.job import EventLog, Follower
+from tunery.hosted.job import EventLog, Follower, content
 from tunery.hosted.plan import HostedPlan
 from tunery.hosted.settings import to_yaml
-from tunery.hosted.state import HostedState
+from tunery.hosted.state import HostedState, events_path, results_path
 from tunery.paths import RunPaths, write_atomic
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks
 
@@ -26,11 +26,6 @@ _STEP = re.compile(r"^Step \d+(/\d+)?:")
 """What a metrics event says besides its data."""
 
 PAUSED = "the job is paused; it goes on when someone resumes it there"
-
-
-def events_path(paths: RunPaths) -> Path:
-    """events.jsonl: what the server said of the job."""
-    return paths.root / "events.jsonl"
 
 
 def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View) -> dict[str, Any]:
@@ -121,12 +116,12 @@ def write_lines(path: Path, lines: Sequence[Line]) -> None:
 def _take_results(service: Service, file: str, curve: Curve, paths: RunPaths, view: View) -> None:
     """A result file's steps; without it the events say enough."""
     try:
-        content = service.call(f"fetching {file}", lambda client: client.files.content(file).content)
+        found = content(service, file)
     except HostedError as error:
         view.note(f"the result file {file} could not be fetched: {error.message}")
         return
-    write_atomic(paths.root / "results.csv", content)
-    curve.take_csv(content)
+    write_atomic(results_path(paths), found)
+    curve.take_csv(found)
 
 
 # --------------------------------------------------------------------------- the end

@@ -68,11 +68,11 @@ def lines_from(path: Path, known: Sequence[Question]) -> list[dict[str, Any]]:
         known: questions of held-out rows, whose references are taken for answers to the same.
 
     Raises:
-        DataError: rows that are none of these, each with its place.
+        DataError: rows that are none of these, each with its place; or the file is no UTF-8 text.
     """
     references = {one.key: one.reference for one in known}
     problems, found = [], []
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, text in enumerate(_text(path).split("\n"), start=1):  # JSON may hold the other line ends
         if not text.strip():
             continue
         try:
@@ -89,6 +89,13 @@ def lines_from(path: Path, known: Sequence[Question]) -> list[dict[str, Any]]:
     if problems or not found:
         raise DataError("\n".join(problems[:20]) or f"{path} holds no answers", "see docs/how-to.md, moving house")
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
 
 
 def _as_line(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,19 +16,24 @@ from tunery.hosted.questions import Question
 CHUNK = 32
 """Questions answered between two remarks on how far it is."""
 
+TIMED = 5
+"""Questions that are answered once more, each alone, to tell how long one takes."""
+
 
 @dataclass(frozen=True)
 class HereAnswers:
     """Answers in the order of the questions.
 
     Attributes:
-        seconds: of answering them all, without loading.
+        seconds: of answering them all, many at a time, without loading.
         tokens: written.
+        single_seconds: of one answer alone; the median of a few. None where nothing was answered.
     """
 
     answers: list[Answer]
     seconds: float
     tokens: int
+    single_seconds: float | None
 
 
 def answer_here(
@@ -60,7 +66,15 @@ def answer_here(
             tokens += written
             answers[number] = Answer(text, finish_reason="length" if written >= longest else "stop")
         note(f"{min(at + CHUNK, len(order)):,} of {len(order):,} questions answered here")
-    return HereAnswers(answers, time.perf_counter() - started, tokens)
+    seconds = time.perf_counter() - started
+    timed = [_seconds_alone(tuned, prompts[i], sampling) for i in order[:: max(1, len(order) // TIMED)][:TIMED]]
+    return HereAnswers(answers, seconds, tokens, statistics.median(timed) if timed else None)
+
+
+def _seconds_alone(tuned: TunedModel, prompt: list[int], sampling: Sampling) -> float:
+    started = time.perf_counter()
+    generate(tuned.model, tuned.base.tokenizer, [prompt], sampling, tuned.renderer.stop_ids)
+    return time.perf_counter() - started
 
 
 def _prompt(tuned: TunedModel, question: Question) -> list[int]:

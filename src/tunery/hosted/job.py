@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunery.errors import HostedError
 from tunery.hosted import client as client_module
-from tunery.hosted.client import UPLOAD_TIMEOUT, Service, is_local
+from tunery.hosted.client import Service, is_local
 from tunery.hosted.failures import NO_TRAINING, code_of, said_by, training_closed
 from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.state import DONE
@@ -26,6 +26,9 @@ FOLLOW_PATIENCE = 1800.0
 
 SHORTEST_LOOK, LONGEST_LOOK = 1.0, 20.0
 """Seconds between two looks at a job: short after news, longer while there are none."""
+
+SETTLING = 5.0
+"""Seconds after which a job is there that a request made although it seemed to fail."""
 
 _RECENT = 100
 """Jobs looked through for one that was made although its making seemed to fail."""
@@ -43,13 +46,13 @@ def require_access(service: Service, model: str) -> None:
 
     def probe(client: OpenAI) -> Any:
         try:
-            return client.fine_tuning.jobs.create(model=model, training_file=NO_FILE)
+            return as_dict(client.fine_tuning.jobs.create(model=model, training_file=NO_FILE))
         except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
             return error
 
     answer = service.call(doing, probe)
     if not isinstance(answer, openai.APIStatusError):  # made all the same: it has no rows, and must not stay
-        service.call("cancelling a job without rows", lambda client: client.fine_tuning.jobs.cancel(answer.id))
+        cancel(service, answer["id"])
         return
     said = said_by(answer, service.server)
     if code_of(answer) == NO_TRAINING or NO_TRAINING in said:
@@ -62,7 +65,7 @@ def require_access(service: Service, model: str) -> None:
 
 def _models_there(service: Service, model: str) -> str:
     """A hint with the models that the server has, the most similar first."""
-    names = sorted(one.id for one in service.call("listing models", lambda client: list(client.models.list())))
+    names = sorted(service.call("listing models", lambda client: [one.id for one in client.models.list()]))
     if not names:
         return "the server lists no models; check the address and the key"
     close = difflib.get_close_matches(model, names, 3, 0.5)
@@ -81,59 +84,101 @@ def upload(service: Service, path: Path) -> dict[str, Any]:
     """
     doing = f"uploading {path.name}"
 
-    def send(client: OpenAI) -> Any:
+    def send(client: OpenAI) -> dict[str, Any]:
+        patient = client.with_options(timeout=client_module.LONG_TIMEOUT)
         with open(path, "rb") as file:  # anew for each try: a dropped connection leaves it half read
-            return client.with_options(timeout=UPLOAD_TIMEOUT).files.create(file=file, purpose="fine-tune")
+            return as_dict(patient.files.create(file=file, purpose="fine-tune"))
 
     found = service.call(doing, send)
     size = path.stat().st_size
-    if found.bytes and found.bytes != size:
-        raise HostedError(
-            f"{doing}: {size:,} bytes were sent and {found.bytes:,} arrived", "run the same command again"
-        )
-    return {"id": found.id, "bytes": found.bytes}
+    arrived = found.get("bytes")
+    if arrived and arrived != size:
+        raise HostedError(f"{doing}: {size:,} bytes were sent and {arrived:,} arrived", "run the same command again")
+    return {"id": found["id"], "bytes": arrived}
+
+
+def content(service: Service, file: str) -> bytes:
+    """The content of a file there."""
+    return service.call(f"fetching {file}", lambda client: client.files.content(file).content)
 
 
 def create(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
     """Make the job, once.
 
     A request whose answer was lost may have made it: a job on the same training file, which only this run uses, is
-    taken for it.
+    taken for it. Where one came so late that there are two, the later ones are cancelled.
     """
+    tries = 0
 
-    def make(client: OpenAI) -> Any:
-        return _made_already(client, request["training_file"]) or client.fine_tuning.jobs.create(**request)
+    def make(client: OpenAI) -> dict[str, Any]:
+        nonlocal tries
+        if tries:
+            client_module.sleep(SETTLING)
+        tries += 1
+        patient = client.with_options(timeout=client_module.LONG_TIMEOUT)
+        made = _made_on(client, request["training_file"])
+        return made[0] if made else as_job(patient.fine_tuning.jobs.create(**request))
 
-    return as_dict(service.call("creating the job", make))
+    made = service.call("creating the job", make)
+    return find(service, request["training_file"]) or made
 
 
-def _made_already(client: OpenAI, training_file: str) -> Any:
+def find(service: Service, training_file: str) -> dict[str, Any] | None:
+    """The one job on a training file, which only one run uses; later ones that still go on are cancelled."""
+    made = service.call("looking for the job", lambda client: _made_on(client, training_file))
+    for job in made[1:]:
+        if job["status"] not in DONE:
+            service.note(f"{job['id']} is cancelled: it is the same job as {made[0]['id']}")
+            cancel(service, job["id"])
+    return made[0] if made else None
+
+
+def _made_on(client: OpenAI, training_file: str) -> list[dict[str, Any]]:
+    """The jobs on a training file; those that still go on or have succeeded first, and of these the oldest."""
     import openai
 
     try:
         recent = client.fine_tuning.jobs.list(limit=_RECENT).data
     except (openai.NotFoundError, openai.BadRequestError):  # a server that lists none
-        return None
-    return next((job for job in recent or () if job.training_file == training_file), None)
+        return []
+    made = [as_job(job) for job in reversed(recent or ()) if job.training_file == training_file]
+    return sorted(made, key=lambda job: job["status"] in ("failed", "cancelled"))
 
 
 def as_dict(answer: Any) -> dict[str, Any]:
-    """An object of the client as JSON values."""
-    return answer.model_dump(mode="json", exclude_none=False, warnings=False)
+    """An object of the client as JSON values.
+
+    Raises:
+        TypeError, AttributeError: it is none.
+    """
+    values = answer.model_dump(mode="json", exclude_none=False, warnings=False)
+    if not isinstance(values.get("id"), str):
+        raise TypeError("an object without an id")
+    return values
+
+
+def as_job(answer: Any) -> dict[str, Any]:
+    """A job of the client as JSON values.
+
+    Raises:
+        TypeError, AttributeError: it is none.
+    """
+    values = as_dict(answer)
+    if not all(isinstance(values.get(name), str) for name in ("status", "model", "training_file")):
+        raise TypeError("a job without a status, model or training file")
+    return values
 
 
 def retrieve(service: Service, job: str) -> dict[str, Any]:
     """The job as it is now."""
-    return as_dict(
-        service.call(
-            f"looking at {job}", lambda client: client.fine_tuning.jobs.retrieve(job), patience=FOLLOW_PATIENCE
-        )
+    return service.call(
+        f"looking at {job}", lambda client: as_job(client.fine_tuning.jobs.retrieve(job)), patience=FOLLOW_PATIENCE
     )
 
 
 def cancel(service: Service, job: str) -> dict[str, Any]:
     """Cancel the job; it is then described as it is."""
-    return as_dict(service.call(f"cancelling {job}", lambda client: client.fine_tuning.jobs.cancel(job)))
+    return service.call(f"cancelling {job}", lambda client: as_job(client.fine_tuning.jobs.cancel(job)))
 
 
 # --------------------------------------------------------------------------- events

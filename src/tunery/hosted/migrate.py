@@ -2,60 +2,37 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from tunery.config import DataConfig
+from tunery.config import Kind
 from tunery.config_hosted import HostedConfig
-from tunery.data.example import DataSet, Example
 from tunery.data.read import read_data
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
 from tunery.evaluation.tuned import TunedModel
 from tunery.hosted.ask import ANSWERS_LONGEST, AnswerBook, Asker, ask_all
-from tunery.hosted.capture import (
-    TRAINING,
-    Capture,
-    fetch,
-    from_files,
-    is_capture,
-    open_capture,
-)
+from tunery.hosted.beside import Finished, put_beside
+from tunery.hosted.capture import TRAINING, Capture, fetch, from_files, is_capture, open_capture
 from tunery.hosted.client import Service
 from tunery.hosted.consent import Consent, require_consent
-from tunery.hosted.equivalent import HELD_OUT, Equivalent, equivalent, target_name
+from tunery.hosted.equivalent import equivalent, target_name
 from tunery.hosted.estimate import answers_sentence, estimate_answers
-from tunery.hosted.given import common_labels, held_out_questions, lines_from, read_answers
-from tunery.hosted.here import HereAnswers, answer_here
+from tunery.hosted.failures import is_gone
+from tunery.hosted.given import Answered, lines_from, read_answers
 from tunery.hosted.jsonl import append
+from tunery.hosted.moved_rows import Rows, read_rows
 from tunery.hosted.prices import load_prices
 from tunery.hosted.questions import Question
-from tunery.hosted.receipt import settled_hyperparameters
-from tunery.hosted.side_by_side import Pair, compare_sides
-from tunery.hosted.side_by_side_page import write_side_by_side
+from tunery.hosted.state import DONE
 from tunery.hosted.tokens import TokenCounter
-from tunery.paths import RunPaths, file_sha256, safe_name, write_atomic, write_json
+from tunery.models.source import locate
+from tunery.paths import file_sha256, safe_name, write_atomic
+from tunery.task_file import load_task
 
 if TYPE_CHECKING:
     from tunery.training.fit import View
-
-SAMPLES = 24
-"""Answers shown side by side."""
-
-
-class Finished(Protocol):
-    """A finished run (tunery.api.Run)."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def receipt(self) -> dict[str, Any]: ...
-    @property
-    def evaluation(self) -> dict[str, Any] | None: ...
 
 
 @dataclass(frozen=True)
@@ -123,37 +100,82 @@ def migrate(
     Raises:
         TuneryError: see tunery.errors; what was captured before is kept.
     """
-    if move.to is None and not move.capture_only:
+    _require_base(move)
+    capture, service = _capture(move, view)
+    rows = _rows(move, capture, view)
+    asked = rows.asked[: move.rows]
+    folder = capture.folder.parent
+    task = None if move.to is None else _task(move, capture, move.to, rows.kind)
+    if move.answers is not None:
+        _take_own_answers(move.answers, capture, rows.asked)
+    elif service is not None:
+        _ask(move, service, capture, asked, view, consent)
+    answered = [(question, answer) for question, answer in read_answers(capture.answers) if not answer.refused]
+    if move.capture_only or task is None:
+        return Migration(folder, len(answered))
+    texts = [(question, answer) for question, answer in answered if answer.is_text]
+    _tell_what_is_missing(capture, asked, texts, move, view)
+    run = train(task, move.overrides)
+    result = put_beside(capture, rows, texts, run, load(run.path), view.note) if texts else None
+    return Migration(folder, len(answered), run, result)
+
+
+def _require_base(move: Move) -> None:
+    """Find the model to train before anything is asked or paid.
+
+    Raises:
+        ConfigError: none is named, or it is not there.
+    """
+    if move.to is not None:
+        locate(move.to, weights=False)
+    elif not move.capture_only:
         raise ConfigError(
             "which model is to be trained here?",
             "name it with --to, e.g. --to smollm2-135m-instruct, or save everything now with --capture-only",
         )
-    capture, service = _capture(move, view)
+
+
+def _rows(move: Move, capture: Capture, view: View) -> Rows:
     try:
-        data = read_data(_data_config(capture), int(capture.job.get("seed") or 0))
+        rows = read_rows(capture)
     except DataError as error:
         if not move.capture_only:
             raise
-        view.note(f"the rows are saved; the model was not asked, because they could not be read: {error}")
-        return Migration(capture.folder.parent, len(read_answers(capture.answers)))
-    if move.answers is not None:
-        _take_own_answers(move.answers, capture, held_out_questions(data))
-    elif service is not None:
-        _ask(move, service, capture, held_out_questions(data, move.rows), view, consent)
-    answered = len(read_answers(capture.answers))
+        raise HostedError(
+            f"the rows are saved in {capture.folder}, but could not be read, so the model was not asked: {error}",
+            "give rows that can be read with --files and --validation, into another folder (--out)",
+        ) from None
+    if rows.problem:
+        view.note(f"only the validation rows are asked: {rows.problem}")
+    return rows
+
+
+def _task(move: Move, capture: Capture, to: str, kind: Kind) -> Path:
+    """The task file, which can be trained with the settings given.
+
+    Raises:
+        ConfigError, DataError: it cannot.
+    """
     folder = capture.folder.parent
-    if move.capture_only or move.to is None:
-        return Migration(folder, answered)
-    same = equivalent(capture, move.to, folder, data.kind)
-    task = folder / f"{target_name(move.to)}.yaml"
-    if not task.exists():  # one that a person has changed stays
-        write_atomic(task, same.yaml)
-    run = train(task, move.overrides)
-    if not answered:
-        view.note("no answer of the tuned model was captured, so there is nothing to put side by side")
-        return Migration(folder, 0, run)
-    result = _compare(capture, data, same, run, load, view)
-    return Migration(folder, answered, run, result)
+    path = folder / f"{target_name(to)}.yaml"
+    if not path.exists():  # one that a person has changed stays
+        write_atomic(path, equivalent(capture, to, folder, kind))
+    task = load_task(path, move.overrides)
+    read_data(task.data, task.seed)
+    return path
+
+
+def _tell_what_is_missing(
+    capture: Capture, asked: Sequence[Question], texts: Sequence[Answered], move: Move, view: View
+) -> None:
+    """Say before the training, which may take hours, what can be put side by side after it."""
+    if not texts:
+        view.note("no answer of the tuned model was captured, so there will be nothing to put side by side")
+    elif move.answers is None and (missing := {one.key for one in asked} - {one.key for one, _ in texts}):
+        view.note(
+            f"{len(missing):,} of {len(asked):,} questions have no answer of the tuned model; it can only be asked "
+            f"with the job's name: tunery migrate {capture.name} --capture-only"
+        )
 
 
 # --------------------------------------------------------------------------- capture
@@ -179,15 +201,6 @@ def _folder(move: Move, name: str) -> Path:
     return (move.out or Path("runs") / safe_name(name.replace(":", "-"))) / "capture"
 
 
-def _data_config(capture: Capture) -> DataConfig:
-    validation = capture.validation
-    return DataConfig(
-        train=str(capture.training),
-        validation=str(validation) if validation else HELD_OUT,
-        on_bad_row="skip",  # what can be asked is asked; training names the others, and stops
-    )
-
-
 def _take_own_answers(path: Path, capture: Capture, questions: Sequence[Question]) -> None:
     """Take the answers that a person has kept."""
     if not path.is_file():
@@ -203,6 +216,11 @@ def _ask(
 ) -> None:
     """Put the held-out questions to the tuned model that it was not asked yet."""
     if capture.tuned_model is None:
+        if move.capture_only and capture.job.get("status") not in DONE:
+            raise HostedError(
+                f"{capture.name} has made no model yet ({capture.job.get('status')}); its rows are in {capture.folder}",
+                "run the same command again when it has",
+            )
         view.note(f"{capture.name} {capture.job.get('status')}: it made no model that could be asked")
         return
     book = AnswerBook(capture.answers)
@@ -218,116 +236,15 @@ def _ask(
     try:
         ask_all(asker, book, asked, move.hosted.parallel, view.note)
     except HostedError as error:
-        view.note(f"the tuned model could not be asked: {error}")
+        missing = book.missing(model, asked, ANSWERS_LONGEST)
+        kept = f"{len(asked) - len(missing):,} of {len(asked):,} answers are kept in {capture.folder}"
+        if move.capture_only or not is_gone(error):
+            raise HostedError(
+                f"the tuned model could not be asked: {error.message}; {kept}, with all the rest",
+                f"run the same command again, or use what is there: tunery migrate {capture.folder.parent} --to MODEL",
+            ) from error
+        view.note(f"the tuned model does not answer any more: {error.message}; {kept}")
     except KeyboardInterrupt:
         raise StoppedError(
             f"interrupted; the answers so far are in {capture.answers}", "run the same command again to go on"
         ) from None
-
-
-# --------------------------------------------------------------------------- side by side
-
-
-def _compare(
-    capture: Capture,
-    data: DataSet,
-    same: Equivalent,
-    run: Finished,
-    load: Callable[[Path], TunedModel],
-    view: View,
-) -> dict[str, Any]:
-    answered = [(question, answer) for question, answer in read_answers(capture.answers) if answer.is_text]
-    tuned = load(run.path)
-    questions = [question for question, _ in answered]
-    tokenizer = tuned.base.tokenizer
-    written = (len(tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answered)
-    longest = max((tuned.task.evaluate.max_new_tokens, *written))  # no shorter than what it is compared with
-    here = answer_here(tuned, questions, longest, view.note)
-    pairs = [
-        Pair(question, hosted, local)
-        for (question, hosted), local in zip(answered, here.answers, strict=True)
-        if local.is_text
-    ]
-    if not pairs:
-        raise ConfigError("no question fits into the model's context", "choose a base with a longer one, with --to")
-    labels = common_labels(one.reference for one in (*_questions(data, data.train), *_questions(data, data.validation)))
-    compared = compare_sides(pairs, labels, SAMPLES)
-    result = {
-        "tunery": importlib.metadata.version("tunery"),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "name": capture.name,
-        "kind": data.kind,
-        "from": _origin(capture),
-        "to": _target(run, tuned),
-        "mapping": [list(entry) for entry in same.mapping],
-        **compared,
-        "speed": {
-            "hosted_seconds": _median([pair.hosted.seconds for pair in pairs if pair.hosted.seconds]),
-            "local_seconds": here.seconds / max(1, len(pairs)),
-            "local_tokens_per_second": here.tokens / here.seconds if here.seconds else None,
-        },
-        "own_evaluation": run.evaluation,
-    }
-    result["warnings"] = _warnings(capture, data, pairs, here, len(answered))
-    write_json(RunPaths(run.path).root / "side-by-side.json", result)
-    write_side_by_side(run.path, result)
-    return result
-
-
-def _questions(data: DataSet, rows: Sequence[Example]) -> list[Question]:
-    return held_out_questions(replace(data, validation=list(rows)))
-
-
-def _keys(data: DataSet, rows: Sequence[Example]) -> set[str]:
-    return {question.key for question in _questions(data, rows)}
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
-def _origin(capture: Capture) -> dict[str, Any]:
-    job = capture.job
-    kept = ("id", "model", "fine_tuned_model", "created_at", "finished_at", "trained_tokens", "seed", "metadata")
-    return {
-        "address": capture.address,
-        **{key: job.get(key) for key in kept},
-        "method": (job.get("method") or {}).get("type"),
-        "hyperparameters": settled_hyperparameters(job),
-    }
-
-
-def _target(run: Finished, tuned: TunedModel) -> dict[str, Any]:
-    receipt = run.receipt
-    return {
-        "model": tuned.task.model,
-        "run": str(run.path),
-        "parameters": receipt["model"]["parameters"],
-        "trainable_parameters": receipt["lora"]["trainable_parameters"],
-        "adapter_bytes": receipt["adapter"]["bytes"],
-        "adapter_sha256": receipt["adapter"]["sha256"],
-        "dtype": receipt["precision"]["dtype"],
-        "device": receipt["device"],
-        "train_seconds": receipt["speed"]["train_seconds"],
-        "peak_bytes": receipt["memory"]["peak_bytes"],
-    }
-
-
-def _warnings(capture: Capture, data: DataSet, pairs: Sequence[Pair], here: HereAnswers, answered: int) -> list[str]:
-    found = []
-    trained, held = _keys(data, data.train), _keys(data, data.validation)
-    there = trained | held if capture.validation is None else trained
-    for keys, who in ((there, "hosted"), (trained, "local")):
-        if seen := sum(pair.question.key in keys for pair in pairs):
-            found.append(
-                f"{seen:,} of the {len(pairs):,} questions are rows that the {who} model learnt, which flatters it"
-            )
-    if answered > len(pairs):
-        found.append(f"{answered - len(pairs):,} questions do not fit into the local model's context and are left out")
-    if cut := sum(pair.hosted.finish_reason == "length" for pair in pairs):
-        found.append(f"{cut:,} answers of the hosted model were cut at {ANSWERS_LONGEST} tokens")
-    if cut := sum(answer.finish_reason == "length" for answer in here.answers):
-        found.append(f"{cut:,} answers of the local model were cut at the length of the longest hosted one")
-    if len(pairs) < 30:
-        found.append(f"{len(pairs)} questions are few: small differences may be chance")
-    return found

@@ -91,8 +91,10 @@ def shown(messages: Sequence[Message]) -> str:
 def read_label(answer: str, labels: Sequence[str]) -> str | None:
     """The label that an answer gives: the answer is that label, or names it and no other; else None.
 
-    Case, and punctuation and white space around, do not count.
+    Case, and punctuation and white space around, do not count, unless labels differ in these only.
     """
+    if answer.strip() in labels:
+        return answer.strip()
     bare = answer.strip().strip(".,;:!?\"'`*()[] \n\t").casefold()
     exact = [label for label in labels if label.casefold() == bare]
     if exact:

@@ -13,17 +13,18 @@ from tunery.data.read import read_more
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
 from tunery.evaluation.record import show
 from tunery.evaluation.report import write_report
+from tunery.hosted.adopt import adopt, is_job
 from tunery.hosted.ask import AnswerBook
 from tunery.hosted.client import Service
 from tunery.hosted.consent import Consent, require_consent
 from tunery.hosted.estimate import answers_sentence, estimate_answers
 from tunery.hosted.evaluate import Exam, evaluate, make_exam
-from tunery.hosted.follow import events_path, failure, follow
-from tunery.hosted.job import cancel, create, require_access, upload
+from tunery.hosted.follow import failure, follow
+from tunery.hosted.job import cancel, create, find, require_access, upload
 from tunery.hosted.plan import HostedPlan, make_plan
 from tunery.hosted.receipt import build_receipt
 from tunery.hosted.settings import suffix, to_yaml
-from tunery.hosted.state import HostedState, load_state
+from tunery.hosted.state import HostedState, load_state, put_aside
 from tunery.paths import RunPaths, read_json, safe_name, write_atomic, write_json
 from tunery.task_file import load_task
 from tunery.training.metrics import read_metrics
@@ -45,20 +46,24 @@ def train_hosted(
     Raises:
         TuneryError: see tunery.errors. StoppedError: interrupted; the job on the server goes on.
     """
-    if resume not in ("auto", "never"):
-        raise ConfigError("a hosted run has no checkpoints here to go on from", "leave --resume out")
+    if resume not in ("auto", "never") and not is_job(resume):
+        raise ConfigError(
+            "a hosted run has no checkpoints here to go on from", "leave --resume out, or name the run's job: ftjob-…"
+        )
     plan = make_plan(task)
     for note in (*plan.data.notes, *plan.remarks):
         view.note(note)
+    if is_job(resume):
+        adopt(Service(plan.task.hosted, view.note), plan, paths, resume)
     state = _taken_up(plan, paths)
     if paths.receipt.exists():
         return _finished(plan, state, paths, view, consent)
-    if not state.estimate:
+    if not state.job_id and not _is_agreed(plan, state, paths):
         require_consent(consent, _what_is_sent(plan))
     service = Service(plan.task.hosted, view.note)
-    if not state.job_id:
-        _begin(service, plan, state, paths, view)
     with _interruptible(state):
+        if not state.job_id:
+            _begin(service, plan, state, paths, view)
         job = follow(service, plan, state, paths, view)
     state.job = job
     state.save(paths)
@@ -87,8 +92,6 @@ def _taken_up(plan: HostedPlan, paths: RunPaths) -> HostedState:
         return now
     if then.status in FAILED:
         now.earlier = [*then.earlier, then.job]
-        for left in (paths.metrics, events_path(paths)):
-            left.unlink(missing_ok=True)
         return now
     if changed := then.differences(now):
         what = f"follows {then.job_id}" if then.job_id else "has begun"
@@ -98,6 +101,17 @@ def _taken_up(plan: HostedPlan, paths: RunPaths) -> HostedState:
             "kept under another name, and its job goes on)",
         )
     return then
+
+
+def _is_agreed(plan: HostedPlan, state: HostedState, paths: RunPaths) -> bool:
+    """Whether a person has agreed to just what the plan sends and asks; the run's task and state say what to."""
+    if state.estimate != plan.estimate.as_json():
+        return False
+    then = load_task(paths.task)
+    return then.evaluate == plan.task.evaluate and all(
+        getattr(then.hosted, name) == getattr(plan.task.hosted, name)
+        for name in ("base_deployment", "tuned_deployment")
+    )
 
 
 def _what_is_sent(plan: HostedPlan) -> list[str]:
@@ -117,6 +131,7 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
     """Send the files and make the job; each step is written down before the next."""
     if not state.uploaded:
         require_access(service, plan.model)
+        put_aside(paths)
     state.estimate = plan.estimate.as_json()
     write_atomic(paths.task, to_yaml(plan.task))
     state.save(paths)
@@ -149,6 +164,12 @@ def _interruptible(state: HostedState) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if not state.job_id:
+            raise StoppedError(
+                "interrupted while starting" + ("; a job may have been made all the same" if state.uploaded else ""),
+                "run the same command again: it finds a job that was made, and else goes on; with --cancel it is "
+                "cancelled",
+            ) from None
         raise StoppedError(
             f"no longer following {state.job_id}, which goes on at {state.address}",
             "run the same command again to follow it; with --cancel it is cancelled",
@@ -162,10 +183,15 @@ def cancel_hosted(task: Task, paths: RunPaths, view: View) -> str:
         ConfigError: there is none.
     """
     state = load_state(paths)
-    if state is None or not state.job_id:
-        raise ConfigError(f"{paths.root} has no job to cancel", "it is made by `tunery train`")
-    there = task.hosted.model_copy(update={"base_url": state.address})
-    state.job = cancel(Service(there, view.note), state.job_id)
+    no_job = ConfigError(f"{paths.root} has no job to cancel", "it is made by `tunery train`")
+    if state is None or not (state.job_id or "training" in state.uploaded):
+        raise no_job
+    service = Service(task.hosted.model_copy(update={"base_url": state.address}), view.note)
+    if not state.job_id:  # the answer that told of it may have been lost
+        state.job = find(service, state.uploaded["training"]["id"]) or {}
+    if not state.job_id:
+        raise no_job
+    state.job = cancel(service, state.job_id)
     state.save(paths)
     return f"{state.job_id} at {state.address}: {state.status}"
 
@@ -221,7 +247,7 @@ def _evaluate_own(
     """The run's own evaluation, written down; None where there is none to make."""
     if plan.exam is None:
         return None
-    agreed = max((one["questions"] for one in state.estimate.get("answers", ())), default=0)
+    agreed = len(plan.exam.questions) if _is_agreed(plan, state, paths) else 0
     result = _Asking(service, plan, state, paths, view, consent).run(plan.exam, agreed)
     write_json(paths.evaluation, result)
     return result

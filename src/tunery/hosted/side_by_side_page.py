@@ -94,7 +94,7 @@ def _numbers(result: Result) -> list[dict[str, str]]:
             "note": "overlap of the local answers with the hosted ones, 0 to 100",
         },
         {
-            "name": "Seconds an answer, here",
+            "name": "Seconds for one answer, here",
             "value": show(pick(speed, "local_seconds"), "rate"),
             "note": "the other's are not known" if theirs == NOTHING else f"{theirs} there, the network included",
         },
@@ -181,7 +181,7 @@ def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Training", show(pick(here, "train_seconds"), "seconds")),
                 ("Memory at the peak", show(pick(here, "peak_bytes"), "bytes")),
                 ("Seconds an answer", show(pick(speed, "local_seconds"), "rate")),
-                ("Tokens a second", show(pick(speed, "local_tokens_per_second"), "points")),
+                ("Tokens a second, many answers at a time", show(pick(speed, "local_tokens_per_second"), "points")),
             ],
         ),
     ]

@@ -83,6 +83,27 @@ def state_path(paths: RunPaths) -> Path:
     return paths.root / "hosted.json"
 
 
+def events_path(paths: RunPaths) -> Path:
+    """events.jsonl: what the server said of the job."""
+    return paths.root / "events.jsonl"
+
+
+def results_path(paths: RunPaths) -> Path:
+    """results.csv: the job's metrics as the server keeps them."""
+    return paths.root / "results.csv"
+
+
+def put_aside(paths: RunPaths) -> None:
+    """Move what is known of an earlier job to a folder earlier-N."""
+    left = [path for path in (paths.metrics, events_path(paths), results_path(paths)) if path.exists()]
+    number = 1
+    while (kept := paths.root / f"earlier-{number}").exists():
+        number += 1
+    for path in left:
+        kept.mkdir(exist_ok=True)
+        path.rename(kept / path.name)
+
+
 def require_local(paths: RunPaths) -> None:
     """Refuse to train here in the folder of a hosted run.
 
@@ -113,5 +134,6 @@ def load_state(paths: RunPaths) -> HostedState | None:
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}",
-            "it names the job of this run: restore it, or start over with --resume never (the job itself goes on)",
+            "it names the job of this run: restore it, or name the job with --resume ftjob-… (the server lists it), or "
+            "start over with --resume never (the job itself goes on)",
         ) from None

