@@ -35,6 +35,9 @@ POSITIONS = 16
 KNOWN = 256
 """Most likely tokens of the tuned model that are compared one by one; the rest of its vocabulary counts as one."""
 
+TIE = 0.15
+"""Nats within which the tuned model's second choice is as good as its first, whatever the format."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -43,8 +46,8 @@ class Limits:
     Attributes:
         mean, maximum: difference of an answer token's log-probability, in nats.
         kl: mean KL(tuned ‖ exported), in nats.
-        agreement: smallest share of positions with the same most likely token. A token that is as likely to the tuned
-            model as its own first choice, up to `maximum`, counts as the same.
+        agreement: smallest share of positions with the same most likely token. One that is as likely to the tuned
+            model as its own first choice, up to TIE, counts as the same.
     """
 
     mean: float
