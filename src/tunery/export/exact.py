@@ -1,8 +1,8 @@
 """A model that holds its weights as they are stored and computes in float32.
 
 Two models are compared by what their weights say, not by how a product in 16 bits happens to be rounded: in bfloat16
-one answer's log-probability moves by a tenth of a nat with the order of a sum (docs/lab.md). Widening the whole model
-would take twice its memory, so every layer's weight is widened when its turn comes, a large one part by part.
+an answer's log-probability moves with the order of a sum. Widening the whole model would take twice its memory, so
+every layer's weight is widened when its turn comes, a large one part by part.
 """
 
 from __future__ import annotations
