@@ -4,7 +4,7 @@
 
 For each format: how far its log-probabilities are from the adapter's (what `tunery export` measures), the accuracy on
 the rows in the program it is for, and on how many rows the label is another one than in tunery. It ends with exit
-code 1 where an accuracy is more than a point from tunery's.
+code 1 where an accuracy is more than a point from tunery's, or every format was refused.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def report(rows: int, accuracy: float, results: Sequence[dict[str, Any]]) -> str
         lines.append(
             f"| {result['format']} | {result['megabytes']} | {result['accuracy']:.1%} | {result['other_labels']} "
             f"| {result['mean_difference']:.2g} | {result['max_difference']:.2g} | {result['kl']:.2g} "
-            f"| {result['agreement']:.1%} |"
+            f"| {result['same_choice']:.1%} |"
         )
     return "\n".join(lines)
 
@@ -116,7 +116,13 @@ def main() -> int:
     print(report(len(given.truth), accuracy, results))
     if options.json:
         options.json.write_text(json.dumps({"accuracy": accuracy, "results": results}, indent=2) + "\n")
-    return int(any(abs(result["accuracy"] - accuracy) > ALLOWED for result in results if "accuracy" in result))
+    return exit_code(accuracy, results)
+
+
+def exit_code(accuracy: float, results: Sequence[dict[str, Any]]) -> int:
+    """1 where an accuracy is too far from tunery's, or nothing could be judged."""
+    judged = [result["accuracy"] for result in results if "accuracy" in result]
+    return int(not judged or any(abs(found - accuracy) > ALLOWED for found in judged))
 
 
 if __name__ == "__main__":

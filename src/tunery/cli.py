@@ -150,7 +150,7 @@ def init(template: str, folder: Path) -> None:
     "destinations",
     multiple=True,
     metavar="DESTINATION",
-    help="Also say what a destination would refuse: peft, merged, vllm, gguf, gguf-adapter, ollama. Repeatable.",
+    help="Also say what a destination would refuse: peft, merged, vllm, gguf, gguf-adapter, ollama, hub. Repeatable.",
 )
 def check(
     task: Path,
@@ -344,13 +344,15 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Its folder; left out, RUN/export/FORMAT.")
 @click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(1), help="Held-out rows to compare.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps",
+    help="Where models are compared; auto takes the CPU where a GPU has no room.",
+)  # fmt: skip
 @click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
 @click.option(
     "--content",
-    default="peft",
-    show_default=True,
     type=click.Choice([f for f in FORMATS if f != "hub"]),
-    help="hub: which format to upload.",
+    help="hub: which format to upload; left out, peft.",
 )
 @click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")
 @click.option("--dry-run", is_flag=True, help="hub: export, and only say what would be uploaded.")
@@ -362,8 +364,9 @@ def export(
     quantize: str | None,
     out: Path | None,
     rows: int,
+    device: str,
     repo: str | None,
-    content: str,
+    content: str | None,
     public: bool,
     dry_run: bool,
     as_json: bool,
@@ -384,6 +387,7 @@ def export(
         quantize=quantize,
         out=out,
         rows=rows,
+        device=device,
         repo=repo,
         content=content,
         private=not public,

@@ -149,7 +149,12 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             sync_folder(temporary)
             if target.exists():
                 os.rename(target, retired)
-            os.rename(temporary, target)
+            try:
+                os.rename(temporary, target)
+            except BaseException:
+                if retired.exists():
+                    os.rename(retired, target)
+                raise
             sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

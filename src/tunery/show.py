@@ -318,19 +318,30 @@ def export(done: Export) -> None:
         ("mean difference of log-probabilities", "mean_difference", ".2g"),
         ("largest difference", "max_difference", ".2g"),
         ("KL(tuned ‖ exported)", "kl", ".2g"),
-        ("same first choice", "agreement", ".1%"),
+        ("same first choice", "same_choice", ".1%"),
+        ("the same, near ties counted", "agreement", ".1%"),
     ):
-        console.print(f"  {name:<38}{format(difference[key], form):>10}   limit {format(limits[key], form)}")
+        limit = f"   limit {format(limits[key], form)}" if key in limits else ""
+        console.print(f"  {name:<38}{format(difference[key], form):>10}{limit}")
     console.print(
         f"  {_plural(comparison['identical_prompts'], 'prompt')} and "
         f"{_plural(comparison['identical_texts'], 'text')} give the same tokens; "
-        f"the update is in all {_plural(update['layers'], 'layer')} (mean share {update['mean_share']:.0%})"
+        f"{_found(update)}"
     )
     for name, file in record["files"].items():
         console.print(Text(f"  {_size(file['bytes']):>10}  {name}", style="dim"))
     console.print(Text(f"Export:   {done.path}"), soft_wrap=True)
     if done.upload:
         _upload(console, done.upload)
+
+
+def _found(update: Mapping[str, Any]) -> str:
+    """In how many layers the update was found, and how much of it."""
+    words = f"the update is found in {update['measured']} of {_plural(update['layers'], 'layer')}"
+    if not update["measured"]:
+        return f"{words}: it is smaller than what rounding does"
+    words += f", {update['mean_share']:.0%} of it on average"
+    return f"{words}, least {update['least_share']:.0%} in {update['least_in']}"
 
 
 def _size(count: float) -> str:
@@ -352,4 +363,5 @@ def _upload(console: Console, upload: Mapping[str, Any]) -> None:
     )
     for name, size in upload["files"].items():
         console.print(Text(f"  {_size(size):>10}  {name}"))
+    console.print(f"Files of other formats would be removed there: {', '.join(upload['removes'])}", markup=False)
     console.print(Text(f"\n{upload['card']}", style="dim"))

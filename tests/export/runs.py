@@ -131,7 +131,7 @@ def save_base(
     if shape == "mistral":  # llama.cpp computes no window, so it takes no longer rows than that
         changes = {"sliding_window": None, **changes}
     shards = changes.pop("max_shard_size", None)
-    model = tiny_model(shape, dtype, tied, vocab_size=len(tokenizer), **ids, **changes)
+    model = tiny_model(shape, dtype, tied, **{"vocab_size": len(tokenizer), **ids, **changes})
     model.save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
     tokenizer.save_pretrained(folder)
     return folder

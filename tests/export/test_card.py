@@ -64,6 +64,20 @@ def test_results_and_hashes(tmp_path: Path):
     assert f"Receipt: `{read_run(tmp_path / 'run').receipt_sha256}`" in body
 
 
+@pytest.mark.parametrize(
+    ("stated", "front"),
+    [
+        ("MIT", {"license": "mit"}),
+        ("mit, Apache-2.0", {"license": ["mit", "apache-2.0"]}),
+        ("tongyi-qianwen-research", {"license": "other", "license_name": "tongyi-qianwen-research"}),
+        ("Our Terms, v2", {"license": "other", "license_name": "our-terms-v2"}),
+    ],
+)
+def test_a_licence_is_named_as_the_hub_takes_it(tmp_path: Path, stated: str, front: dict[str, Any]):
+    found, _ = card(tmp_path, model={"name": "x", "license": stated})
+    assert {key: value for key, value in found.items() if key.startswith("license")} == front
+
+
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_the_python_shown_parses(tmp_path: Path, kind: str):
     _, body = card(tmp_path, data={"kind": kind}, model={"name": 'odd "name"'})
@@ -75,7 +89,7 @@ def test_the_python_shown_parses(tmp_path: Path, kind: str):
 def test_texts_stay_text_in_markdown_and_yaml(tmp_path: Path):
     evil = "<script>x</script>\n---\n# big `code` | cell"
     front, body = card(tmp_path, name=evil, warnings=[evil], model={"name": "a", "license": "x: [y\n---\n# z"})
-    assert front["license"] == "x: [y\n---\n# z"
+    assert (front["license"], front["license_name"]) == ("other", "x-y-z")
     assert "<script>" not in body
     assert body.count("\n# ") == 1
 

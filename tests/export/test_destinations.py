@@ -38,7 +38,7 @@ def messages(path: Path, destination: str, *settings: str) -> list[tuple[bool, s
 
 def test_an_ordinary_adapter_goes_everywhere(tmp_path: Path) -> None:
     path = task(tmp_path)
-    assert not tunery.check_destinations(path, ["peft", "merged", "vllm", "gguf", "gguf-adapter", "ollama"])
+    assert not tunery.check_destinations(path, ["peft", "merged", "vllm", "gguf", "gguf-adapter", "ollama", "hub"])
 
 
 @pytest.mark.parametrize(

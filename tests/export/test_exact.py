@@ -29,12 +29,14 @@ def test_as_if_it_were_widened(shape: str, dtype: torch.dtype) -> None:
     for each in (model, narrow):
         apply_lora(each, rank=2, targets=targets)
         randomise(each)
-    exact.compute_in_float32(narrow)
-    found = narrow(input_ids=token_ids(), use_cache=False).logits
+    given = narrow(input_ids=token_ids(), use_cache=False).logits
+    with exact.compute_in_float32(narrow):
+        found = narrow(input_ids=token_ids(), use_cache=False).logits
+        wide = {p.data_ptr(): p for p in narrow.parameters()}
     assert found.dtype == torch.float32
     assert torch.allclose(found, model(input_ids=token_ids(), use_cache=False).logits, rtol=1e-4, atol=1e-4)
-    after = {p.data_ptr(): p for p in narrow.parameters()}
-    assert sum(p.dtype == dtype for p in after.values()) == len(stored)  # nothing stays wide
+    assert sum(p.dtype == dtype for p in wide.values()) == len(stored)  # nothing stays wide
+    assert torch.equal(narrow(input_ids=token_ids(), use_cache=False).logits, given)  # all is as it was
 
 
 def test_a_wide_layer_is_taken_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,12 +45,13 @@ def test_a_wide_layer_is_taken_part_by_part(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.randn(3, 16)
     expected = torch.nn.functional.linear(x, layer.weight.float(), layer.bias.float())
     monkeypatch.setattr(exact, "PART", 100)  # six rows at a time
-    exact.compute_in_float32(model)
-    assert torch.allclose(model(x), expected, atol=1e-6)
+    with exact.compute_in_float32(model):
+        assert torch.allclose(model(x), expected, atol=1e-6)
+    assert model[0] is layer
 
 
 def test_a_float32_model_is_left_alone() -> None:
     model = tiny_model("llama")
     before = [type(module) for module in model.modules()]
-    exact.compute_in_float32(model)
-    assert [type(module) for module in model.modules()] == before
+    with exact.compute_in_float32(model):
+        assert [type(module) for module in model.modules()] == before

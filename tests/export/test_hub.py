@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 import tunery
-from tests.export.runs import QUIET
+from tests.export.runs import QUIET, make_run, save_base
 from tunery.errors import ConfigError, ResumableError, TuneryError
 
 
@@ -62,14 +62,18 @@ def test_an_adapter_is_verified_and_uploaded_with_its_card(
     assert done.record["comparison"]["runtime"].startswith("peft")
 
 
-def test_nothing_that_is_uploaded_names_a_folder_of_this_machine(
-    run_of: Callable[[str], Path], api: type[Api], tmp_path: Path
-) -> None:
-    base = run_of("llama").parents[1] / "base"
+def test_nothing_that_is_uploaded_names_a_folder_of_this_machine(api: type[Api], tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama")
+    for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        facts = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**facts, key: str(base)}))  # as older releases have it
+    run = make_run(tmp_path, base)
+    (tmp_path / "rows.jsonl").unlink()
     for content in ("peft", "merged", "gguf"):
-        done = push(run_of("llama"), tmp_path / content, content=content, dry_run=True)
+        done = push(run, tmp_path / content, content=content, dry_run=True)
+        assert "cannot be read any more" in done.record["notes"][0]
         for file in done.path.iterdir():
-            assert str(base.parent).encode() not in file.read_bytes(), file.name
+            assert str(tmp_path).encode() not in file.read_bytes(), file.name
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "base"
 
@@ -87,6 +91,16 @@ def test_a_dry_run_lists_files_sizes_and_the_card(
     assert "Fingerprints (SHA-256)" in done.upload["card"]
 
 
+def test_files_of_other_formats_are_removed(run_of: Callable[[str], Path], api: type[Api], tmp_path: Path) -> None:
+    push(run_of("llama"), tmp_path / "merged", content="merged")
+    removed = api.calls[-1][1]["delete_patterns"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "*.gguf", "model-*.safetensors"} <= set(removed)
+    assert not {"config.json", "model.safetensors"} & set(removed)
+    done = push(run_of("llama"), tmp_path / "gguf", content="gguf", dry_run=True)
+    assert {"adapter_config.json", "config.json", "model.safetensors", "Modelfile"} <= set(done.upload["removes"])
+    assert "*.gguf" not in done.upload["removes"]  # other number formats
+
+
 def failure(status: int) -> Exception:
     error = OSError("no")
     error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
@@ -99,6 +113,8 @@ def failure(status: int) -> Exception:
         (failure(401), False, ConfigError, "HF_TOKEN"),
         (huggingface_hub.errors.LocalTokenNotFoundError("none"), False, ConfigError, "HF_TOKEN"),
         (failure(403), False, ConfigError, "write access"),
+        (failure(400), False, ConfigError, "the hub refuses what is sent"),
+        (ValueError("- Error: license is bad"), False, ConfigError, "license is bad"),
         (OSError("no route"), False, ResumableError, "no route"),
         (OSError("offline"), True, ConfigError, "HF_HUB_OFFLINE is set"),
     ],

@@ -14,7 +14,7 @@ from tests.export.runs import GEMMA_TEMPLATE, QUIET, byte_level, make_run, save_
 from tests.tiny import CHATML
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError
-from tunery.export.ollama import find_pieces, go_template
+from tunery.export.ollama import find_pieces, go_template, read_modelfile, unsayable
 from tunery.models.templates import PLAIN_TEMPLATE
 
 DEFAULT_SYSTEM = CHATML.replace(
@@ -139,6 +139,33 @@ def test_a_template_that_does_more_is_not_said_in_a_modelfile(tmp_path: Path) ->
         tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
     assert not (tmp_path / "out").exists()
     tunery.export_run(run, "gguf", out=tmp_path / "out", device="cpu", view=QUIET)
+
+
+@pytest.mark.parametrize("system", ['Say """ always.', 'Say "yes"'])
+def test_a_system_message_that_would_end_its_own_quotes(system: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path, save_base(tmp_path / "base", "llama"), "chat", f"data.system={system!r}")
+    (found,) = tunery.check_destinations(run / "task.yaml", ["ollama"])
+    assert found.refused
+    with pytest.raises(ConfigError, match="the system message holds"):
+        tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
+
+
+def test_a_stop_token_with_a_quote() -> None:
+    tokenizer = byte_level()
+    assert unsayable(Renderer(tokenizer), "Be brief.") is None
+    tokenizer.add_special_tokens({"eos_token": '<"end">'})
+    assert "stop token" in str(unsayable(Renderer(tokenizer), None))
+
+
+def test_a_modelfile_is_read_as_ollama_reads_it() -> None:
+    text = 'FROM ./m.gguf\nTEMPLATE """a "b"\n{{ .Prompt }}"""\nPARAMETER stop "<|e|>"\nPARAMETER num_ctx 8\n'
+    assert read_modelfile(text) == [
+        ("FROM", "./m.gguf"),
+        ("TEMPLATE", 'a "b"\n{{ .Prompt }}'),
+        ("PARAMETER stop", "<|e|>"),
+        ("PARAMETER num_ctx", "8"),
+    ]
+    assert read_modelfile('SYSTEM """a """ b"""\n') is None
 
 
 def test_parameters_and_the_runs_system_message(tmp_path: Path) -> None:

@@ -211,11 +211,17 @@ def test_an_adapter_that_is_not_the_receipts(tmp_path: Path) -> None:
         ("gguf-adapter", {"quantize": "q4_0"}, "an adapter is not written as q4_0"),
         ("hub", {}, "where on the hub"),
         ("hub", {"repo": "me"}, "no repository"),
+        ("gguf", {"dry_run": True}, "--dry-run has no meaning for gguf"),
+        ("gguf", {"repo": "me/films"}, "--repo has no meaning"),
+        ("gguf", {"private": False}, "--public has no meaning"),
+        ("gguf", {"content": "peft"}, "--content has no meaning"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_done(
-    run_of: Callable[[str], Path], to: str, more: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+    run_of: Callable[[str], Path], to: str, more: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(export_module, "open_run", lambda *_: pytest.fail("the run was opened"))
     with pytest.raises(ConfigError, match=words):
         tunery.export_run(run_of("llama"), to, out=tmp_path / "out", device="cpu", view=QUIET, **more)
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tunery
 from tests.export.runs import QUIET, make_run, save_base
 from tunery.errors import ConfigError
+from tunery.export import weights as weights_module
 from tunery.export.run import Export
+from tunery.export.subject import open_run
 from tunery.export.targets import limits_of
 
 SHAPES = ("llama", "gpt2", "qwen3")
@@ -245,6 +247,32 @@ def test_a_quantised_base_is_exported_as_it_was_trained_on(stored: str, tmp_path
     assert "quantization_config" not in json.loads((done.path / "config.json").read_text())
     check(export(run, "gguf", tmp_path / "gguf"), "gguf", "f16")
     check(export(run, "peft", tmp_path / "peft"), "peft", "float32")
+
+
+def test_a_quantised_layer_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = make_run(tmp_path, save_base(tmp_path / "base", "llama"), "chat", "train.quantize=nf4")
+    weights = open_run(run, "cpu").weights
+    calls: list[str] = []
+    unpack = weights_module.unpacked_weight
+    monkeypatch.setattr(weights_module, "unpacked_weight", lambda layer: calls.append("") or unpack(layer))
+    monkeypatch.setattr(weights_module, "SLICE", 64)
+    name = next(iter(weights.deltas))
+    parts = [weights.wide(name, rows) for rows in weights.slices(name)]
+    assert len(parts) > 1
+    assert len(calls) == 1
+    assert torch.equal(torch.cat(parts), weights.wide(name))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "[all-linear, embed_tokens, lm_head]"])
+def test_a_quantised_base_that_computes_in_bfloat16(targets: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = save_base(tmp_path / "base", "llama", torch.bfloat16, tied=False)
+    settings = ("train.quantize=nf4", "train.precision=bfloat16", f"lora.targets={targets}")
+    run = make_run(tmp_path, base, "chat", *settings)
+    for to in ("peft", "merged"):
+        done = export(run, to, tmp_path / to)
+        assert done.record["comparison"]["update"]["layers"] == (14 if targets == "all-linear" else 16)
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])

@@ -17,6 +17,7 @@ import yaml
 from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
 from tunery.evaluation.proof import facts, reproduction, warnings_of
 from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
+from tunery.export.licences import front_matter
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -94,7 +95,7 @@ def _front_matter(record: RunRecord, form: str) -> str:
         values["base_model"] = base
     values |= {"library_name": _LIBRARIES.get(form, "peft"), "pipeline_tag": "text-generation", "tags": tags}
     if license_:
-        values["license"] = str(license_).lower()
+        values |= front_matter(str(license_))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.config import Task
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, ModelError
 from tunery.lora.targets import plain_modules
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -31,6 +31,8 @@ class Wanted:
         layers: the base's modules, on any device.
         adapted: full names of the layers it adapts.
         ranks, alphas: of those layers, as far as they differ.
+        lost: adapted weights that the base's files, as far as they are here, hold under no such name.
+        system: the run's system message.
     """
 
     layers: Any
@@ -39,6 +41,8 @@ class Wanted:
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]
     quantized: str | None = None
+    lost: Sequence[str] = ()
+    system: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -93,11 +97,18 @@ def _vllm(wanted: Wanted) -> list[tuple[bool, str]]:
     return found
 
 
+def _merged(wanted: Wanted) -> list[tuple[bool, str]]:
+    if not wanted.lost:
+        return []
+    return [(True, f"the base's files do not hold {wanted.lost[0]} under that name, so the adapter cannot be merged "
+                   "into them: merge in memory instead, with tunery.merge(model).save_pretrained(FOLDER)")]  # fmt: skip
+
+
 def _gguf(wanted: Wanted) -> list[tuple[bool, str]]:
     from tunery.export.gguf_names import architecture_of
     from tunery.export.gguf_tokenizer import read_vocabulary
 
-    found = []
+    found = _merged(wanted)
     try:
         architecture = architecture_of(wanted.layers.config)
         if not architecture.head and wanted.outer:
@@ -123,10 +134,13 @@ def _gguf_adapter(wanted: Wanted) -> list[tuple[bool, str]]:
 
 def _ollama(wanted: Wanted) -> list[tuple[bool, str]]:
     from tunery.data.render import Renderer
-    from tunery.export.ollama import find_pieces
+    from tunery.export.ollama import find_pieces, unsayable
 
     found = _gguf(wanted)
-    if wanted.tokenizer.chat_template and find_pieces(Renderer(wanted.tokenizer)) is None:
+    renderer = Renderer(wanted.tokenizer)
+    if words := unsayable(renderer, wanted.system):
+        found.append((True, f"{words}: use --to gguf"))
+    if wanted.tokenizer.chat_template and find_pieces(renderer) is None:
         found.append((True, "the chat template does more than a Modelfile's template can say: use --to gguf"))
     return found
 
@@ -137,7 +151,8 @@ def _nothing(wanted: Wanted) -> list[tuple[bool, str]]:
 
 DESTINATIONS: dict[str, Callable[[Wanted], list[tuple[bool, str]]]] = {
     "peft": _nothing,
-    "merged": _nothing,
+    "hub": _nothing,  # it gets the adapter, unless --content says otherwise
+    "merged": _merged,
     "vllm": _vllm,
     "gguf": _gguf,
     "gguf-adapter": _gguf_adapter,
@@ -178,9 +193,21 @@ def check_destinations(
     matched = attach_adapter(task, "chat", adapted).matched
     settings = [layer.settings["default"] for layer in lora_layers(adapted).values()]
     layers = empty_model(task.model)
+    quantized = quantization_of(task.model, layers.config, task.train.quantize)
     wanted = Wanted(
         layers, load_tokenizer(task.model), matched, tuple(sorted({s.rank for s in settings})),
         tuple(sorted({s.alpha for s in settings})),
-        quantization_of(task.model, layers.config, task.train.quantize),
+        quantized, [] if quantized else _lost(task.model, layers, matched), task.data.system,
     )  # fmt: skip
     return [finding for destination in destinations for finding in findings(destination, wanted)]
+
+
+def _lost(model: str, layers: Any, adapted: Sequence[str]) -> list[str]:
+    """Adapted weights that the base's files hold under no such name; none where the files are not on this machine."""
+    from tunery.export.weights import FileWeights, lost_weights
+    from tunery.models.source import locate
+
+    try:
+        return lost_weights(FileWeights(locate(model, weights=False), layers), layers, adapted)
+    except ModelError:
+        return []

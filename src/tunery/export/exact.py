@@ -1,12 +1,14 @@
 """A model that holds its weights as they are stored and computes in float32.
 
 Two models are compared by what their weights say, not by how a product in 16 bits happens to be rounded: in bfloat16
-one answer's log-probability moves by a tenth of a nat with the order of a sum (docs/lab.md). Widening the whole model
-would take twice its memory, so every layer's weight is widened when its turn comes, a large one part by part.
+an answer's log-probability moves with the order of a sum. Widening the whole model would take twice its memory, so
+every layer's weight is widened when its turn comes, a large one part by part.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,39 +25,63 @@ PART = 1 << 23
 """Weights widened at a time."""
 
 
-def compute_in_float32(model: nn.Module) -> None:
-    """Make every layer of a model take and give float32, whatever its weights are stored in. For evaluation only."""
-    for module in list(model.modules()):
-        if is_quantized(module):
-            module.compute_dtype = WIDE  # type: ignore[assignment]
-            continue
-        if isinstance(module, nn.Embedding):
-            _exact_scale(module)
-        if not any(_narrow(p) for p in module.parameters(recurse=False)):
-            continue
-        if isinstance(module, nn.Embedding) and can_wrap(module):  # its input is what is looked up
-            module.register_forward_pre_hook(_widen_rows, with_kwargs=True)
-            module.register_forward_hook(_restore)
-        elif type(module) not in (nn.Linear, Conv1D):
-            module.register_forward_pre_hook(_widen)
-            module.register_forward_hook(_restore)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) in (nn.Linear, Conv1D) and any(_narrow(p) for p in child.parameters(recurse=False)):
-                setattr(parent, name, _WideLinear(child))
-    for layer in model.modules():
-        if isinstance(layer, LoRAEmbedding):
-            layer.output_scale = float(getattr(layer.base, "scalar_embed_scale", layer.output_scale))
+@contextlib.contextmanager
+def compute_in_float32(model: nn.Module) -> Iterator[None]:
+    """Within this context every layer of a model takes and gives float32, whatever its weights are stored in. For
+    evaluation only; afterwards the model is as it was."""
+    with contextlib.ExitStack() as undo:
+        for module in list(model.modules()):
+            _widen_module(module, undo)
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) in (nn.Linear, Conv1D) and _has_narrow(child):
+                    _set(parent, name, _WideLinear(child), undo)
+        for layer in model.modules():
+            if isinstance(layer, LoRAEmbedding):
+                scale = float(getattr(layer.base, "scalar_embed_scale", layer.output_scale))
+                _set(layer, "output_scale", scale, undo)
+        yield
+
+
+def _widen_module(module: nn.Module, undo: contextlib.ExitStack) -> None:
+    """What a single layer needs, but for those that a _WideLinear replaces."""
+    if is_quantized(module):
+        _set(module, "compute_dtype", WIDE, undo)
+        return
+    if isinstance(module, nn.Embedding) and hasattr(module, "scalar_embed_scale"):
+        _set(module, "embed_scale", _exact_scale(module), undo)
+    if not _has_narrow(module) or type(module) in (nn.Linear, Conv1D):
+        return
+    rows = isinstance(module, nn.Embedding) and can_wrap(module)  # its input is what is looked up
+    before = (
+        module.register_forward_pre_hook(_widen_rows, with_kwargs=True)
+        if rows
+        else module.register_forward_pre_hook(_widen)
+    )
+    undo.callback(before.remove)
+    undo.callback(module.register_forward_hook(_restore).remove)
+
+
+def _set(owner: Any, name: str, value: Any, undo: contextlib.ExitStack) -> None:
+    """Set an attribute, and have it set back."""
+    if hasattr(owner, name):
+        undo.callback(setattr, owner, name, getattr(owner, name))
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+def _has_narrow(module: nn.Module) -> bool:
+    return any(_narrow(p) for p in module.parameters(recurse=False))
 
 
 def _narrow(parameter: Tensor) -> bool:
     return parameter.is_floating_point() and parameter.dtype != WIDE
 
 
-def _exact_scale(module: Any) -> None:
+def _exact_scale(module: Any) -> Tensor:
     """Some bases multiply an embedding's rows by a number, which their own format has rounded."""
-    if hasattr(module, "scalar_embed_scale"):
-        module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=WIDE, device=module.weight.device)
+    return torch.tensor(module.scalar_embed_scale, dtype=WIDE, device=module.weight.device)
 
 
 class _WideLinear(nn.Module):

@@ -27,6 +27,16 @@ NUMBERS = {
 """Number formats of an adapter file."""
 
 
+def check_numbers(name: str) -> None:
+    """Refuse a number format that no adapter file has.
+
+    Raises:
+        ConfigError: with those that there are.
+    """
+    if name.lower() not in NUMBERS:
+        raise ConfigError(f"an adapter is not written as {name}", f"its number formats are {', '.join(NUMBERS)}")
+
+
 def write_adapter(subject: Subject, file: Path, numbers: str) -> None:
     """Write the adapter.
 
@@ -36,8 +46,6 @@ def write_adapter(subject: Subject, file: Path, numbers: str) -> None:
     Raises:
         ConfigError: llama.cpp cannot apply it; see `adapter_refusal`.
     """
-    if numbers not in NUMBERS:
-        raise ConfigError(f"an adapter is not written as {numbers}", f"its number formats are {', '.join(NUMBERS)}")
     if reason := adapter_refusal(subject):
         raise ConfigError(f"llama.cpp cannot apply this adapter: {reason}", "use --to gguf, where it is merged")
     architecture = architecture_of(subject.config)

@@ -16,6 +16,32 @@ from tunery.models.quiet import first_line
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+WRITTEN: dict[str, tuple[str, ...]] = {
+    "peft": ("adapter_config.json", "adapter_model.safetensors"),
+    "merged": (
+        "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors",
+        "model.safetensors.index.json",
+    ),
+    "gguf": ("*.gguf",),
+    "gguf-adapter": ("*.gguf",),
+    "ollama": ("*.gguf", "Modelfile"),
+}  # fmt: skip
+"""Format → the files by which a program knows it, as patterns."""
+
+
+def obsolete(folder: Path, form: str) -> list[str]:
+    """Patterns of files that make no sense beside an export: transformers, say, puts an adapter that it finds beside a
+    merged model on top of it. GGUF files of other number formats may stay beside a GGUF file.
+
+    Args:
+        folder: of the export; what is in it is not named.
+        form: its format.
+    """
+    kept = {"*.gguf"} & set(WRITTEN[form])
+    patterns = {pattern for patterns in WRITTEN.values() for pattern in patterns} - kept
+    return sorted(pattern for pattern in patterns if not (folder / pattern).exists())
+
+
 def check_repository(name: str | None) -> str:
     """The repository's name, if it is one.
 
@@ -30,13 +56,15 @@ def check_repository(name: str | None) -> str:
     return name
 
 
-def what_would_go(folder: Path) -> dict[str, Any]:
-    """The files that an upload of this folder would send, with their sizes, and the model card's text."""
+def what_would_go(folder: Path, form: str) -> dict[str, Any]:
+    """The files that an upload of this folder would send, with their sizes, those it would remove, as patterns, and the
+    model card's text."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
     card = folder / "README.md"
     return {
         "files": files,
         "bytes": sum(files.values()),
+        "removes": obsolete(folder, form),
         "card": card.read_text(encoding="utf-8") if card.is_file() else "",
     }
 
@@ -56,7 +84,7 @@ def upload(folder: Path, repository: str, *, private: bool, facts: Mapping[str, 
         The address of the repository.
 
     Raises:
-        ConfigError: not logged in, or not allowed.
+        ConfigError: not logged in, not allowed, or the hub refuses what is sent.
         ResumableError: the hub cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -69,6 +97,7 @@ def upload(folder: Path, repository: str, *, private: bool, facts: Mapping[str, 
             folder_path=folder,
             commit_message=f"Upload {facts['format']} of {facts['run']} with tunery",
             ignore_patterns=[".*"],
+            delete_patterns=obsolete(folder, facts["format"]),
         )
     except Exception as error:  # the network library's own classes differ between versions
         raise _hub_error(repository, error) from error
@@ -87,6 +116,10 @@ def _hub_error(repository: str, error: Exception) -> TuneryError:
     if status == 403:
         return ConfigError(
             f"your token may not write to {repository}", "use a token with write access, or another owner's name"
+        )
+    if status == 400 or isinstance(error, ValueError):  # the library refuses a card with a ValueError
+        return ConfigError(
+            f"the hub refuses what is sent to {repository}: {first_line(error)}", "the export is kept; put that right"
         )
     if HF_HUB_OFFLINE:
         return ConfigError("HF_HUB_OFFLINE is set, so nothing can be uploaded", "unset it")

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tunery.errors import AdapterError
 from tunery.export.gguf_adapter import pair, placed_pieces
-from tunery.export.gguf_model import Entry, stored
-from tunery.export.weights import MergedWeights
+from tunery.export.gguf_model import EMBEDDING, Entry, stored
+from tunery.export.weights import MergedWeights, slices_of
 
 LEAST = 0.5
 """Smallest share of an update that must be left."""
@@ -45,18 +45,23 @@ class Kept:
 
     Attributes:
         layers: looked at.
-        mean, least: share of the update, over the layers whose slope is sharp.
+        measured: those whose slope is sharp.
+        mean, least: share of the update, over the measured layers; None if there are none.
         where: the layer with the least.
     """
 
     layers: int
-    mean: float
-    least: float
-    where: str
+    measured: int
+    mean: float | None
+    least: float | None
+    where: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """For export.json."""
-        return {"layers": self.layers, "mean_share": self.mean, "least_share": self.least, "least_in": self.where}
+        return {
+            "layers": self.layers, "measured": self.measured, "mean_share": self.mean, "least_share": self.least,
+            "least_in": self.where,
+        }  # fmt: skip
 
 
 class _Slope:
@@ -80,6 +85,10 @@ class _Slope:
             error = np.abs(exported - wanted) - 1.01 * rounding * np.abs(wanted)
             self.rounded &= bool((error <= _SMALLEST).all())
 
+    def add_update(self, wanted: Tensor, found: Tensor) -> None:
+        """Rows of an update that lies there by itself, without a base."""
+        self.add(np.zeros(wanted.shape), wanted.numpy(), found.numpy(), None)
+
     @property
     def share(self) -> float | None:
         """The slope; None where the update is nothing, or the slope is not sharp."""
@@ -102,8 +111,10 @@ def _judge(slopes: Iterable[tuple[str, _Slope]]) -> Kept:
         shares[name] = share
         if not slope.rounded and not LEAST <= share <= 2 - LEAST:
             raise AdapterError(f"the update of {name} is not in the export: {round(share, 2) + 0.0:.0%} of it is there")
-    where = min(shares, key=lambda name: shares[name], default="")
-    return Kept(number, float(np.mean(list(shares.values()) or [1.0])), shares.get(where, 1.0), where)
+    if not shares:
+        return Kept(number, 0, None, None, None)
+    where = min(shares, key=lambda name: shares[name])
+    return Kept(number, len(shares), float(np.mean(list(shares.values()))), shares[where], where)
 
 
 def kept_in_model(weights: MergedWeights, numbers: str, exported: Callable[[str], Tensor]) -> Kept:
@@ -168,21 +179,21 @@ def kept_in_adapter(subject: Any, file: Path) -> Kept:
         for (place, piece), path in zip(placed_pieces(subject), subject.pieces, strict=True):
             wanted = [torch.from_numpy(t.copy()) for t in pair(place, piece, alpha)]
             found = [torch.from_numpy(there[f"{place.name}.lora_{letter}"].copy()) for letter in "ab"]
-            if place.name == "token_embd.weight":
+            if place.name == EMBEDDING:
                 wanted[0], found[0] = wanted[0].t(), found[0].t()
-            update, here = (B @ A for A, B in (wanted, found))
-            slope = _Slope()
-            slope.add(np.zeros(update.shape), update.numpy(), here.numpy(), None)
+            slope, (A, B) = _Slope(), wanted
+            for rows in slices_of((B.shape[0], A.shape[1])):
+                slope.add_update(B[rows] @ A, found[1][rows] @ found[0])
             yield path, slope
 
     return _judge(slopes())
 
 
-def kept_in_layers(subject: Any, update: Callable[[str], Tensor]) -> Kept:
+def kept_in_layers(subject: Any, found: Callable[[str], tuple[Tensor, Tensor, float]]) -> Kept:
     """Of an adapter in memory, in another library.
 
     Args:
-        update: s · B A of a layer as that library computes it, in the layout of the layer's weight.
+        found: A, B and s of a layer as that library holds them.
 
     Raises:
         AdapterError: a layer's update is lost, or another one.
@@ -190,10 +201,9 @@ def kept_in_layers(subject: Any, update: Callable[[str], Tensor]) -> Kept:
 
     def slopes() -> Iterable[tuple[str, _Slope]]:
         for name, delta in subject.weights.deltas.items():
-            slope = _Slope()
-            wanted = delta.rows().numpy()
-            here = update(name.removesuffix(".weight")).detach().float().cpu().numpy()
-            slope.add(np.zeros(wanted.shape), wanted, here, None)
+            slope, parts = _Slope(), found(name.removesuffix(".weight"))
+            for rows in slices_of(delta.shape):
+                slope.add_update(delta.rows(rows), delta.of(*parts, rows))
             yield name, slope
 
     return _judge(slopes())

@@ -123,6 +123,7 @@ def _write_config(subject: Subject, folder: Path) -> None:
     """The base's own configuration, with what the merge changed."""
     config: dict[str, Any] = read_json(subject.source.folder / "config.json")
     config.pop("quantization_config", None)
+    config.pop("_name_or_path", None)  # where somebody's copy lay
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and subject.weights.untied:
             part["tie_word_embeddings"] = False

@@ -10,6 +10,7 @@ held-out rows. Where they do not give the same prompt, no Modelfile is written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,19 +141,54 @@ def write_modelfile(subject: Subject, sample: Sample, folder: Path) -> list[str]
     Raises:
         ConfigError: the run's template cannot be said in a Modelfile.
     """
-    lines = [f"FROM ./{MODEL}"]
-    notes = []
+    notes, template, system = [], "{{ .Prompt }}", None
     if subject.kind in TEMPLATED_KINDS:
         pieces = pieces_of(subject, sample.prompts)
-        lines.append(f'TEMPLATE """{go_template(pieces)}"""')
-        if subject.task.data.system:
-            lines.append(f'SYSTEM """{subject.task.data.system}"""')
+        template, system = go_template(pieces), subject.task.data.system
         notes = _limits(subject, pieces)
-    else:
-        lines.append('TEMPLATE """{{ .Prompt }}"""')
-    lines += _parameters(subject)
-    (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    commands = [("FROM", f"./{MODEL}"), ("TEMPLATE", template), *([("SYSTEM", system)] if system else [])]
+    commands += _parameters(subject)
+    (folder / FILE).write_text(
+        "".join(f"{name} {_quoted(name, value)}\n" for name, value in commands), encoding="utf-8"
+    )
+    if read_modelfile((folder / FILE).read_text(encoding="utf-8")) != commands:
+        raise ConfigError("a text of this run cannot be said in a Modelfile", _HINT)
     return notes
+
+
+def _quoted(name: str, value: str) -> str:
+    """As Ollama reads it: what stands in quotes is taken as it is, there are no escapes."""
+    quotes = {"TEMPLATE": '"""', "SYSTEM": '"""', "PARAMETER stop": '"'}.get(name, "")
+    return f"{quotes}{value}{quotes}"
+
+
+_COMMAND = re.compile(
+    r'(FROM|TEMPLATE|SYSTEM|PARAMETER \w+) (?:"""((?:(?!""").)*)"""|"([^"\n]*)"|([^"\n]*))\n',
+    re.DOTALL,
+)
+
+
+def read_modelfile(text: str) -> list[tuple[str, str]] | None:
+    """The commands of a Modelfile, as Ollama reads those that are written here; None where there is anything else."""
+    commands, place = [], 0
+    while place < len(text):
+        match = _COMMAND.match(text, place)
+        if match is None:
+            return None
+        commands.append((match[1], next(value for value in match.groups()[1:] if value is not None)))
+        place = match.end()
+    return commands
+
+
+def unsayable(renderer: Renderer, system: str | None) -> str | None:
+    """What of a run besides its template has no form in a Modelfile, in words; None if all has."""
+    if system and ('"""' in system or system.endswith('"')):
+        return 'the system message holds """, or ends with ", which ends a text in a Modelfile'
+    odd = [token for token in _stop_tokens(renderer) if re.search(r'["\\\n]', token)]
+    return f"the stop token {odd[0]!r} holds signs that mean something else in a Modelfile" if odd else None
+
+
+_HINT = "use --to gguf with llama.cpp, which runs the template itself; or write a Modelfile by hand"
 
 
 def pieces_of(subject: Subject, prompts: Sequence[Prompt]) -> Pieces:
@@ -161,18 +197,17 @@ def pieces_of(subject: Subject, prompts: Sequence[Prompt]) -> Pieces:
     Raises:
         ConfigError: they do not give the prompts that the template gives.
     """
-    hint = "use --to gguf with llama.cpp, which runs the template itself; or write a Modelfile by hand"
     pieces = find_pieces(subject.renderer)
     if pieces is None:
-        raise ConfigError("the chat template does more than a Modelfile's template can say", hint)
+        raise ConfigError("the chat template does more than a Modelfile's template can say", _HINT)
     if any('"""' in text or "{{" in text for text in _texts(pieces)):
-        raise ConfigError("the chat template holds signs that mean something else in a Modelfile", hint)
+        raise ConfigError("the chat template holds signs that mean something else in a Modelfile", _HINT)
     for prompt in prompts:
         sayable = not prompt.tools and all(
             m["role"] in ("system", "user", "assistant") and isinstance(m["content"], str) for m in prompt.messages
         )
         if sayable and pieces.render(prompt.messages) != prompt.text:
-            raise ConfigError("the chat template does more than a Modelfile's template can say", hint)
+            raise ConfigError("the chat template does more than a Modelfile's template can say", _HINT)
     bos = subject.tokenizer.bos_token
     return pieces.without(bos) if bos and begins_with_bos(subject.renderer, templated=True) else pieces
 
@@ -212,12 +247,17 @@ def _limits(subject: Subject, pieces: Pieces) -> list[str]:
     return notes
 
 
-def _parameters(subject: Subject) -> list[str]:
-    tokens = [subject.tokenizer.convert_ids_to_tokens(i) for i in subject.renderer.stop_ids]
-    lines = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in tokens]
-    lines.append(f"PARAMETER temperature {0 if subject.kind == 'classification' else _temperature(subject)}")
+def _stop_tokens(renderer: Renderer) -> list[str]:
+    return [str(renderer.tokenizer.convert_ids_to_tokens(i)) for i in renderer.stop_ids]
+
+
+def _parameters(subject: Subject) -> list[tuple[str, str]]:
     context = int(getattr(subject.config, "max_position_embeddings", CONTEXT))
-    return [*lines, f"PARAMETER num_ctx {min(context, CONTEXT)}"]
+    return [
+        *(("PARAMETER stop", token) for token in _stop_tokens(subject.renderer)),
+        ("PARAMETER temperature", str(0 if subject.kind == "classification" else _temperature(subject))),
+        ("PARAMETER num_ctx", str(min(context, CONTEXT))),
+    ]
 
 
 def _temperature(subject: Subject) -> float:

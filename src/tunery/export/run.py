@@ -18,20 +18,19 @@ from tunery.errors import ConfigError
 from tunery.export import hub
 from tunery.export.card import hub_id, write_card
 from tunery.export.destinations import Wanted, findings
-from tunery.export.gguf_adapter import write_adapter
+from tunery.export.folder import RECORD, check_target, terminable, write_export
+from tunery.export.gguf_adapter import check_numbers, write_adapter
 from tunery.export.gguf_model import write_model
 from tunery.export.gguf_types import numbers_of
 from tunery.export.merged import write_merged
 from tunery.export.ollama import MODEL, pieces_of, write_modelfile
+from tunery.export.room import memory_errors
 from tunery.export.sample import Sample, draw_sample
 from tunery.export.subject import Subject, open_run
 from tunery.export.targets import FORMATS, ROWS
 from tunery.export.verify import require_runtime, score_tuned, verify
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
-from tunery.paths import file_sha256, read_json, safe_name, write_folder, write_json
-
-RECORD = "export.json"
-"""Written beside every export: what it is, how it was compared, and the hash of each of its files."""
+from tunery.paths import file_sha256, read_json, safe_name, write_json
 
 DEFAULT_NUMBERS = {"gguf": "f16", "ollama": "q8_0", "gguf-adapter": "f32"}
 """Number format of a GGUF file when none is asked for."""
@@ -69,7 +68,7 @@ def export_run(
     rows: int = ROWS,
     device: str = "auto",
     repo: str | None = None,
-    content: str = "peft",
+    content: str | None = None,
     private: bool = True,
     dry_run: bool = False,
     view: Notes | None = None,
@@ -83,8 +82,8 @@ def export_run(
         out: the export's folder; left out, RUN/export/FORMAT. An earlier export there is replaced.
         rows: held-out rows compared.
         device: where models are loaded to be compared.
-        repo, content, private, dry_run: of format "hub": "owner/name", which format to upload, whether a new repository
-            is hidden, and whether only to say what would be uploaded.
+        repo, content, private, dry_run: of format "hub": "owner/name", which format to upload (left out, "peft"),
+            whether a new repository is hidden, and whether only to say what would be uploaded.
         view: told what is being done; the default prints to stderr.
 
     Returns:
@@ -93,17 +92,21 @@ def export_run(
     Raises:
         ConfigError: the run cannot be expressed in that format, or a library is missing.
         AdapterError: the export differs from the adapter by more than its limits; nothing is kept.
+        StoppedError: SIGTERM came; nothing is kept.
     """
     view = view or Console()
+    _check_hub_only(to, {"--repo": repo, "--content": content, "--public": not private, "--dry-run": dry_run})
     repository = hub.check_repository(repo) if to == "hub" else None
-    form = content if to == "hub" else to
+    form = (content or "peft") if to == "hub" else to
     _check_format(form, quantize)
     require_runtime(form)
-    subject = open_run(run, device)
-    subject.public = repository is not None
-    target = Path(out) if out is not None else subject.paths.root / "export" / _folder_name(form, quantize)
-    _check_target(target, subject.paths.root)
-    _make(subject, form, _numbers(subject, form, quantize), target, rows, device, view)
+    root = Path(run)
+    target = (Path(out) if out is not None else root / "export" / _folder_name(form, quantize)).resolve()
+    check_target(target, root)
+    with terminable(), memory_errors():
+        subject = open_run(run, device)
+        subject.public = repository is not None
+        _make(subject, form, _numbers(subject, form, quantize), target, rows, device, view)
     record = read_json(target / RECORD)
     upload = _publish(target, record, repository, private, dry_run, view) if repository else None
     return Export(target, record, upload)
@@ -129,14 +132,14 @@ def _make(subject: Subject, form: str, numbers: str, target: Path, rows: int, de
         verdict = verify(subject, sample, tuned, form, numbers, folder, device)
         write_json(folder / RECORD, _record(subject, sample, form, numbers, verdict.as_dict(), notes + more, folder))
 
-    write_folder(target, fill)
+    write_export(target, fill)
 
 
 def _publish(
     target: Path, record: Mapping[str, Any], repository: str, private: bool, dry_run: bool, view: Notes
 ) -> dict[str, Any]:
     """Upload an export, or say what would be uploaded."""
-    upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target)}
+    upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target, record["format"])}
     if not dry_run:
         view.note(f"uploading {len(upload['files'])} files to {repository}")
         upload["address"] = hub.upload(target, repository, private=private, facts=record)
@@ -144,6 +147,11 @@ def _publish(
 
 
 # --------------------------------------------------------------------------- before anything is written
+
+
+def _check_hub_only(to: str, given: Mapping[str, Any]) -> None:
+    if to != "hub" and (settings := [name for name, value in given.items() if value]):
+        raise ConfigError(f"{settings[0]} has no meaning for {to}: nothing is uploaded", "it belongs to --to hub")
 
 
 def _check_format(form: str, quantize: str | None) -> None:
@@ -154,8 +162,8 @@ def _check_format(form: str, quantize: str | None) -> None:
             f"--quantize has no meaning for {form}: its weights keep the base's number format",
             f"it belongs to {', '.join(DEFAULT_NUMBERS)}",
         )
-    if quantize and form != "gguf-adapter":
-        numbers_of(quantize)
+    if quantize:
+        (check_numbers if form == "gguf-adapter" else numbers_of)(quantize)
 
 
 def _numbers(subject: Subject, form: str, quantize: str | None) -> str:
@@ -169,15 +177,6 @@ def _folder_name(form: str, quantize: str | None) -> str:
     return safe_name(f"{form}-{quantize.lower()}" if quantize else form)
 
 
-def _check_target(target: Path, root: Path) -> None:
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / RECORD).is_file())):
-        raise ConfigError(
-            f"{target} exists and holds no export; it is not replaced", "choose another folder with --out"
-        )
-    if target.resolve() == root.resolve() or target.resolve() in root.resolve().parents:
-        raise ConfigError(f"{target} holds the run itself", "choose another folder with --out")
-
-
 def _preflight(subject: Subject, form: str) -> list[str]:
     """What the destination needs to be told.
 
@@ -188,7 +187,8 @@ def _preflight(subject: Subject, form: str) -> list[str]:
     wanted = Wanted(
         subject.layers, subject.tokenizer, list(subject.pieces),
         tuple(sorted({piece.settings.rank for piece in pieces})),
-        tuple(sorted({piece.settings.alpha for piece in pieces})), subject.quantized,
+        tuple(sorted({piece.settings.alpha for piece in pieces})), subject.quantized, subject.weights.lost,
+        subject.task.data.system,
     )  # fmt: skip
     found = findings(form, wanted)
     if refused := [finding.message for finding in found if finding.refused]:

@@ -95,7 +95,8 @@ def _held_out(subject: Subject) -> tuple[str, Sequence[Example], Rows, str]:
         origin, examples = ("test", data.test) if data.test else ("validation", data.validation)
         tokenized = tokenize_once(subject.renderer, examples, subject.limit, task.data.too_long)
     except TuneryError as error:
-        note = f"the run's data cannot be read any more, so fixed texts are compared ({error.message})"
+        why = "" if subject.public else f" ({error.message})"  # it may name a folder of this machine
+        note = f"the run's data cannot be read any more, so fixed texts are compared{why}"
         return "", (), Rows(), note
     note = "" if tokenized.rows else "the run has no held-out rows, so fixed texts are compared"
     return origin, examples, tokenized, note

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunery.export.targets import KNOWN, POSITIONS, Limits
+from tunery.export.targets import KNOWN, POSITIONS, TIE, Limits
 
 TINY = 1e-9
 """Probability below which the rest of a vocabulary counts as nothing."""
@@ -83,20 +83,26 @@ def score(model: Any, probes: Sequence[Probe], at: Scores | None = None) -> Scor
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported model is from the tuned one; see Limits for the words."""
+    """How far an exported model is from the tuned one; see Limits for the words.
+
+    Attributes:
+        same_choice: share of positions with exactly the same most likely token.
+        agreement: the same, where a token that is nearly as likely to the tuned model counts too.
+    """
 
     positions: int
     mean: float
     maximum: float
     kl: float
     kl_max: float
+    same_choice: float
     agreement: float
 
     def as_dict(self) -> dict[str, float | int]:
         """For export.json."""
         return {
             "positions": self.positions, "mean_difference": self.mean, "max_difference": self.maximum,
-            "kl": self.kl, "kl_max": self.kl_max, "agreement": self.agreement,
+            "kl": self.kl, "kl_max": self.kl_max, "same_choice": self.same_choice, "agreement": self.agreement,
         }  # fmt: skip
 
     def beyond(self, limits: Limits) -> list[str]:
@@ -111,30 +117,33 @@ class Difference:
             if not value <= limit
         ]
         if not self.agreement >= limits.agreement:
-            found.append(f"same first choice at {self.agreement:.1%} of positions (limit {limits.agreement:.0%})")
+            found.append(
+                f"same first choice, near ties counted, at {self.agreement:.1%} of positions "
+                f"(limit {limits.agreement:.0%})"
+            )
         return found
 
 
-def compare(tuned: Scores, exported: Scores, as_likely: float) -> Difference:
+def compare(tuned: Scores, exported: Scores) -> Difference:
     """Two models at the same places.
 
     Args:
         tuned: with the log-probabilities of its most likely tokens.
         exported: with those of the same tokens, as far as they are known.
-        as_likely: nats within which the tuned model's second choice is as good as its first.
     """
     gaps = np.abs(tuned.target - exported.target)
     divergence = _divergence(tuned.known, exported.known)
     top = tuned.known.max(axis=1)
     chosen = np.where(tuned.ids == exported.best[:, None], tuned.known, -np.inf).max(axis=1)
-    agree = (tuned.best == exported.best) | (chosen >= top - as_likely)
+    same = tuned.best == exported.best
     return Difference(
         positions=len(gaps),
         mean=float(gaps.mean()),
         maximum=float(gaps.max()),
         kl=float(divergence.mean()),
         kl_max=float(divergence.max()),
-        agreement=float(agree.mean()),
+        same_choice=float(same.mean()),
+        agreement=float((same | (chosen >= top - TIE)).mean()),
     )
 
 

@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tunery.config import Task
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError
 from tunery.evaluation.tuned import read_receipt, require_same_base, same_renderer
+from tunery.export.room import place_with_room
 from tunery.export.weights import BaseWeights, FileWeights, MergedWeights, ModelWeights
 from tunery.lora.adapter import WEIGHTS_FILE, read_adapter
 from tunery.lora.attach import Piece
 from tunery.lora.targets import plain_modules
 from tunery.models.load import empty_model, load_base, load_tokenizer, quantization_of
+from tunery.models.quantized import expected_bytes
 from tunery.models.source import Source, locate
 from tunery.paths import RunPaths, file_sha256
 from tunery.task_file import load_task
@@ -98,7 +101,9 @@ def open_run(run: str | Path, device: str = "auto") -> Subject:
     base: BaseWeights
     if quantized:
         precision = receipt["precision"]["dtype"]
-        held = load_base(task.model, precision=precision, device=device, quantize=task.train.quantize).model
+        needed = expected_bytes(layers, quantized, getattr(torch, precision).itemsize)
+        place = place_with_room(device, needed)
+        held = load_base(task.model, precision=precision, device=place, quantize=task.train.quantize).model
         base, numbers = ModelWeights(held), precision
     else:
         base = FileWeights(source, layers)

@@ -22,6 +22,7 @@ from tunery.export.gguf_names import architecture_of
 from tunery.export.gguf_types import NUMBERS
 from tunery.export.layers import Kept, kept_in_adapter, kept_in_gguf, kept_in_layers, kept_in_model
 from tunery.export.llama import Answers, as_scores, ask_llama
+from tunery.export.room import place_with_room
 from tunery.export.sample import Sample
 from tunery.export.scores import Scores, compare, score
 from tunery.export.subject import Subject
@@ -67,8 +68,8 @@ def score_tuned(subject: Subject, sample: Sample, device: str) -> Scores:
 def _score_tuned(subject: Subject, sample: Sample, device: str) -> Scores:
     model = subject.held if subject.held is not None else load_stored(subject, device)
     place(model, "export", subject.pieces, trainable=False)
-    compute_in_float32(model)
-    scores = score(model, sample.probes)
+    with compute_in_float32(model):
+        scores = score(model, sample.probes)
     if subject.held is not None:
         remove(model, "export")
     return scores
@@ -76,8 +77,9 @@ def _score_tuned(subject: Subject, sample: Sample, device: str) -> Scores:
 
 def load_stored(subject: Subject, device: str) -> Any:
     """The base as its files hold it, or widened where tunery has no such format."""
-    precision = "bfloat16" if subject.numbers == "bfloat16" else "float32"
-    return load_base(subject.task.model, precision=precision, device=device).model
+    precision = subject.numbers if subject.numbers in ("bfloat16", "float16") else "float32"
+    needed = subject.source.count_weights() * getattr(torch, precision).itemsize
+    return load_base(subject.task.model, precision=precision, device=place_with_room(device, needed)).model
 
 
 def _give_back() -> None:
@@ -126,7 +128,7 @@ def require_runtime(form: str) -> None:
 def _judge(
     tuned: Scores, exported: Scores, limits: Limits, runtime: str, sample: Sample, kept: Kept, what: str
 ) -> Verdict:
-    difference = compare(tuned, exported, limits.maximum)
+    difference = compare(tuned, exported)
     if wrong := difference.beyond(limits):
         raise AdapterError(
             f"{what} is not what was trained: in {runtime}, over {difference.positions:,} answer tokens, "
@@ -154,15 +156,14 @@ def _score_merged(
 ) -> tuple[Scores, Kept]:
     model = _load_merged(folder, device)
     kept = kept_in_model(subject.weights, numbers, functools.partial(_parameter, model))
-    compute_in_float32(model)
-    return score(model, sample.probes, tuned), kept
+    with compute_in_float32(model):
+        return score(model, sample.probes, tuned), kept
 
 
 def _load_merged(folder: Path, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from tunery.models.device import pick_device
-
+    place = place_with_room(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     with quiet():
         both: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
@@ -172,7 +173,7 @@ def _load_merged(folder: Path, device: str) -> Any:
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         lost = sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"])))
         raise AdapterError(f"the merged model lacks {', '.join(lost[:3])}", AGAIN)
-    return model.requires_grad_(False).eval().to(pick_device(device))
+    return model.requires_grad_(False).eval().to(place)
 
 
 def _parameter(model: Any, name: str) -> torch.Tensor:
@@ -197,9 +198,18 @@ def _score_peft(subject: Subject, sample: Sample, tuned: Scores, folder: Path, d
     with quiet():
         model = PeftModel.from_pretrained(base, str(folder)).eval()
     layers: Any = model.get_base_model()
-    kept = kept_in_layers(subject, lambda path: layers.get_submodule(path).get_delta_weight("default"))
-    compute_in_float32(model)
-    return score(model, sample.probes, tuned), kept
+    kept = kept_in_layers(subject, lambda path: _parts_in_peft(layers.get_submodule(path)))
+    with compute_in_float32(model):
+        return score(model, sample.probes, tuned), kept
+
+
+def _parts_in_peft(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A, B and the scaling of a layer as PEFT holds them."""
+    if "default" in layer.lora_embedding_A:
+        A, B = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
+    else:
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return A.detach().cpu(), B.detach().cpu(), layer.scaling["default"]
 
 
 def _version(package: str) -> str:

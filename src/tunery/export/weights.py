@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.errors import AdapterError
 from tunery.export.safetensors_io import Stored, read_header
 from tunery.lora.attach import Piece
 from tunery.lora.targets import plain_modules
@@ -93,6 +92,7 @@ class ModelWeights:
         }
         # as they are now: who computes with the model later may widen its products
         self._dtypes = {name: compute_dtype(layer) for name, layer in self.layers.items()}
+        self._unpacked: tuple[str, Tensor] | None = None  # the last one: it is read slice by slice
         self._order = [name for name in persistent if name in self.tensors or name in self.layers]
 
     def names(self) -> list[str]:
@@ -109,9 +109,10 @@ class ModelWeights:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         if (layer := self.layers.get(name)) is not None:
-            whole = unpacked_weight(layer).cpu()
-            if getattr(layer, "source_cls", nn.Linear) is Conv1D:
-                whole = whole.t()
+            if self._unpacked is None or self._unpacked[0] != name:
+                whole = unpacked_weight(layer).cpu()
+                self._unpacked = name, whole.t() if getattr(layer, "source_cls", nn.Linear) is Conv1D else whole
+            whole = self._unpacked[1]
         else:
             whole = self.tensors[name].detach().cpu()
         return whole if rows is None else whole[rows]
@@ -128,13 +129,22 @@ class Delta:
     piece: Piece
     flipped: bool
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        out, width = self.piece.B.shape[0], self.piece.A.shape[1]
+        return (width, out) if self.flipped else (out, width)
+
     def rows(self, rows: slice | None = None) -> Tensor:
         """s · B A in the layout of the weight, float32, or some of its rows."""
-        rows = rows or slice(None)
-        left, right = self.piece.B.float(), self.piece.A.float()
+        return self.of(self.piece.A, self.piece.B, self.piece.settings.scaling, rows)
+
+    def of(self, A: Tensor, B: Tensor, scaling: float, rows: slice | None = None) -> Tensor:
+        """The same of other numbers for this layer."""
+        left, right = B.float(), A.float()
         if self.flipped:
             left, right = right.t(), left.t()
-        return self.piece.settings.scaling * (left[rows] @ right)
+        return scaling * (left[rows or slice(None)] @ right)
 
 
 class MergedWeights:
@@ -145,6 +155,7 @@ class MergedWeights:
     Attributes:
         base: the tensors without the update.
         deltas: by the names of the weights they are added to.
+        lost: adapted weights that the base's files hold in another form, so that nothing can be merged into them.
     """
 
     def __init__(self, base: BaseWeights, model: Any, pieces: Mapping[str, Piece]) -> None:
@@ -152,9 +163,6 @@ class MergedWeights:
         Args:
             model: the base's layers, with or without memory for their weights.
             pieces: the adapter, by full module name.
-
-        Raises:
-            AdapterError: the base's files hold an adapted layer in another form.
         """
         self.base = base
         modules = dict(plain_modules(model))
@@ -165,13 +173,9 @@ class MergedWeights:
         self.head, self._source = _tied(model)
         self.untied = bool({self.head, self._source} & set(self.deltas))
         self._names = base.names()
-        if self.untied and self.head and self._source and self.head not in self._names:
+        self.lost = lost_weights(base, model, list(pieces))
+        if self.untied and self.head and self._source in self._names and self.head not in self._names:
             self._names.insert(self._names.index(self._source) + 1, self.head)
-        if lost := [name for name in self.deltas if name not in self._names]:
-            raise AdapterError(
-                f"the base's files do not hold {lost[0]} under that name, so the adapter cannot be merged into them",
-                "merge in memory instead: tunery.merge(model).save_pretrained(FOLDER)",
-            )
 
     def names(self) -> list[str]:
         """All tensors, in the order of the base's; a head that is no longer tied follows its embedding."""
@@ -202,14 +206,27 @@ class MergedWeights:
         return alone
 
     def slices(self, name: str) -> Iterator[slice]:
-        """Runs of rows of at most SLICE numbers (but at least one row) that cover the tensor."""
-        shape = self.shape(name)
-        if not shape:
-            yield slice(0, 1)
-            return
-        step = max(1, SLICE // max(math.prod(shape[1:]), 1))
-        for start in range(0, shape[0], step):
-            yield slice(start, min(start + step, shape[0]))
+        """Runs of rows that cover the tensor; see `slices_of`."""
+        return slices_of(self.shape(name))
+
+
+def slices_of(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Runs of rows of at most SLICE numbers (but at least one row) that cover a tensor."""
+    if not shape:
+        yield slice(0, 1)
+        return
+    step = max(1, SLICE // max(math.prod(shape[1:]), 1))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def lost_weights(base: BaseWeights, model: Any, adapted: Sequence[str]) -> list[str]:
+    """The weights of adapted layers that a base holds under no such name."""
+    names = set(base.names())
+    head, source = _tied(model)
+    if head and source in names:
+        names.add(head)
+    return [name for path in adapted if (name := f"{path}.weight") not in names]
 
 
 def _was_conv(module: nn.Module) -> bool:

@@ -107,7 +107,7 @@ def resolve_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, Prob
         return probe.choice, probe
     if setting == "float64" and device.type == "mps":
         raise ConfigError("train.precision: an mps device has no float64", "use float32, or --set train.device=cpu")
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[setting], None
+    return getattr(torch, setting), None
 
 
 def probe_precision(device: torch.device) -> Probe:

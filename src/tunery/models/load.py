@@ -76,7 +76,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quant
 
     Args:
         spec: a built-in name, a folder, a .gguf file, or a hub id (owner/name).
-        precision: "auto", "float32", "bfloat16" or "float64".
+        precision: "auto", "float32", "bfloat16", "float64", or "float16" (to be evaluated; it is not trained in).
         device: "auto", "cpu", "cuda" or "mps".
         quantize: "none", "nf4" or "int8" (tunery.models.quantized); a base that is stored so already stays so.
 
