@@ -9,16 +9,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tunery.config import Kind, Task
 from tunery.serve.files import Files
 from tunery.serve.jobs.folder import JobFolder
-from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
+from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, Use, make_task, settle
 from tunery.serve.jobs.validate import kind_of
 
 MOST_PROBLEMS = 200
-Use = Literal["training", "validation"]
 FEWEST: Mapping[Use, int] = {"training": FEWEST_EXAMPLES, "validation": 1}
 """Rows that a file needs."""
 

@@ -27,7 +27,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -39,6 +39,9 @@ from tunery.serve.jobs.folder import JobFolder
 
 if TYPE_CHECKING:
     from tunery.serve.schemas import CreateJob
+
+Use = Literal["training", "validation"]
+"""What a job uses a file for."""
 
 FEWEST_EXAMPLES = 10
 CHECKPOINTS_KEPT = 3

@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 import tunery
 from tunery.paths import RunPaths, safe_name
 from tunery.serve.errors import ApiError
+from tunery.serve.jobs.translate import Use
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import require_id
 from tunery.serve.routes.services import Injected, Services
@@ -104,7 +105,7 @@ async def check(
     batch_size: Annotated[int | None, Query(ge=1, le=256)] = None,
     learning_rate_multiplier: Annotated[float | None, Query(gt=0)] = None,
     beta: Annotated[float | None, Query(gt=0, le=2)] = None,
-    use: Literal["training", "validation"] = "training",
+    use: Use = "training",
 ) -> Response:
     """Look at a file as a job would, one file at a time; nothing is trained."""
     given = {
@@ -120,14 +121,7 @@ async def check(
         )
 
 
-def _look(
-    services: Services,
-    file_id: str,
-    model: str,
-    method: str,
-    asked: dict[str, Any],
-    use: Literal["training", "validation"],
-) -> dict[str, Any]:
+def _look(services: Services, file_id: str, model: str, method: str, asked: dict[str, Any], use: Use) -> dict[str, Any]:
     from tunery.serve.look import look  # brings what training needs
 
     base, start = services.registry.base_of(model)
