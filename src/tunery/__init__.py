@@ -16,6 +16,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from tunery.startup import limit_openmp_spinning
+
 if TYPE_CHECKING:
     from tunery.api import Run, check, evaluate, load, train
     from tunery.config import Task
@@ -75,6 +77,8 @@ __all__ = [
     "set_active",
     "train",
 ]
+
+limit_openmp_spinning()
 
 
 def __getattr__(name: str) -> Any:

@@ -277,6 +277,11 @@ class TrainConfig(_Settings):
         description="compile the decoder layers with torch.compile; does not change the result beyond rounding. auto: "
         "on a GPU, in runs of 200 steps or more; never on a CPU. Not with lora.dropout",
     )
+    cpu_workers: PositiveInt | Auto = Field(
+        default="auto",
+        description="processes that compute the rows of a step side by side on a CPU, each with its part of the cores. "
+        "auto: what is estimated to be fastest; 1 elsewhere than under Linux and for quantised bases",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto",
         description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe",

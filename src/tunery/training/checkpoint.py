@@ -32,6 +32,7 @@ NEUTRAL_SETTINGS = {
     "train.micro_batch_size",
     "train.gradient_checkpointing",
     "train.compile",
+    "train.cpu_workers",
     "train.logging_steps",
     "train.save_steps",
     "train.save_limit",
@@ -57,6 +58,7 @@ class Progress:
         bad_validations: validations in a row without a better loss.
         micro_rows, micro_tokens, halvings: the micro-batch limit in force.
         recomputing: activations are recomputed.
+        cpu_workers: processes that compute a step; None before the first one.
         resumed_from: the steps at which training was taken up again.
         dtype: number format of the base, such as "bfloat16".
     """
@@ -78,6 +80,7 @@ class Progress:
     micro_tokens: int | None = None
     halvings: int = 0
     recomputing: bool = False
+    cpu_workers: int | None = None
     resumed_from: tuple[int, ...] = ()
     dtype: str | None = None
 

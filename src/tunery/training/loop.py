@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from tunery.config import TrainConfig
-from tunery.data.batching import Row, micro_batches, step_rows
+from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.data_parallel import WorkerLostError, Workers, backward_part, split
 from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
@@ -27,6 +28,7 @@ from tunery.training.guard import (
 )
 from tunery.training.objective import NextToken, Objective, Sums
 from tunery.training.schedule import learning_rate
+from tunery.training.throughput import SpeedCheck
 
 
 class Watcher(Protocol):
@@ -87,30 +89,29 @@ def train_step(
     key: tuple[int, int],
     max_norm: float | None,
     objective: Objective = NEXT_TOKEN,
+    workers: Workers | None = None,
 ) -> StepResult:
-    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches.
+    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches and
+    workers.
 
     When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
     """
     weight = objective.weight(rows)
+    count, cost = (1, 0.0) if workers is None else (workers.count, workers.pair_cost)
     while True:
         for parameter in parameters:
             parameter.grad = None
-        sums = Sums()
-        clock.enabled = True
+        parts = split(rows, count, objective.unit, cost, limit, key, weight)
         try:
-            with model.running():
-                at_once = limit.rows if model.flattened else 1
-                for index, part in enumerate(micro_batches(rows, at_once, limit.tokens, objective.unit)):
-                    clock.set(*key, index)
-                    sums += objective.backward(model, part, weight)
+            if workers is None or len(parts) == 1:
+                sums = backward_part(model, clock, objective, parts[0])
+            else:
+                sums = workers.run(parts)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             limit.halve(error)
-        finally:
-            clock.enabled = False
         free_cached_memory()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
     metrics = {name: float(value) / weight for name, value in sums.metrics.items()}
@@ -137,6 +138,8 @@ class Loop:
         history: lines logged so far (from metrics.jsonl when resumed); advice reads them.
         stopped: "finished" or "early stopping", after `run`.
         compiled: whether the decoder layers are; for the receipt.
+        speed_check: looks at the first steps.
+        workers: compute parts of a step beside this process, on a CPU.
     """
 
     plan: Plan
@@ -155,6 +158,8 @@ class Loop:
     stopped: str = "finished"
     restored_step: int | None = None
     compiled: bool = False
+    speed_check: SpeedCheck | None = None
+    workers: Workers | None = None
 
     def run(self) -> None:
         """Train until the last step, an early stop, or a signal (StoppedError, after a checkpoint)."""
@@ -163,7 +168,11 @@ class Loop:
             if self._out_of_patience():
                 self.stopped = "early stopping"
                 break
-            self._step()
+            try:
+                self._step()
+            except WorkerLostError:
+                self._save()  # the update was not made: this is where the step began
+                raise
             done = self.progress.step == self.plan.total_steps
             improved = self._validate() if self._due(self.plan.eval_every, done) else False
             if improved or done or self._out_of_patience() or self.stop or self._due(self.plan.save_every):
@@ -187,7 +196,7 @@ class Loop:
         halvings = self.limit.halvings
         result = train_step(
             self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, progress.step),
-            plan.config.max_grad_norm, plan.objective,
+            plan.config.max_grad_norm, plan.objective, self.workers,
         )  # fmt: skip
         places = list(dict.fromkeys(row.where for row in rows))
         require_finite(result.loss, result.gradient_norm, progress.step + 1, places)
@@ -201,11 +210,14 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self._count(result, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._count(result, seconds)
+        if self.speed_check and (warning := self.speed_check.look(result.sums, seconds)):
+            self.watcher.note(warning)
         if self.limit.halvings > halvings:
             self.watcher.note(f"memory ran out: the step was computed again, {self.limit.describe()}")
         if progress.step % plan.config.logging_steps == 0 or progress.step in (1, plan.total_steps):
-            self._log_step(result, rate, time.perf_counter() - started)
+            self._log_step(result, rate, seconds)
 
     def _count(self, result: StepResult, seconds: float) -> None:
         progress = self.progress
@@ -220,6 +232,7 @@ class Loop:
         progress.last_loss = result.loss
         progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
         progress.halvings, progress.recomputing = self.limit.halvings, self.limit.recomputing
+        progress.cpu_workers = 1 if self.workers is None else self.workers.count
 
     def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
         self._log(
