@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
@@ -43,3 +44,34 @@ def test_sources_without_a_version_of_tunery(content: str | None, tmp_path: Path
     if content is not None:
         (tmp_path / "pyproject.toml").write_text(content, encoding="utf-8")
     assert versions._source_version(tmp_path) == "unknown"
+
+
+# --------------------------------------------------------------------------- lower bounds
+
+UNTRIED = {"trackio"}
+"""Not installed by `make test-oldest`: its Gradio asks for a newer FastAPI than the oldest one that tunery takes."""
+
+
+def test_the_oldest_versions_that_are_tested_are_the_lower_bounds() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    declared = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    bounds: dict[str, str] = {}
+    for requirement in declared:
+        found = re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement)
+        assert found, f"{requirement} has no lower bound"
+        name, version = found.groups()
+        assert bounds.setdefault(name, version) == version, f"{name} has two lower bounds"
+    constraints = PYPROJECT.with_name("constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in constraints if not line.startswith("#"))
+    for name, version in bounds.items():
+        if name not in UNTRIED:
+            assert _numbers(tested[name]) == _numbers(version), name
+    assert set(tested) == set(bounds) - UNTRIED
+
+
+def _numbers(version: str) -> list[int]:
+    parts = [int(part) for part in version.split(".")]
+    return parts + [0] * (4 - len(parts))
