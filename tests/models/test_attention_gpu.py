@@ -199,7 +199,7 @@ def test_separate_segments_are_given_to_flash_attention_with_their_lengths_and_w
         q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float,
         window_size: tuple[int, int], enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        assert enable_gqa
+        assert enable_gqa == attention_gpu._FLASH_ASKS_FOR_GROUPS
         assert torch.equal(cu_q, cu_k)
         assert cu_q.dtype == torch.int32
         assert max_q == max_k == int(cu_q.diff().max())

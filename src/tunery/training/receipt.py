@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from tunery.training.loop import Loop
 from tunery.training.objective import Objective
 from tunery.training.start import Attached
 from tunery.training.throughput import matmul_fraction, training_flops
+from tunery.versions import version_of
 
 LISTED = 100
 """Places listed by name in the receipt; beyond that only the count."""
@@ -40,7 +40,7 @@ RELOAD_TOLERANCE = 1e-6
 def versions() -> dict[str, str]:
     """Of Python and the libraries that decide the numbers."""
     names = ("tunery", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in names}}
 
 
 def movement(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -218,7 +218,7 @@ def build_receipt(
 def head_section(task: Task, task_yaml: str) -> dict[str, Any]:
     """Which task, as it is written down, by which version, when (UTC)."""
     return {
-        "tunery": importlib.metadata.version("tunery"),
+        "tunery": version_of("tunery"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "name": task.name,
         "task_sha256": text_sha256(task_yaml),
