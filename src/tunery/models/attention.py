@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.data.batching import Group
@@ -320,7 +319,7 @@ def flat_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = query[0], key[0], value[0]
+    q, k, v = (x.squeeze(0) for x in (query, key, value))  # x[0] would fill a tensor with zeros in the backward pass
 
     def by_blocks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         plan = segments.plan(q.shape[0], k.shape[0], sliding_window, q.dtype)
@@ -336,14 +335,12 @@ def flat_attention(
     return out.transpose(0, 1)[None].contiguous(), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The layout says who sees whom; a mask of T x T is never built."""
-
-
+# Only the function is registered, and no mask for it: transformers builds none for a name that it knows no mask of. For
+# one that it knows, it first looks for packed rows in position_ids, and the host waits in each forward pass.
+#
 # Kept out of what torch.compile makes of a layer: its shapes and loops differ from batch to batch, and each would be
 # compiled anew. FlexAttention is compiled on its own.
 ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 
 @contextlib.contextmanager

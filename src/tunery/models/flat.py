@@ -101,17 +101,17 @@ class FlatModel:
         inputs = self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
-                self.last_layer.only(sources, inputs["input_ids"][0])
+                self.last_layer.only(sources, inputs["input_ids"].squeeze(0))
             out = self.model.get_decoder()(**inputs)
-        return out.last_hidden_state[0].index_select(0, sources)
+        return out.last_hidden_state.squeeze(0).index_select(0, sources)
 
     def logits(self, batch: FlatBatch) -> Tensor:
         """Logits at the predicting positions as the model itself computes them, [S, V]."""
         sources = self.tensor(batch.sources)
         inputs = self._inputs(batch)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return self._run(self.model, **inputs, logits_to_keep=sources).logits[0]
-        return self._run(self.model, **inputs).logits[0].index_select(0, sources)
+            return self._run(self.model, **inputs, logits_to_keep=sources).logits.squeeze(0)
+        return self._run(self.model, **inputs).logits.squeeze(0).index_select(0, sources)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A NumPy array on the model's device."""
