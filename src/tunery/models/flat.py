@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
-from tunery.models.attention import FlatLayout, flat
+from tunery.models.attention import FlatLayout, flat, prepare_kernels
 from tunery.models.device import on_device
 from tunery.models.flops import layer_windows, visible_pairs
 from tunery.models.last_layer import LastLayer
@@ -207,9 +207,12 @@ def inspect_model(model: Any) -> FlatModel:
     def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
         try:
             return differs(candidate, batches, expected) <= allowed
+        except torch.OutOfMemoryError:
+            raise  # says nothing about the model
         except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
             return False  # the model's class does not offer this way of running
 
+    prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
             candidate = FlatModel(model, flattened, candidate_head)
