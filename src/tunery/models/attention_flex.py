@@ -174,9 +174,16 @@ def flex(
     length, whole = q.shape[1], BLOCK * tree[0].shape[0]
     inputs = [_as_blocks(x, whole) for x in (q, k, v)]
     known = (
-        compute, q.dtype, q.device, *(x.shape[2:] for x in inputs), scale, cap is None, sinks is None,
-        torch.is_grad_enabled(), *(x.requires_grad for x in inputs),
-    )  # fmt: skip
+        compute,
+        q.dtype,
+        q.device,
+        *(x.shape[2:] for x in inputs),
+        scale,
+        cap is None,
+        sinks is None,
+        torch.is_grad_enabled(),
+        *(x.requires_grad for x in inputs),
+    )
     with contextlib.nullcontext() if known in _compiled_for else _may_compile():
         out = compute(*inputs, tree, blocks, cap, sinks, scale)
     _compiled_for.add(known)

@@ -70,9 +70,17 @@ class Kind(NamedTuple):
 def kind_of(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Kind:
     """The kind of attention of q [H, T, D], k [G, T, D] and v [G, T, E]."""
     return Kind(
-        q.dtype, q.device, q.shape[0], k.shape[0], q.shape[-1], v.shape[-1],
-        rule.scale, rule.window is not None, rule.softcap, rule.sinks is not None,
-    )  # fmt: skip
+        q.dtype,
+        q.device,
+        q.shape[0],
+        k.shape[0],
+        q.shape[-1],
+        v.shape[-1],
+        rule.scale,
+        rule.window is not None,
+        rule.softcap,
+        rule.sinks is not None,
+    )
 
 
 _seen: Counter[tuple[int, int]] = Counter()
@@ -173,7 +181,7 @@ def by_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out = varlen_attn(
         q, k, v, layout.edges, layout.edges, longest, longest, scale=rule.scale, window_size=(left, 0), **more
-    )  # fmt: skip
+    )
     assert isinstance(out, Tensor)
     return out.transpose(0, 1)
 
@@ -189,7 +197,7 @@ def by_equal_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: R
     with sdpa_kernel(EQUAL_LENGTHS_BACKEND):
         out = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1]
-        )  # fmt: skip
+        )
     return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)
 
 
