@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,7 @@ def over_blocks(
     cap: Tensor | None,
     sinks: Tensor | None,
     scale: float,
+    options: Mapping[str, Any] = KERNEL_OPTIONS,
 ) -> Tensor:
     """FlexAttention over whole blocks: q [n, BLOCK, H, D], k [n, BLOCK, G, D], v [n, BLOCK, G, E] → [n·BLOCK, H, E].
 
@@ -122,6 +123,7 @@ def over_blocks(
 
     Args:
         cap: Gemma 2's soft cap. A tensor: the compiler refuses numbers that differ between models.
+        options: FlexAttention's `kernel_options`.
     """
     q, k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in (q, k, v))
 
@@ -137,7 +139,7 @@ def over_blocks(
         block_mask=block_mask(tree, blocks),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
-        kernel_options=KERNEL_OPTIONS or None,  # type: ignore[arg-type]
+        kernel_options=dict(options) or None,  # type: ignore[arg-type]
         return_aux=AuxRequest(lse=sinks is not None),
     )
     out = out.squeeze(0)
