@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -151,9 +153,39 @@ def test_outputs_that_nobody_takes_are_not_kept() -> None:
     x = torch.randn(1, 3, 32)
     with shared.sharing():
         query(x)
-        assert len(query.shared._ready.outputs) == 2
-    assert not query.shared._ready.outputs
-    assert query.shared._ready.source is None
+        (ready,) = query.shared._ready.values()
+        assert len(ready.outputs) == 2
+    assert not query.shared._ready
+
+
+def test_a_backward_pass_in_another_thread_leaves_nothing_behind() -> None:
+    """CUDA's backward pass recomputes layers in a thread of autograd's own."""
+    model = tiny_model("llama").eval()
+    apply_lora(model, rank=2)
+    inspect_model(model)
+    layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, LoRALinear)}
+    groups = {layer.shared for layer in layers.values() if layer.shared is not None}
+    alive: list[weakref.ref[Tensor]] = []
+
+    def recompute() -> None:
+        for name, layer in layers.items():
+            if name.endswith(("q_proj", "k_proj", "v_proj")):
+                if name.endswith("q_proj"):
+                    x = torch.randn(1, 3, 32)
+                    alive.append(weakref.ref(x))
+                layer(x)
+        x = torch.randn(1, 3, 32)
+        alive.append(weakref.ref(x))
+        layers["model.layers.0.self_attn.q_proj"](x)  # and is stopped before k_proj
+
+    with shared.sharing():
+        thread = threading.Thread(target=recompute)
+        thread.start()
+        thread.join()
+        assert [reference() is None for reference in alive] == [True, True, False]
+        assert sum(len(group._ready) for group in groups) == 1
+    assert alive[-1]() is None
+    assert not any(group._ready for group in groups)
 
 
 def test_an_adapter_on_some_of_the_layers_only_runs_them_one_by_one() -> None:
