@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from tests.double import Double
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
-from tunery.lora import shared
+from tunery.fast.islands import ACTIVATIONS
+from tunery.lora import fused, shared
 from tunery.lora.attach import apply_lora, lora_layers
-from tunery.lora.fused import ACTIVATIONS, Part, gated_mlp, lora_linears
+from tunery.lora.fused import Part, gated_mlp, lora_linears
 from tunery.lora.layer import LoRALinear
 from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.models.flat import inspect_model
@@ -37,7 +39,7 @@ def random_part(inside: int, outside: int, rank: int, bias: bool, seed: int) -> 
 
 
 def written_out(x: Tensor, part: Part) -> Tensor:
-    return F.linear(x, part.weight, part.bias) + part.scaling * (x @ part.A.t()) @ part.B.t()
+    return F.linear(x, part.dense(), part.bias) + part.scaling * (x @ part.A.t()) @ part.B.t()
 
 
 def same(got: Any, wanted: Any) -> bool:
@@ -78,6 +80,57 @@ def test_the_gated_block_is_the_formula_and_its_gradient(activation: str) -> Non
     wanted = written_out(act(written_out(x, gate)) * written_out(x, up), down)
     assert same([got], [wanted])
     assert same(torch.autograd.grad(got.cos().sum(), inputs), torch.autograd.grad(wanted.cos().sum(), inputs))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_in_a_step_gradients_add_up_as_autograd_would_add_them(aligned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers of other ranks and scalings with one input and the block after them, for three micro-batches."""
+    monkeypatch.setattr(fused, "_wants_alignment", lambda device: aligned)
+    parts = [random_part(7, out, rank, False, seed) for seed, (out, rank) in enumerate([(6, 4), (3, 8), (3, 5)])]
+    block = [random_part(6, 9, 3, True, 4), random_part(6, 9, 3, False, 4), random_part(9, 6, 2, False, 5)]
+    adapters = [t for part in (*parts, *block) for t in (part.A, part.B)]
+    batches = [0.1 * torch.randn(n, 7, dtype=F64, generator=torch.Generator().manual_seed(n)) for n in (5, 1, 8)]
+
+    def loss(x: Tensor) -> Tensor:
+        first, second, third = lora_linears(x, parts)
+        return gated_mlp(first, *block, "silu").cos().sum() + (second * third).sum()
+
+    wanted = [torch.zeros_like(t) for t in adapters]
+    for x in batches:
+        for total, gradient in zip(wanted, torch.autograd.grad(loss(x), adapters), strict=True):
+            total += gradient
+    adapters[0].grad = torch.ones_like(adapters[0])  # of somebody else
+    wanted[0] += 1
+    with fused.one_step():
+        for x in batches:
+            loss(x).backward()
+        assert adapters[1].grad is None
+    assert same([t.grad for t in adapters], wanted)
+    assert all(t.grad.is_contiguous() for t in adapters if t.grad is not None)
+
+
+def test_a_step_that_fails_leaves_no_gradient() -> None:
+    part = random_part(6, 4, 2, False, 0)
+
+    def fail() -> None:
+        with fused.one_step():
+            lora_linears(torch.randn(3, 6, dtype=F64), [part])[0].sum().backward()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert part.A.grad is None
+    lora_linears(torch.randn(3, 6, dtype=F64), [part])[0].sum().backward()
+    assert part.A.grad is not None, "outside a step autograd gets the gradient"
+
+
+def test_in_a_step_an_adapters_copy_in_the_models_dtype_is_made_once() -> None:
+    part = random_part(6, 4, 2, False, 0)
+    with fused.one_step():
+        for _ in range(3):
+            lora_linears(torch.randn(3, 6, dtype=torch.float32), [replace(part, weight=torch.zeros(4, 6))])
+        assert fused._step is not None
+        assert len(fused._step) == 1
 
 
 def test_no_gradient_goes_where_none_is_wanted() -> None:

@@ -38,9 +38,14 @@ def sharing() -> Iterator[None]:
     finally:
         _entered -= 1
         if not _entered:
-            for group in list(_waiting):
-                group.forget()
-            _waiting.clear()
+            forget_outputs()
+
+
+def forget_outputs() -> None:
+    """Let go of all outputs that nobody took, as after a pass that failed."""
+    for group in list(_waiting):
+        group.forget()
+    _waiting.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from tunery.config import Task
 from tunery.data.prepare import Prepared
 from tunery.errors import StoppedError
+from tunery.fast.compile import calls, compiles, compiling
 from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state
 from tunery.models.attention_gpu import refusals
@@ -25,7 +26,7 @@ from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.startup import seconds_since_start
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, stop_signals
-from tunery.training.layers import Layers, compile_layers, running_layers, wants_compiling
+from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
@@ -100,6 +101,11 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     Raises:
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
     """
+    with compiling(task.train.compile):
+        return _fit(task, prepared, base, paths, view, resume)
+
+
+def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
     started = time.perf_counter()
     attached = attach_adapter(task, prepared.data.kind, base.model)
     model = inspect_model(base.model)
@@ -145,9 +151,12 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             watcher=log,
             stop=stop,
             history=read_metrics(paths.metrics),
+            ahead=1 if model.device.type == "cuda" else 0,
         )
-        _set_up_layers(task, plan, layers, model, adapter, loop, view)
+        _set_up_layers(task, layers, model, adapter, loop, view)
+        compiled_calls = calls()
         loop.run()
+        loop.compiled = calls() > compiled_calls
     _save_adapter(base, paths.adapter)
     facts = build_receipt(task, prepared, base, loop, initial, attached, sizing.expected_bytes, paths.adapter)
     facts["speed"]["startup_seconds"] = log.first_step
@@ -204,19 +213,15 @@ def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
 
 
 def _set_up_layers(
-    task: Task, plan: Plan, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+    task: Task, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
 ) -> None:
     """Offer the last resort against lack of memory, and compile where that is asked for and works."""
     loop.limit.recomputing = layers.recomputing
     if task.train.gradient_checkpointing == "auto" and layers.layers and not layers.recomputing:
         loop.limit.recompute = layers.recompute
-    steps = plan.total_steps - loop.progress.step
-    wanted, remark = wants_compiling(task.train, task.lora.dropout, steps, model.device)
-    if wanted:
-        remark = compile_layers(layers, model, list(adapter.values()))
-    if remark:
-        view.note(remark)
-    loop.compiled = layers.compiled
+    if compiles(model.device):
+        for remark in try_compiling(model, list(adapter.values())):
+            view.note(remark)
 
 
 def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: FlatModel, sizing: Sizing) -> None:
