@@ -17,11 +17,12 @@ from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
 from tunery.console import Console
 from tunery.data.batching import Row, flatten
+from tunery.fast.compile import compiling
 from tunery.lora.attach import adapter_state, apply_lora
 from tunery.models import attention_gpu
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import load_base
-from tunery.training.layers import compile_layers, running_layers
+from tunery.training.layers import running_layers, try_compiling
 from tunery.training.loss import batch_loss, score_rows
 
 pytestmark = [
@@ -123,13 +124,14 @@ def test_batches_of_many_lengths_do_not_each_compile_a_kernel() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_compiled_layers_give_the_same_gradient(recompute: bool) -> None:
+def test_compiled_functions_give_the_same_gradient(recompute: bool) -> None:
     model, parameters = lora("llama", torch.float32, DEVICE)
     rows = make_rows(3, 24)
-    wanted = gradient(model, parameters, rows, share=True)
-    with running_layers(model.model, recompute) as layers:
-        said = compile_layers(layers, model, parameters)
-        assert layers.compiled, said
+    with compiling(False):
+        wanted = gradient(model, parameters, rows, share=True)
+    with running_layers(model.model, recompute):
+        said = try_compiling(model, parameters)
+        assert said == ["element-wise functions are compiled (train.compile)"]
         assert relative(gradient(model, parameters, rows, share=True), wanted) < 1e-4
 
 

@@ -22,6 +22,7 @@ from tunery.models.device import on_device
 from tunery.models.flops import layer_windows, visible_pairs
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import LeanRMSNorm, replace_norms
+from tunery.models.lean_layer import LeanAttention, LeanDecoderLayer, replace_attention, replace_layers
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -178,6 +179,8 @@ def inspect_model(model: Any) -> FlatModel:
     truth = [_plain_logits(model, row) for row in rows]
     replace_norms(model)
     replace_mlps(model)
+    replace_attention(model)
+    replace_layers(model)
     find_shared_inputs(model, lambda: _plain_logits(model, rows[0]))
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
@@ -223,9 +226,9 @@ def inspect_model(model: Any) -> FlatModel:
 
 def as_before_inspection(model: nn.Module) -> None:
     """Give a model back its own modules in place of those that `inspect_model` put there."""
-    for parent in list(model.modules()):
+    for parent in reversed(list(model.modules())):  # what is inside first
         for name, child in list(parent.named_children()):
-            if isinstance(child, LeanRMSNorm | LeanMLP):
+            if isinstance(child, LeanRMSNorm | LeanMLP | LeanAttention | LeanDecoderLayer):
                 setattr(parent, name, child.origin())
     if (last_layer := getattr(model, LAST_LAYER, None)) is not None:
         last_layer.remove()

@@ -267,7 +267,8 @@ def _restore_optimizer(
         name, _, key = full.partition("|")
         if name not in states:
             raise CheckpointError(f"the optimizer's state names a tensor that is not trained: {name}")
-        states[name][key] = value if key == "step" else value.to(adapter[name].device)
+        # AdamW's fused kernel on a GPU wants the count of steps there too, and in float32 (pytorch/pytorch#104767).
+        states[name][key] = value.to(adapter[name].device, torch.float32 if key == "step" else adapter[name].dtype)
     for name, parameter in adapter.items():
         if states[name]:
             optimizer.state[parameter] = states[name]

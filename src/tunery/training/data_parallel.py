@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tunery.data.batching import Row, deal, micro_batches
 from tunery.errors import ResumableError
+from tunery.lora.fused import one_step
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
 from tunery.models.flops import attention_width, step_flops
@@ -120,7 +121,7 @@ def backward_part(model: FlatModel, clock: DropoutClock, objective: Objective, p
     sums = Sums()
     clock.enabled = True
     try:
-        with model.running():
+        with model.running(), one_step():
             units = part.max_units if model.flattened else 1
             for number, rows in enumerate(micro_batches(part.rows, units, part.max_tokens, objective.unit), part.first):
                 clock.set(*part.key, number)

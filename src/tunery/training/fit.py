@@ -18,6 +18,7 @@ from tunery.config import Task
 from tunery.data.batching import step_rows
 from tunery.data.prepare import Prepared
 from tunery.errors import StoppedError
+from tunery.fast.compile import calls, compiles, compiling
 from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state, trainable_parameters
 from tunery.lora.layer import DropoutClock
@@ -30,7 +31,7 @@ from tunery.startup import seconds_since_start
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.data_parallel import Workers, can_fork, start_workers, wanted_workers
 from tunery.training.guard import MicroBatchLimit, stop_signals
-from tunery.training.layers import Layers, compile_layers, running_layers, wants_compiling
+from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
@@ -106,6 +107,11 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     Raises:
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
     """
+    with compiling(task.train.compile):
+        return _fit(task, prepared, base, paths, view, resume)
+
+
+def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
     started = time.perf_counter()
     attached = attach_adapter(task, prepared.data.kind, base.model)
     model = inspect_model(base.model)
@@ -154,11 +160,14 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             history=read_metrics(paths.metrics),
             workers=workers,
             speed_check=speed_check(model, plan.objective.passes, chosen=task.train.precision == "auto"),
+            ahead=1 if model.device.type == "cuda" else 0,
         )
         if workers is not None:
             view.note(f"{workers.count} processes compute the rows of a step side by side (train.cpu_workers)")
-        _set_up_layers(task, plan, layers, model, adapter, loop, view)
+        _set_up_layers(task, layers, model, adapter, loop, view)
+        compiled_calls = calls()
         loop.run()
+        loop.compiled = calls() > compiled_calls
     _save_adapter(base, paths.adapter)
     facts = build_receipt(task, prepared, base, loop, initial, attached, sizing.expected_bytes, paths.adapter)
     facts["speed"]["startup_seconds"] = log.first_step
@@ -245,19 +254,15 @@ def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
 
 
 def _set_up_layers(
-    task: Task, plan: Plan, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+    task: Task, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
 ) -> None:
     """Offer the last resort against lack of memory, and compile where that is asked for and works."""
     loop.limit.recomputing = layers.recomputing
     if task.train.gradient_checkpointing == "auto" and layers.layers and not layers.recomputing:
         loop.limit.recompute = partial(_recompute, layers, loop.workers)
-    steps = plan.total_steps - loop.progress.step
-    wanted, remark = wants_compiling(task.train, task.lora.dropout, steps, model.device)
-    if wanted:
-        remark = compile_layers(layers, model, list(adapter.values()))
-    if remark:
-        view.note(remark)
-    loop.compiled = layers.compiled
+    if compiles(model.device):
+        for remark in try_compiling(model, list(adapter.values())):
+            view.note(remark)
 
 
 def _recompute(layers: Layers, workers: Workers | None) -> None:
