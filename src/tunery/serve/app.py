@@ -214,10 +214,11 @@ def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], object]) -
     services.settings = services.settings.model_copy(update={"port": listening.getsockname()[1]})
     try:
         Server(app, services.settings, ready).run(sockets=[listening])
-    except SystemExit:  # uvicorn's way to say that the lifespan could not begin
+    except SystemExit:  # newer uvicorn's way to say that the lifespan could not begin; older ones return
         if app.state.failure is None:
             raise
-        raise app.state.failure from None
+    if app.state.failure is not None:
+        raise app.state.failure
 
 
 def run(settings: ServeSettings) -> None:
