@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +23,11 @@ BLOCK = 128
 SHORTEST = 2 * BLOCK
 """Shorter rows are padded to this inside FlexAttention: PyTorch compiles a graph of its own for sizes of 1."""
 
-KERNEL_OPTIONS: dict[str, Any] = {}
+KERNEL_OPTIONS: Mapping[str, Any] = {}
 """FlexAttention's `kernel_options` (block sizes, stages, warps), empty for PyTorch's own choice by GPU and head width.
-To be changed only for what the GPU check's part `attention` measures to be faster: fewer stages of the backward pass
-(`{"bwd_num_stages": 2}`) spill fewer registers on an H100, and also overlap less of the loading."""
+To be changed only for what the GPU check's part `attention` measures to be faster, which calls `by_tree` with a
+compiled `over_blocks` of other `options`. `{"bwd_num_stages": 2}` spills fewer registers in an H100's backward pass,
+and overlaps less of its loading."""
 
 GRAPHS = 64
 """Most graphs of FlexAttention in one process, two for each kind of attention; PyTorch would stop at eight."""
@@ -111,6 +112,7 @@ def over_blocks(
     cap: Tensor | None,
     sinks: Tensor | None,
     scale: float,
+    options: Mapping[str, Any] = KERNEL_OPTIONS,
 ) -> Tensor:
     """FlexAttention over whole blocks: q [n, BLOCK, H, D], k [n, BLOCK, G, D], v [n, BLOCK, G, E] → [n·BLOCK, H, E].
 
@@ -122,6 +124,7 @@ def over_blocks(
 
     Args:
         cap: Gemma 2's soft cap. A tensor: the compiler refuses numbers that differ between models.
+        options: FlexAttention's `kernel_options`.
     """
     q, k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in (q, k, v))
 
@@ -137,7 +140,7 @@ def over_blocks(
         block_mask=block_mask(tree, blocks),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
-        kernel_options=KERNEL_OPTIONS or None,  # type: ignore[arg-type]
+        kernel_options=dict(options) or None,  # type: ignore[arg-type]
         return_aux=AuxRequest(lse=sinks is not None),
     )
     out = out.squeeze(0)
