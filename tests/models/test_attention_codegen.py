@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +67,7 @@ class Generated(Exception):
 
 
 @pytest.fixture
-def codes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The code of each graph that is compiled from now on: of FlexAttention forward, then backward.
 
     Graphs are made on the CPU, and lowered as if their tensors were on a GPU."""
@@ -163,3 +165,15 @@ def test_no_kernel_checks_where_the_row_ends_and_none_is_compiled_for_a_length(
     assert (
         f"empty_strided_cuda((1, 8, 128*{number}, {width}), {strides}" in forward
     )  # by token first, as models want it
+
+
+def test_kernel_options_reach_the_kernels(codes: list[str]) -> None:
+    """As the GPU check tries them."""
+    batch = flatten(random_rows(5, 20))
+    q, k, v = (torch.randn(len(batch.ids), n, 64).bfloat16().requires_grad_().transpose(0, 1) for n in (8, 2, 2))
+    layout = GpuLayout(batch.groups, torch.device("cpu"))
+    for stages in (2, 3):
+        compute = partial(attention_flex._compiled(), options={"bwd_num_stages": stages})
+        by_tree(q, k, v, layout, Rule(0.125), compute)
+        assert f"num_stages={stages}," in codes[-1][codes[-1].index("triton_tem_fused") :]
+    assert len(codes) == 4

@@ -23,10 +23,11 @@ BLOCK = 128
 SHORTEST = 2 * BLOCK
 """Shorter rows are padded to this inside FlexAttention: PyTorch compiles a graph of its own for sizes of 1."""
 
-KERNEL_OPTIONS: dict[str, Any] = {}
+KERNEL_OPTIONS: Mapping[str, Any] = {}
 """FlexAttention's `kernel_options` (block sizes, stages, warps), empty for PyTorch's own choice by GPU and head width.
-To be changed only for what the GPU check's part `attention` measures to be faster: fewer stages of the backward pass
-(`{"bwd_num_stages": 2}`) spill fewer registers on an H100, and also overlap less of the loading."""
+To be changed only for what the GPU check's part `attention` measures to be faster, which calls `by_tree` with a
+compiled `over_blocks` of other `options`. `{"bwd_num_stages": 2}` spills fewer registers in an H100's backward pass,
+and overlaps less of its loading."""
 
 GRAPHS = 64
 """Most graphs of FlexAttention in one process, two for each kind of attention; PyTorch would stop at eight."""
