@@ -15,6 +15,12 @@ FOLDER = ROOT / ".venv-bench"
 PINS = ROOT / "bench" / "requirements"
 STAMP = ".installed"
 
+SPARE = {"unsloth-cpu": ("torchvision",)}
+"""Packages that are taken out again where they cannot be imported; what asks for them does without.
+
+PyPI's torchvision is built with CUDA and does not load beside PyTorch's CPU build; transformers and Unsloth, which look
+for it, then do not start.
+"""
 
 NO_INDEX = "(from versions: none)"
 """What pip says of a pinned package where no package index can be reached."""
@@ -51,6 +57,9 @@ def python_of(name: str) -> str:
     try:
         _run([sys.executable, "-m", "venv", str(folder)])
         _run([str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(pins)])
+        for package in SPARE.get(name, ()):
+            if not _loads(str(python), package):
+                _run([str(python), "-m", "pip", "uninstall", "-qq", "-y", package])
     except EnvironmentFailed as error:
         _failures[name] = str(error)
         raise
@@ -62,6 +71,11 @@ def stamp(pins: Path) -> str:
     """What an environment was built from: the pins and the version of Python."""
     digest = hashlib.sha256(pins.read_bytes()).hexdigest()
     return f"{digest} {'.'.join(platform.python_version_tuple()[:2])}"
+
+
+def _loads(python: str, package: str) -> bool:
+    """Whether this interpreter imports a package."""
+    return subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0
 
 
 def _run(command: list[str]) -> None:

@@ -91,6 +91,32 @@ def test_an_environment_is_built_again_only_when_its_pins_change(
     assert environments.python_of("") == sys.executable
 
 
+def test_a_package_that_does_not_load_is_taken_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(environments, "FOLDER", tmp_path / ".venv-bench")
+    monkeypatch.setattr(environments, "PINS", tmp_path)
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "SPARE", {"x": ("json", "broken")})
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "broken.py").write_text("raise RuntimeError('operator does not exist')\n")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+
+    def run(command: list[str]) -> None:
+        commands.append(command)
+        if "venv" in command:
+            binaries = Path(command[-1]) / "bin"
+            binaries.mkdir(parents=True)
+            (binaries / "python").symlink_to(sys.executable)
+
+    monkeypatch.setattr(environments, "_run", run)
+    for name in "xy":
+        (tmp_path / f"{name}.txt").write_text("torch==2.13.0\n")
+        environments.python_of(name)
+    removed = [command for command in commands if "uninstall" in command]
+    assert [(Path(command[0]).parts[-3], command[-1]) for command in removed] == [("x", "broken")]
+
+
 def test_what_pip_cannot_install_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
     no_such_version = "ERROR: Could not find a version that satisfies the requirement torch==9 (from versions: 2.13.0)"
