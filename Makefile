@@ -53,7 +53,7 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/pyright --pythonpath $(BIN_TEST)/python
 	$(BIN_TEST)/lint-imports
 
-bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT and LitGPT, 40 min: docs/benchmarks.md
+bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT, LitGPT and Unsloth: docs/benchmarks.md
 	$(BIN_TEST)/python -m bench.run $(ARGS)
 
 bench-neighbour: $(VENV_TEST)/.installed  ## steps and answers beside other programs that compute, 15 min: the same page

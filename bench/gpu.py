@@ -42,8 +42,9 @@ PEERS = (
     plan.Peer("trl-liger", "TRL + PEFT with Liger's kernels", "gpu", "with_trl", ("--variant", "liger")),
     plan.Peer("unsloth", "Unsloth", "unsloth", "with_unsloth"),
 )
-MICRO = {"trl-tuned": 1, "trl-liger": 4}
-"""Rows at a time for TRL, which recomputes nothing here: as many as fit. Liger's head keeps no logits."""
+MICRO = {"trl-tuned": 1, "trl-liger": 4, "unsloth": 1}
+"""Rows at a time for TRL, which recomputes nothing here: as many as fit. Liger's head keeps no logits. Unsloth: as TRL
+tuned by hand."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

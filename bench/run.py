@@ -1,6 +1,6 @@
 """tunery against its peers, in one run: prints the tables and writes docs/benchmarks.md.
 
-    make bench                                  # everything, about 40 minutes on two cores
+    make bench                                  # everything; 44 minutes without Unsloth, on two cores with AVX512_BF16
     make bench ARGS="--only chat --peers peft"  # a part of it, printed; --save also renews it in the page
     make bench ARGS="--quick"                   # one timed step each, printed
 

@@ -79,10 +79,12 @@ class _Steps(TrainerCallback):
         self.lines.step(state.global_step - 1, seconds, loss, trainer.data_tokens, trainer.trained_tokens)
 
 
-def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, Any]:
-    """Arguments of SFTConfig and DPOConfig that both variants set, and those of the tuned one."""
-    tuned = variant != "defaults"
-    micro = work.micro(f"trl-{variant}") if tuned else work.batch_size
+def settings(work: Workload, variant: str, steps: int, out: str, micro: int) -> dict[str, Any]:
+    """Arguments of SFTConfig and DPOConfig that both variants set, and those of the tuned one; `micro` rows at a time.
+
+    TRL 1.16 switches bf16 on by itself, whatever the processor, and refuses to start without a GPU until `use_cpu` is
+    set. On a processor that would emulate it bf16 is off: it takes ten times the processor time (docs/lab.md).
+    """
     given: dict[str, Any] = {
         "output_dir": out,
         "per_device_train_batch_size": micro,
@@ -99,7 +101,7 @@ def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, An
         "use_cpu": not torch.cuda.is_available(),
         "bf16": work.precision == "bfloat16",
     }
-    if tuned:
+    if variant != "defaults":
         given["gradient_checkpointing"] = False
         given["model_init_kwargs"] = {"dtype": work.precision}
     if variant == "liger":
@@ -108,21 +110,29 @@ def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, An
 
 
 def build(
-    work: Workload, variant: str, lines: Lines, out: str, model: Any = None, packages: Sequence[str] = PACKAGES
+    work: Workload,
+    variant: str,
+    lines: Lines,
+    out: str,
+    model: Any = None,
+    packages: Sequence[str] = PACKAGES,
+    peer: str | None = None,
 ) -> Any:
     """The trainer, its adapter the workload's, ready to train.
 
     Args:
         model: already loaded and with an adapter on it; otherwise the trainer loads the base and puts one on.
         packages: whose versions are reported.
+        peer: whose micro-batch it takes, if not that of TRL in this variant.
     """
+    micro = work.micro(peer or f"trl-{variant}")
     tokenizer = AutoTokenizer.from_pretrained(work.base)
     lora = LoraConfig(r=work.rank, lora_alpha=int(work.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
     if work.kind == "pairs":
         pairs = work.pairs()
         columns = {f"{part}_ids": [getattr(pair, part) for pair in pairs] for part in ("prompt", "chosen", "rejected")}
         steps = len(pairs) // work.batch_size
-        config: Any = DPOConfig(**settings(work, variant, steps, out), beta=work.beta)
+        config: Any = DPOConfig(**settings(work, variant, steps, out, micro), beta=work.beta)
         trainer_class: type = _PairTrainer
     else:
         rows = work.rows()
@@ -130,10 +140,13 @@ def build(
             "input_ids": [row.ids for row in rows],
             "completion_mask": [[int(t) for t in row.trained] for row in rows],
         }
-        config = SFTConfig(**settings(work, variant, len(rows) // work.batch_size, out), completion_only_loss=True)
+        steps = len(rows) // work.batch_size
+        config = SFTConfig(**settings(work, variant, steps, out, micro), completion_only_loss=True)
         if (longest := max(len(row.ids) for row in rows)) > (config.max_length or longest):
             config.max_length = longest
         trainer_class = _RowTrainer
+    if model:
+        config.model_init_kwargs = None  # it is loaded
     callback = _Steps(lines, packages)
     # With a fingerprint of ours: a hash of the table is not needed, and dill cannot take every version of pyarrow's.
     dataset = Dataset(InMemoryTable.from_pydict(columns), fingerprint="rows")
