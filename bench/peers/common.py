@@ -117,6 +117,14 @@ def options(description: str, *variants: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def version_of(package: str) -> str:
+    """Of an installed distribution; "unknown" for one that runs from its sources alone."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 class Lines:
     """The peer's side of the conversation. Whatever libraries print goes to stderr, so that stdout holds lines only."""
 
@@ -126,7 +134,7 @@ class Lines:
 
     def ready(self, *packages: str, **facts: Any) -> None:
         """Everything is loaded; the next thing is a step."""
-        versions = {name: importlib.metadata.version(name) for name in packages}
+        versions = {name: version_of(name) for name in packages}
         self._write(event="ready", versions={"python": platform.python_version(), **versions}, **facts)
 
     def wait(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback
@@ -81,7 +82,7 @@ class _Steps(TrainerCallback):
 def settings(work: Workload, variant: str, steps: int, out: str) -> dict[str, Any]:
     """Arguments of SFTConfig and DPOConfig that both variants set, and those of the tuned one."""
     tuned = variant != "defaults"
-    micro = work.micro("trl-tuned") if tuned else work.batch_size
+    micro = work.micro(f"trl-{variant}") if tuned else work.batch_size
     given: dict[str, Any] = {
         "output_dir": out,
         "per_device_train_batch_size": micro,
@@ -134,8 +135,10 @@ def build(
             config.max_length = longest
         trainer_class = _RowTrainer
     callback = _Steps(lines, packages)
+    # With a fingerprint of ours: a hash of the table is not needed, and dill cannot take every version of pyarrow's.
+    dataset = Dataset(InMemoryTable.from_pydict(columns), fingerprint="rows")
     trainer = trainer_class(
-        model=model or work.base, args=config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
+        model=model or work.base, args=config, train_dataset=dataset, processing_class=tokenizer,
         peft_config=None if model else lora, callbacks=[callback],
     )  # fmt: skip
     callback.trainer = trainer

@@ -16,9 +16,15 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bench.peers.common import Lines, Workload, finish, options
 from bench.peers.with_tunery import PACKAGES, Trainer, rows_of
+from tunery.models.device import available_memory
+from tunery.models.memory import Lean, estimate, logit_chunk
 
 SPREAD = 0.02
 """Standard deviation of the weights, as Llama is initialised."""
+
+
+ROOM = 0.9
+"""Part of the free memory that a step may be expected to take."""
 
 
 def random_nf4(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> Any:
@@ -67,6 +73,17 @@ def recompute(model: Any) -> None:
             layer.training = True
 
 
+def fits(trainer: Trainer, tokens: int) -> bool:
+    """Whether a step over so many tokens is expected to fit beside the base with all activations kept."""
+    model, device = trainer.model.model, trainer.model.device
+    expected = estimate(
+        model.config, parameters=0, trainable=trainer.trainable, dtype_bytes=model.dtype.itemsize,
+        tokens_in_flight=tokens, trained_tokens=tokens, gradient_checkpointing=False,
+        keys=0 if device.type == "cuda" else None, logit_chunk=logit_chunk(device.type), lean=Lean.of(model),
+    )  # fmt: skip
+    return expected.total <= ROOM * available_memory(device)
+
+
 def main() -> None:
     """Train, a step at a time. The workload's base is a folder with a config.json and nothing else."""
     chosen = options(__doc__ or "")
@@ -75,9 +92,12 @@ def main() -> None:
     config = LlamaConfig.from_pretrained(work.base)
     model = random_nf4(config, getattr(torch, work.precision), device)
     trainer = Trainer(work, model)
-    recompute(model)
-    lines.ready(*PACKAGES, "bitsandbytes", trainable=trainer.trainable, dtype="nf4")
-    for number, rows in enumerate(rows_of(work)):
+    steps = rows_of(work)
+    recomputing = not fits(trainer, max(sum(len(row.ids) for row in rows) for rows in steps))
+    if recomputing:
+        recompute(model)
+    lines.ready(*PACKAGES, "bitsandbytes", trainable=trainer.trainable, dtype="nf4", recomputing=recomputing)
+    for number, rows in enumerate(steps):
         lines.wait()
         started = time.perf_counter()
         result = trainer.step(number, rows)

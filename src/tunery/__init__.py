@@ -13,8 +13,9 @@ Names are imported when first used, so `import tunery` needs neither torch nor t
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
+
+from tunery.startup import limit_openmp_spinning
 
 if TYPE_CHECKING:
     from tunery.api import Run, check, evaluate, load, train
@@ -76,10 +77,14 @@ __all__ = [
     "train",
 ]
 
+limit_openmp_spinning()
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("tunery")
+        from tunery.versions import version_of
+
+        return version_of("tunery")
     if name not in _HOMES:
         raise AttributeError(f"module 'tunery' has no attribute {name!r}")
     from tunery.startup import collector_paused

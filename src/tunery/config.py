@@ -278,6 +278,11 @@ class TrainConfig(_Settings):
         "torch.compile; does not change the result beyond rounding. auto: on a GPU; true: on a CPU too, where it "
         "seldom pays",
     )
+    cpu_workers: PositiveInt | Auto = Field(
+        default="auto",
+        description="processes that compute the rows of a step side by side on a CPU, each with its part of the cores. "
+        "auto: what is estimated to be fastest; 1 elsewhere than under Linux and for quantised bases",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto",
         description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe",

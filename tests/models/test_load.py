@@ -15,11 +15,15 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from tests.shapes import tiny_model, token_ids
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
 from tunery.config import BUILT_IN_MODELS
 from tunery.errors import ConfigError, ModelError, ResumableError
+from tunery.models.flat import inspect_model
 from tunery.models.load import empty_model, load_base, load_config, load_tokenizer
 from tunery.models.templates import PLAIN_TEMPLATE
+
+UNCAPPED = {"attn_logit_softcapping": None}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,21 @@ def test_a_folder_gives_a_frozen_model_with_its_tokenizer_and_facts(folder: Path
     assert info.parameters == sum(t.numel() for t in load_file(folder / "model.safetensors").values())
     assert info.template_source == "model"
     assert base.probe is None
+
+
+def test_a_soft_cap_of_the_attention_scores_is_applied(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    small = {"vocab_size": len(tokenizer), "attn_logit_softcapping": 0.1}  # small enough to matter
+    tiny_model("gemma2", **small).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), precision="float64", device="cpu")
+    capped, uncapped = (tiny_model("gemma2", torch.float64, **{**small, **change}) for change in ({}, UNCAPPED))
+    assert capped.config._attn_implementation == base.model.config._attn_implementation == "eager"
+    with torch.no_grad():
+        logits, wanted, without = (model(input_ids=token_ids()).logits for model in (base.model, capped, uncapped))
+    assert float((logits - wanted).norm() / wanted.norm()) < 1e-6  # transformers computes parts of it in float32
+    assert float((logits - without).norm() / without.norm()) > 1e-3
+    assert inspect_model(base.model).flattened
 
 
 def test_auto_precision_keeps_the_probe_that_chose(folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from tunery.data.batching import Row
 from tunery.data.example import Example
 from tunery.errors import TuneryError
 from tunery.paths import cache_dir, write_atomic
+from tunery.versions import version_of
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -39,7 +39,7 @@ def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_l
     """The hash of everything that the tokens of these rows follow from."""
     settings = [
         renderer.tokenizer_sha256, renderer.template_sha256, renderer.labels, renderer.instruction, renderer.system,
-        limit, too_long, [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")],
+        limit, too_long, [version_of(name) for name in ("tokenizers", "transformers", "jinja2")],
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update(_code_sha256())
@@ -52,7 +52,7 @@ def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_l
 
 def _code_sha256() -> bytes:
     folder = Path(__file__).parent
-    digest = hashlib.sha256(importlib.metadata.version("tunery").encode())
+    digest = hashlib.sha256(version_of("tunery").encode())
     for name in _CODE:
         with contextlib.suppress(OSError):  # an installation without sources goes by its version
             digest.update((folder / name).read_bytes())

@@ -4,7 +4,6 @@ then given its name."""
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from tunery.export.targets import FORMATS, ROWS
 from tunery.export.verify import require_runtime, score_tuned, verify
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from tunery.paths import file_sha256, read_json, safe_name, write_json
+from tunery.versions import version_of
 
 DEFAULT_NUMBERS = {"gguf": "f16", "ollama": "q8_0", "gguf-adapter": "f32"}
 """Number format of a GGUF file when none is asked for."""
@@ -257,7 +257,7 @@ def _record(
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     receipt = subject.receipt
     return {
-        "tunery": importlib.metadata.version("tunery"),
+        "tunery": version_of("tunery"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "run": subject.task.name,
         "format": form,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +28,10 @@ from tunery.export.subject import Subject
 from tunery.export.targets import LIMITS, RUNTIMES, Limits, limits_of
 from tunery.export.tokens import AGAIN, check_tokenizer, same_text, same_tokens
 from tunery.lora.attach import place, remove
-from tunery.models.load import load_base
+from tunery.models.load import attention_settings, load_base
 from tunery.models.quantized import bitsandbytes, installed
 from tunery.models.quiet import quiet
+from tunery.versions import version_of
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,15 @@ def _score_merged(
 
 
 def _load_merged(folder: Path, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     place = place_with_room(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with quiet():
+        more = attention_settings(AutoConfig.from_pretrained(folder, **local))
         both: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
+            folder, dtype="auto", use_safetensors=True, output_loading_info=True, **local, **more
+        )
     model, loaded = both
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         lost = sorted(map(str, (*loaded["missing_keys"], *loaded["mismatched_keys"])))
@@ -213,7 +214,7 @@ def _parts_in_peft(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 
 def _version(package: str) -> str:
-    return f"{package} {importlib.metadata.version(package)}"
+    return f"{package} {version_of(package)}"
 
 
 # --------------------------------------------------------------------------- llama.cpp

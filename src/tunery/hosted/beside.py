@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from tunery.hosted.receipt import settled_hyperparameters
 from tunery.hosted.side_by_side import Pair, compare_sides
 from tunery.hosted.side_by_side_page import write_side_by_side
 from tunery.paths import RunPaths, write_json
+from tunery.versions import version_of
 
 SAMPLES = 24
 """Answers shown side by side."""
@@ -68,7 +68,7 @@ def put_beside(
     if not pairs:
         raise ConfigError("no question fits into the model's context", "choose a base with a longer one, with --to")
     result = {
-        "tunery": importlib.metadata.version("tunery"),
+        "tunery": version_of("tunery"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "name": capture.name,
         "kind": rows.kind,

@@ -13,7 +13,6 @@ capture/
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tunery.errors import CheckpointError, ConfigError, HostedError
 from tunery.hosted.client import Service
 from tunery.hosted.job import EventLog, as_job, content, retrieve
 from tunery.paths import disk_errors, file_sha256, read_json, write_atomic, write_json
+from tunery.versions import version_of
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -242,7 +242,7 @@ def write_manifest(capture: Capture, sources: dict[str, str]) -> None:
     write_json(
         capture.folder / MANIFEST,
         {
-            "tunery": importlib.metadata.version("tunery"),
+            "tunery": version_of("tunery"),
             "captured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "address": capture.address,
             "job": capture.job.get("id"),

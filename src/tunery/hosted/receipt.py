@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from tunery.hosted.settings import to_yaml
 from tunery.hosted.state import HostedState
 from tunery.training.metrics import training_lines, validation_lines
 from tunery.training.receipt import head_section, read_section
+from tunery.versions import version_of
 
 FEW_ROWS = 50
 """Fewer rows than OpenAI advises to begin with."""
@@ -55,7 +55,7 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -
 def versions() -> dict[str, str]:
     """Of Python and of what talked to the server."""
     names = ("tunery", "openai")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in names}}
 
 
 def _training(task: Task, state: HostedState, lines: Sequence[Line]) -> dict[str, Any]:

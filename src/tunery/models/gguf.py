@@ -20,7 +20,7 @@ from tunery.paths import cache_dir, file_sha256, read_json, write_folder, write_
 NOTE = "conversion.json"
 """Written last into a cache entry: where it came from, and the hash of each of its files."""
 
-FORM = 2
+FORM = 3
 """Of the cache's entries; another number where the same file would now be converted in another way."""
 
 DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -105,6 +105,7 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
         with quiet(stderr=True):
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
             _cut_digits(tokenizer, _text(file, "tokenizer.ggml.pre"))
+            _end_as_the_file_says(tokenizer, file)
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **place
             )
@@ -155,6 +156,15 @@ def _cut_digits(tokenizer: Any, cut: str | None) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+
+
+def _end_as_the_file_says(tokenizer: Any, file: Path) -> None:
+    """Take the end-of-text token that the file names; transformers 5.17 takes the one that begins a text."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get("tokenizer.ggml.eos_token_id")
+    if field is not None and (number := int(field.parts[field.data[0]][0])) != tokenizer.eos_token_id:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(number)
 
 
 def _text(file: Path, key: str) -> str | None:

@@ -162,7 +162,7 @@ def quantization_of(spec: str, config: PreTrainedConfig, quantize: str) -> str |
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **attention_settings(config))
     return model.requires_grad_(False).eval()
 
 
@@ -233,6 +233,15 @@ def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, str]:
     return tokenizer, ensure_template(tokenizer)
 
 
+def attention_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Which of transformers' attention functions a model is to be loaded with; {} leaves it to transformers.
+
+    scaled_dot_product_attention, its own choice, knows no soft cap of the scores (Gemma 2, arXiv:2408.00118, section
+    2): transformers 5.17 loads such a model with it all the same, and leaves the cap out in silence.
+    """
+    return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+
+
 def _straight_to(place: torch.device) -> dict[str, Any]:
     """With these settings weights are read file by file onto a GPU, with no copy of the model in main memory."""
     return {"device_map": {"": place.index or 0}} if place.type == "cuda" else {}
@@ -256,10 +265,9 @@ def _read_quantized(
 def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     try:
         with quiet():
-            # transformers itself picks scaled_dot_product_attention for every class that supports it
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                **_LOCAL, **more,
+                **_LOCAL, **attention_settings(config), **more,
             )  # fmt: skip
     except Exception as error:  # whatever foreign weights make the libraries raise
         raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error

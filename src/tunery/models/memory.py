@@ -16,9 +16,8 @@ LOGIT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits in the model's number format; the loss never holds more."""
 
 GPU_LOGIT_CHUNK_BYTES = 256 * 2**20
-"""The same on a GPU, where products of a few hundred rows are bound by reading the head's weights: 256 MB are 1,000
-rows of a vocabulary of 128 thousand words in bfloat16. There a chunk is taken whole, and its gradient stands beside it.
-"""
+"""The same on a GPU, where matmuls of a few hundred rows are bound by reading the head's weights: 256 MB are 1,046 rows
+of a vocabulary of 128 thousand words in bfloat16. There a chunk is taken whole, and its gradient stands beside it."""
 
 LOGIT_PARTS = 8
 """In how many parts a chunk of logits passes through float32, so that these stay in the processor's cache."""

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from tunery.config import TrainConfig
-from tunery.data.batching import Row, micro_batches, step_rows
+from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
-from tunery.lora.fused import one_step
 from tunery.lora.layer import DropoutClock
 from tunery.lora.shared import forget_outputs
 from tunery.models.flat import FlatModel
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.data_parallel import WorkerLostError, Workers, backward_part, split
 from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
@@ -30,6 +30,7 @@ from tunery.training.guard import (
 )
 from tunery.training.objective import NextToken, Objective, Sums
 from tunery.training.schedule import learning_rate
+from tunery.training.throughput import SpeedCheck
 
 
 class Watcher(Protocol):
@@ -122,30 +123,29 @@ def batch_gradient(
     key: tuple[int, int],
     max_norm: float | None,
     objective: Objective = NEXT_TOKEN,
+    workers: Workers | None = None,
 ) -> Gradient:
-    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches.
+    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches and
+    workers.
 
     When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
     """
     weight = objective.weight(rows)
+    count, cost = (1, 0.0) if workers is None else (workers.count, workers.pair_cost)
     while True:
         for parameter in parameters:
             parameter.grad = None
-        sums = Sums()
-        clock.enabled = True
+        parts = split(rows, count, objective.unit, cost, limit, key, weight)
         try:
-            with model.running(), one_step():
-                at_once = limit.rows if model.flattened else 1
-                for index, part in enumerate(micro_batches(rows, at_once, limit.tokens, objective.unit)):
-                    clock.set(*key, index)
-                    sums += objective.backward(model, part, weight)
+            if workers is None or len(parts) == 1:
+                sums = backward_part(model, clock, objective, parts[0])
+            else:
+                sums = workers.run(parts)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             limit.halve(error)
-        finally:
-            clock.enabled = False
         forget_outputs()
         free_cached_memory()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
@@ -161,9 +161,10 @@ def train_step(
     key: tuple[int, int],
     max_norm: float | None,
     objective: Objective = NEXT_TOKEN,
+    workers: Workers | None = None,
 ) -> StepResult:
     """`batch_gradient`, waited for."""
-    return batch_gradient(model, parameters, rows, limit, clock, key, max_norm, objective).read()
+    return batch_gradient(model, parameters, rows, limit, clock, key, max_norm, objective, workers).read()
 
 
 def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
@@ -213,6 +214,8 @@ class Loop:
         compiled: whether functions ran compiled (tunery.fast.compile); for the receipt.
         ahead: how many steps may be given to the device before an earlier one's numbers are read, 0 or 1. With 1 a GPU
             never waits for the host between steps; a step that is followed by anything but a step is waited for.
+        speed_check: looks at the first steps.
+        workers: compute parts of a step beside this process, on a CPU.
     """
 
     plan: Plan
@@ -232,6 +235,8 @@ class Loop:
     restored_step: int | None = None
     compiled: bool = False
     ahead: int = 0
+    speed_check: SpeedCheck | None = None
+    workers: Workers | None = None
     _bad: Tensor | None = None
     _settled: float = 0.0
 
@@ -252,7 +257,11 @@ class Loop:
                 self.stopped = "early stopping"
                 break
             number = self.progress.step + len(given) + 1
-            given.append(self._give(number))
+            try:
+                given.append(self._give(number))
+            except WorkerLostError:
+                self._save()  # the update was not made: this is where the step began
+                raise
             ahead = 0 if self.stop or self._eventful(number) else self.ahead
             while len(given) > ahead:
                 self._settle(given.popleft())
@@ -283,7 +292,7 @@ class Loop:
         halvings = self.limit.halvings
         gradient = batch_gradient(
             self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, number - 1),
-            plan.config.max_grad_norm, plan.objective,
+            plan.config.max_grad_norm, plan.objective, self.workers,
         )  # fmt: skip
         rate = learning_rate(
             number,
@@ -317,6 +326,8 @@ class Loop:
         now = time.perf_counter()
         seconds, self._settled = now - max(given.started, self._settled), now
         self._count(result, seconds)
+        if self.speed_check and (warning := self.speed_check.look(result.sums, seconds)):
+            self.watcher.note(warning)
         progress = self.progress
         if progress.step % self.plan.config.logging_steps == 0 or progress.step in (1, self.plan.total_steps):
             self._log_step(result, given.rate, seconds)
@@ -334,6 +345,7 @@ class Loop:
         progress.last_loss = result.loss
         progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
         progress.halvings, progress.recomputing = self.limit.halvings, self.limit.recomputing
+        progress.cpu_workers = 1 if self.workers is None else self.workers.count
 
     def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
         self._log(
