@@ -21,9 +21,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -259,7 +259,7 @@ class Workers:
     def _work(self, connection: Connection, gradients: Sequence[Tensor]) -> None:
         """A worker's life: until the connection ends, which it does with the main process."""
         torch.set_num_threads(self.threads)
-        inherited = _private_bytes()
+        inherited = _anonymous_bytes()
         while True:
             try:
                 asked = connection.recv()
@@ -272,7 +272,7 @@ class Workers:
                 for parameter in self.parameters:
                     parameter.grad = None
             try:
-                connection.send((reply, max(0, _peak_bytes() - inherited)))
+                connection.send((reply, max(0, _anonymous_bytes(peak=True) - inherited)))
             except (BrokenPipeError, OSError):
                 return
 
@@ -360,14 +360,18 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _private_bytes() -> int:
-    return int(psutil.Process(os.getpid()).memory_info().rss)
+def _anonymous_bytes(*, peak: bool = False, status: Path = Path("/proc/self/status")) -> int:
+    """Memory of this process that is neither a file's nor shared; the most so far, if wanted.
 
-
-def _peak_bytes() -> int:
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+    The system knows the peak of all kinds together (proc(5), VmHWM). Files and shared memory, which only grow here, are
+    taken off.
+    """
+    found = {}
+    for line in status.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmHWM", "RssAnon", "RssFile", "RssShmem"):
+            found[name] = int(value.split()[0]) * 1024
+    return found["VmHWM"] - found["RssFile"] - found["RssShmem"] if peak else found["RssAnon"]
 
 
 def start_workers(
