@@ -10,6 +10,7 @@ are summed in the order of the workers: the update is that of one process, up to
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import multiprocessing
 import os
@@ -241,10 +242,11 @@ class Workers:
     def _fork(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
         gradients = _shared_like(self.parameters)
-        with _signals_ignored():
+        with _signals_held_back():
             pid = os.fork()
             if pid == 0:
                 try:
+                    _follow_parent()
                     for connection in (ours, *(other.connection for other in self._workers)):
                         connection.close()  # held here too, it would not end with the main process
                     # A thread of its own, since the OpenMP threads of this one stayed with the parent.
@@ -343,21 +345,30 @@ def _shared_like(tensors: Sequence[Tensor]) -> list[Tensor]:
     return made
 
 
+_ASKED_TO_STOP = {signal.SIGINT, signal.SIGTERM}
+
+
 @contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A process forked within this context ignores Ctrl-C and SIGTERM, which ask the main process to stop after its
-    step. In a thread other than the main one handlers cannot be set, and none are there."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
-    except ValueError:
-        yield
-        return
+def _signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until this context ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED_TO_STOP)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _follow_parent() -> None:
+    """In a process just forked: end when the parent does, however it ends, and leave a Ctrl-C or a SIGTERM, which a
+    terminal or a service manager sends to both, to the parent."""
+    for number in _ASKED_TO_STOP:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED_TO_STOP)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
 
 
 def _anonymous_bytes(*, peak: bool = False, status: Path = Path("/proc/self/status")) -> int:
