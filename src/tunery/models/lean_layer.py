@@ -85,7 +85,9 @@ class LeanAttention(_Around):
     def __init__(self, origin: nn.Module, options: dict[str, Any]) -> None:
         super().__init__(origin)
         # held here, because looking through to the model's own block takes time
-        self.head_dim, self.config, self.options = origin.head_dim, origin.config, options
+        self.head_dim: Any = origin.head_dim
+        self.config: Any = origin.config
+        self.options = options
         self._by_itself: Callable[..., Any] = inspect.getmodule(type(origin)).eager_attention_forward  # type: ignore[union-attr]
 
     def forward(
