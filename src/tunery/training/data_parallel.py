@@ -9,9 +9,6 @@ are summed in the order of the workers: the update is that of one process, up to
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 import multiprocessing
 import os
 import signal
@@ -19,10 +16,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +30,7 @@ from tunery.lora.fused import one_step
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
 from tunery.models.flops import attention_width, step_flops
+from tunery.training.forking import anonymous_bytes, follow_parent, shared_like, signals_held_back, thread_count
 from tunery.training.guard import MicroBatchLimit, is_out_of_memory
 from tunery.training.objective import Objective, Sums
 
@@ -181,7 +178,7 @@ class Workers:
     ) -> None:
         self.parameters, self.backward, self.threads = list(parameters), backward, threads
         self.pair_cost, self.commands = pair_cost, dict(commands or {})
-        for parameter, shared in zip(self.parameters, _shared_like(self.parameters), strict=True):
+        for parameter, shared in zip(self.parameters, shared_like(self.parameters), strict=True):
             parameter.data = shared.copy_(parameter.data)
         self._workers: list[_Worker] = []
         for _ in range(1, count):
@@ -241,12 +238,12 @@ class Workers:
 
     def _fork(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        gradients = _shared_like(self.parameters)
-        with _signals_held_back():
+        gradients = shared_like(self.parameters)
+        with signals_held_back():
             pid = os.fork()
             if pid == 0:
                 try:
-                    _follow_parent()
+                    follow_parent()
                     for connection in (ours, *(other.connection for other in self._workers)):
                         connection.close()  # held here too, it would not end with the main process
                     # A thread of its own, since the OpenMP threads of this one stayed with the parent.
@@ -261,7 +258,7 @@ class Workers:
     def _work(self, connection: Connection, gradients: Sequence[Tensor]) -> None:
         """A worker's life: until the connection ends, which it does with the main process."""
         torch.set_num_threads(self.threads)
-        inherited = _anonymous_bytes()
+        inherited = anonymous_bytes()
         while True:
             try:
                 asked = connection.recv()
@@ -274,7 +271,7 @@ class Workers:
                 for parameter in self.parameters:
                     parameter.grad = None
             try:
-                connection.send((reply, max(0, _anonymous_bytes(peak=True) - inherited)))
+                connection.send((reply, max(0, anonymous_bytes(peak=True) - inherited)))
             except (BrokenPipeError, OSError):
                 return
 
@@ -321,68 +318,6 @@ class Failure:
 
     words: str
     out_of_memory: bool
-
-
-@contextlib.contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Within this context PyTorch computes with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _shared_like(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros of the same shapes in memory that processes forked later share; not in /dev/shm, which is often small."""
-    sizes = [-(-tensor.numel() * tensor.element_size() // 64) * 64 for tensor in tensors]
-    memory, at, made = mmap.mmap(-1, max(1, sum(sizes))), 0, []
-    for tensor, size in zip(tensors, sizes, strict=True):
-        flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=at)
-        made.append(flat.view(tensor.shape))
-        at += size
-    return made
-
-
-_ASKED_TO_STOP = {signal.SIGINT, signal.SIGTERM}
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until this context ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED_TO_STOP)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _follow_parent() -> None:
-    """In a process just forked: end when the parent does, however it ends, and leave a Ctrl-C or a SIGTERM, which a
-    terminal or a service manager sends to both, to the parent."""
-    for number in _ASKED_TO_STOP:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED_TO_STOP)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_PR_SET_PDEATHSIG = 1
-"""prctl(2)."""
-
-
-def _anonymous_bytes(*, peak: bool = False, status: Path = Path("/proc/self/status")) -> int:
-    """Memory of this process that is neither a file's nor shared; the most so far, if wanted.
-
-    The system knows the peak of all kinds together (proc(5), VmHWM). Files and shared memory, which only grow here, are
-    taken off.
-    """
-    found = {}
-    for line in status.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("VmHWM", "RssAnon", "RssFile", "RssShmem"):
-            found[name] = int(value.split()[0]) * 1024
-    return found["VmHWM"] - found["RssFile"] - found["RssShmem"] if peak else found["RssAnon"]
 
 
 def start_workers(
