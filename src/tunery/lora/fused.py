@@ -108,7 +108,8 @@ class Stack:
             Bs = [F.pad(B, (0, n)) for B, n in zip(Bs, missing, strict=True)]
         scalings = {part.scaling for part in parts}
         self.parts, self.together = parts, together
-        self.A = (As[0] if len(As) == 1 else torch.cat(As)).to(dtype)
+        wide = As[0] if len(As) == 1 else torch.cat(As)
+        self.A = wide.to(dtype)
         self.Bs = [B.to(dtype) for B in Bs]
         self.ranks = [len(A) for A in As]
         self.scaling = scalings.pop() if len(scalings) == 1 else 1.0
@@ -116,6 +117,7 @@ class Stack:
         self.dA: Tensor | None = None
         self.dBs: list[Tensor | None] = [None] * len(parts)
         self._turned = self.A.t(), [B.t() for B in self.Bs]
+        self._wide, self._scaled = wide, None if self.scaling != 1.0 else self.A
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(y_i, A x) for x [T, in]."""
@@ -143,7 +145,10 @@ class Stack:
         dx = torch.mm(grads[0], self.parts[0].dense())
         for g, part in zip(grads[1:], self.parts[1:], strict=True):
             dx.addmm_(g, part.dense())
-        return dx.addmm_(thin, self.A, alpha=self.scaling)
+        # Scaled once a step, and not by `alpha`: in half precision not every processor's product is quick with one.
+        if self._scaled is None:
+            self._scaled = (self._wide * self.scaling).to(thin.dtype)
+        return dx.addmm_(thin, self._scaled)
 
     def add_gradients(self, x: Tensor, h: Tensor, grads: Sequence[Tensor], thin: Tensor) -> None:
         """Add one micro-batch to dA and dBs."""
