@@ -31,6 +31,9 @@ from tunery.lora.fused import Part, lora_linears, once_a_step
 from tunery.lora.shared import SharedInput
 from tunery.models.quantized import is_quantized, unpacking
 
+FUSES_QUANTIZED = {"cuda"}
+"""Devices on which layers with a quantised base take the fused functions."""
+
 
 @dataclass(frozen=True)
 class LoRASettings:
@@ -288,7 +291,8 @@ class LoRALinear(LoRALayer):
         """The base's weight [out, in] in `dtype`, or a function that unpacks it, if the base does nothing else."""
         base = self.base
         if is_quantized(base):
-            return unpacking(base, dtype)
+            # On a CPU bitsandbytes takes a way of its own to the product, and what PEFT computes must be what we do.
+            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None  # type: ignore[union-attr]
         if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
             return None
         weight: Tensor = base.weight  # type: ignore[assignment]

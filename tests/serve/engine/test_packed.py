@@ -25,8 +25,8 @@ def test_packed_products_are_the_products(dtype: torch.dtype, rows: int, bias: b
     weight, x = numbers(70, 50, dtype=dtype), numbers(rows, 50, dtype=dtype, seed=1)
     added = numbers(70, dtype=dtype, seed=2) if bias else None
     wanted = F.linear(x.double(), weight.double(), None if added is None else added.double())
-    for product in (packed(weight, added), plain(weight, added)):
-        assert product is not None
+    assert (packed(weight, added) is not None) == can_pack(CPU, dtype)
+    for product in filter(None, (packed(weight, added), plain(weight, added))):
         assert (product(x) - wanted).abs().max() < ROUNDING[dtype] * wanted.abs().max()
 
 
@@ -34,8 +34,8 @@ def test_packed_products_are_the_products(dtype: torch.dtype, rows: int, bias: b
 def test_packed_sums_are_the_sums(dtype: torch.dtype) -> None:
     B, h, y = (numbers(*size, dtype=dtype, seed=s) for s, size in enumerate([(70, 12), (9, 12), (9, 70)]))
     wanted = y.double() + h.double() @ B.double().t()
-    for add in (packed_sum(B), plain_sum(B)):
-        assert add is not None
+    assert (packed_sum(B) is not None) == can_pack(CPU, dtype)
+    for add in filter(None, (packed_sum(B), plain_sum(B))):
         assert (add(y.clone(), h) - wanted).abs().max() < ROUNDING[dtype] * wanted.abs().max()
 
 
