@@ -14,7 +14,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-oldest torture lint bench bench-scaling bench-serve bench-gpu \
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-oldest torture lint bench bench-neighbour bench-scaling bench-serve bench-gpu \
 	bench-export gpu-site clean
 .DELETE_ON_ERROR:
 
@@ -55,6 +55,9 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 
 bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT and LitGPT, 40 min: docs/benchmarks.md
 	$(BIN_TEST)/python -m bench.run $(ARGS)
+
+bench-neighbour: $(VENV_TEST)/.installed  ## steps and answers beside other programs that compute, 15 min: the same page
+	$(BIN_TEST)/python -m bench.neighbour $(ARGS)
 
 bench-scaling: $(VENV_TEST)/.installed  ## cost of a step against length, rank, batch and width, 6 min: the same page
 	$(BIN_TEST)/python -m bench.scaling $(ARGS)

@@ -167,7 +167,7 @@ def _share(steps: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
 
 
 def _peak(run: Run) -> int:
-    return max((step["peak_bytes"] for step in run["steps"]), default=0)
+    return max((step["peak_bytes"] + step.get("workers_peak_bytes", 0) for step in run["steps"]), default=0)
 
 
 def all_figures(results: Mapping[str, Any], workload: Mapping[str, Any]) -> list[Figures]:

@@ -12,7 +12,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,15 @@ class PeerFailed(Exception):
 class Process:
     """A peer at work (bench.peers.common.Lines is its side of the conversation)."""
 
-    def __init__(self, peer: plan.Peer, folder: Path, threads: int, *extra: str, gpu: bool = False) -> None:
+    def __init__(
+        self,
+        peer: plan.Peer,
+        folder: Path,
+        threads: int,
+        *extra: str,
+        gpu: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.peer, self.log = peer, folder / f"{peer.name}.log"
         self.started = time.perf_counter()
         command = [
@@ -47,9 +55,13 @@ class Process:
         ]
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                command, cwd=plan.ROOT, env=_environment(threads, not peer.environment, gpu), stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
+                command,
+                cwd=plan.ROOT,
+                env=_environment(threads, not peer.environment, gpu) | dict(environment or {}),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         self.run: Run = {"steps": []}
 
     def ready(self) -> None:

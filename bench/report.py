@@ -56,13 +56,17 @@ The peers:
 
 def main_report() -> str:
     """The whole page, from whatever results are there."""
-    found = {name: load(name) for name in ("cpu", "scaling", "serve", "gpu")}
-    made_by = "`make bench`, `make bench-scaling`, `make bench-serve` and `make bench-gpu`"
+    found = {name: load(name) for name in ("cpu", "neighbour", "scaling", "serve", "gpu")}
+    made_by = "`make bench`, `make bench-neighbour`, `make bench-scaling`, `make bench-serve` and `make bench-gpu`"
     parts = ["# Benchmarks\n", f"Written by {made_by}; do not edit.\n"]
     if not any(found.values()):
         parts.append("Nothing is recorded yet.")
     if found["cpu"]:
         parts += cpu_section(found["cpu"])
+    if found["neighbour"]:
+        from bench.neighbour_report import neighbour_section
+
+        parts += neighbour_section(found["neighbour"])
     if found["scaling"]:
         from bench.scaling_report import scaling_section
 

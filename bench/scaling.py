@@ -46,13 +46,14 @@ def measure(trainer: Trainer, rows: Sequence[Row], label: Any) -> Point:
     """The median step over the same rows."""
     model = trainer.model.model
     seconds, rates = [], []
-    result = trainer.step(0, rows)
+    trainer.start([rows])
+    trainer.step(0, rows)
     for number in range(1, STEPS + 1):
         rates.append(matmul_rate(model.device, model.dtype, RATE_SECONDS))
         started = time.perf_counter()
-        result = trainer.step(number, rows)
+        trainer.step(number, rows)
         seconds.append(time.perf_counter() - started)
-    sums = result.sums
+    sums = trainer.needed(rows)
     attention = 12.0 * attention_width(model.config) * sums.pairs
     point = {
         "at": label, "seconds": statistics.median(seconds), "data_tokens": sums.data_tokens,

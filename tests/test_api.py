@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -156,6 +158,38 @@ def test_interrupting_saves_and_resuming_gives_the_same_adapter_bit_for_bit(proj
         for run in (undisturbed, resumed)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked under Linux only")
+def test_workers_train_the_same_adapter_and_resume_bit_for_bit(project: Path) -> None:
+    alone = tunery.train("task.yaml", ["name=a", "train.cpu_workers=1"], view=QUIET)
+    workers = ["train.cpu_workers=2", "lora.dropout=0.0"]
+    beside = tunery.train("task.yaml", ["name=b", *workers], view=QUIET)
+    assert beside.receipt["device"]["workers"] == 2
+    assert alone.receipt["device"]["workers"] == 1
+    assert beside.receipt["training"]["final_loss"] == pytest.approx(alone.receipt["training"]["final_loss"], rel=1e-3)
+    with pytest.raises(StoppedError):
+        tunery.train("task.yaml", ["name=c", *workers], view=Interrupting(7))
+    resumed = tunery.train("task.yaml", ["name=c"], view=QUIET)  # auto keeps the number
+    assert resumed.receipt["device"]["workers"] == 2
+    assert same(adapter(resumed.path), adapter(beside.path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked under Linux only")
+def test_a_run_whose_worker_is_killed_goes_on_from_the_step_it_had_reached(project: Path) -> None:
+    class Killing(Interrupting):
+        def log(self, line: Mapping[str, Any]) -> None:
+            if line["step"] == 5 and "train_loss" in line:
+                (worker,) = psutil.Process().children()
+                worker.kill()
+
+    settings = ["train.cpu_workers=2", "train.save_steps=null", "train.eval_steps=null"]
+    with pytest.raises(ResumableError, match="a worker process of this run has ended"):
+        tunery.train("task.yaml", settings, view=Killing())
+    run = tunery.train("task.yaml", settings, view=QUIET)
+    assert run.receipt["training"]["resumed_from"] == [5]
+    undisturbed = tunery.train("task.yaml", [*settings, "name=b"], view=QUIET)
+    assert same(adapter(run.path), adapter(undisturbed.path))
 
 
 def test_two_runs_of_one_seed_are_equal_and_another_seed_differs(project: Path) -> None:

@@ -26,7 +26,7 @@ from tunery.errors import AdapterError, CheckpointError, ConfigError, StoppedErr
 from tunery.lora.attach import active_adapter, adapter_names, adapter_state
 from tunery.lora.mlp import LeanMLP
 from tunery.models.flat import inspect_model
-from tunery.training import check, receipt, sizing
+from tunery.training import check, sizing, throughput
 from tunery.training.start import REFERENCE, attach_adapter
 
 QUIET = Console(quiet=True)
@@ -237,8 +237,8 @@ def test_check_and_the_rate_test_begin_with_it(project: Path, first: tunery.Run)
 def test_check_counts_the_operations_that_a_run_then_takes(
     project: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (check, receipt):
-        monkeypatch.setattr(module, "matmul_rate", lambda *_: 1.0)
+    for module in (check, throughput):
+        monkeypatch.setattr(module, "matmul_rate", lambda *_: 1e15)
     steps = [f"train.max_steps={sizing.SAMPLED_STEPS}"]
     expected = tunery.check(task, steps)["training"]["seconds"] * check.REACHED_SHARE
     facts = tunery.train(task, steps, view=QUIET).receipt

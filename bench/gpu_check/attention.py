@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
 
 from bench.gpu_check.check import Check, milliseconds
 from bench.gpu_check.trainer import random_rows
 from tunery.data.batching import FlatBatch, flatten
 from tunery.models import attention_gpu
+from tunery.models.attention_flex import over_blocks
 
 ROWS = 4
 HEADS = ((32, 8, 128), (32, 8, 64), (16, 8, 256))
@@ -65,13 +65,17 @@ class Case:
 
     def flex(self, options: dict[str, Any] | None = None) -> Way:
         """FlexAttention over the prefix tree, as tunery calls it."""
-        made: Any = flex_attention if self.check.tiny else torch.compile(flex_attention, fullgraph=True)
-        call = made if options is None else functools.partial(made, kernel_options=options)
+        made: Any = over_blocks if self.check.tiny else torch.compile(over_blocks, fullgraph=True)
+        call = made if options is None else functools.partial(made, options=options)
         return lambda: attention_gpu.by_tree(self.q, self.k, self.v, self.layout, self.rule, call)
 
     def lengths(self) -> Tensor:
         """Flash attention over separate rows of any length, as tunery calls it."""
         return attention_gpu.by_lengths(self.q, self.k, self.v, self.layout, self.rule)
+
+    def equal_lengths(self) -> Tensor:
+        """Rows of one length as a batch through cuDNN, as tunery calls it."""
+        return attention_gpu.by_equal_lengths(self.q, self.k, self.v, self.layout, self.rule)
 
     def dense(self, backend: SDPBackend) -> Tensor:
         """Rows of one length as a batch, through a backend of scaled_dot_product_attention; [H, T, D]."""
@@ -91,7 +95,7 @@ class Case:
             return found | {"sdpa math": lambda: self.dense(SDPBackend.MATH)}
         return found | {
             "varlen": self.lengths,
-            "sdpa cudnn": lambda: self.dense(SDPBackend.CUDNN_ATTENTION),
+            "sdpa cudnn": self.equal_lengths,
             "sdpa flash": lambda: self.dense(SDPBackend.FLASH_ATTENTION),
         }
 

@@ -20,9 +20,11 @@ from tunery.models.device import matmul_rate
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.flops import step_flops
 from tunery.models.load import load_base
+from tunery.training.data_parallel import Workers, start_workers, wanted_workers
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.loop import StepResult, make_optimizer, train_step
-from tunery.training.objective import Sums
+from tunery.training.loop import NEXT_TOKEN, StepResult, make_optimizer, train_step
+from tunery.training.objective import Objective, Sums
+from tunery.training.sizing import SAMPLED_STEPS
 
 PACKAGES = ("tunery", "torch", "transformers")
 RATE_SECONDS = 0.3
@@ -46,7 +48,14 @@ class Trainer:
         self.optimizer = make_optimizer(self.adapter, TrainConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
-        self.objective = preference(work.beta) if work.kind == "pairs" else None
+        self.objective: Objective = preference(work.beta) if work.kind == "pairs" else NEXT_TOKEN
+        self.workers: Workers | None = None
+
+    def start(self, batches: Sequence[Sequence[Row]]) -> None:
+        """Start as many workers as a task with these batches would."""
+        parameters, unit = list(self.adapter.values()), self.objective.unit
+        count = wanted_workers(self.model, batches, unit, torch.get_num_threads())
+        self.workers = start_workers(self.model, parameters, self.clock, self.objective, count)
 
     def load(self, folder: Path) -> None:
         """Start from the adapter in a folder."""
@@ -66,10 +75,16 @@ class Trainer:
         """One optimizer step; of pairs, the rows of each side by side."""
         limit = MicroBatchLimit(len(rows))
         key, norm = (self.work.seed, number), self.work.max_grad_norm
-        more: dict[str, Any] = {"objective": self.objective} if self.objective else {}
-        result = train_step(self.model, list(self.adapter.values()), rows, limit, self.clock, key, norm, **more)
+        parameters = list(self.adapter.values())
+        result = train_step(
+            self.model, parameters, rows, limit, self.clock, key, norm, self.objective, workers=self.workers
+        )
         self.optimizer.step()
         return result
+
+    def needed(self, rows: Sequence[Row]) -> Sums:
+        """What a step over these rows must compute: each shared prefix once, even where workers repeat one."""
+        return Sums.of(torch.zeros(()), {}, self.model, [flatten(rows)])
 
     def flops(self, sums: Sums) -> float:
         """Floating-point operations of the products that a step needs (tunery.models.flops.step_flops)."""
@@ -82,7 +97,7 @@ class Trainer:
         return self._flops(sum(len(row.ids) for row in rows), sum(row.trained for row in rows), pairs, 0)
 
     def _flops(self, tokens: int, positions: int, pairs: int, last_layer: int) -> float:
-        passes = self.objective.passes if self.objective else 0
+        passes = self.objective.passes
         return step_flops(self.model.model, tokens, positions, self.trainable, passes, pairs, last_layer)
 
 
@@ -122,6 +137,7 @@ def main() -> None:
     trainer = Trainer(work, base.model)
     trainer.load(Path(work.adapter))
     steps = rows_of(work)
+    trainer.start(steps[:SAMPLED_STEPS])
     lines.ready(*PACKAGES, trainable=trainer.trainable, dtype=base.info.dtype)
     for number, rows in enumerate(steps):
         lines.wait()
@@ -130,12 +146,14 @@ def main() -> None:
         result = trainer.step(number, rows)
         finish()
         seconds = time.perf_counter() - started
-        sums = result.sums
+        sums = trainer.needed(rows)
         facts = {
             "computed_tokens": sums.computed_tokens,
             "matmul_rate": rate,
             "flops": trainer.flops(sums),
             "plain_flops": trainer.plain_flops(rows),
+            "workers": trainer.workers.count if trainer.workers else 1,
+            "workers_peak_bytes": trainer.workers.peak_bytes if trainer.workers else 0,
         }
         lines.step(number, seconds, result.loss, sums.data_tokens, sums.trained_tokens, **facts)
     lines.wait()

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tunery.startup import limit_openmp_spinning
+
 if TYPE_CHECKING:
     from tunery.api import Run, check, evaluate, load, train
     from tunery.config import Task
@@ -74,6 +76,8 @@ __all__ = [
     "set_active",
     "train",
 ]
+
+limit_openmp_spinning()
 
 
 def __getattr__(name: str) -> Any:

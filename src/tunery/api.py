@@ -26,6 +26,7 @@ from tunery.hosted.state import require_local
 from tunery.models.flat import FlatModel
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
+from tunery.startup import spinning_warning
 from tunery.task_file import absolute, load_task
 from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
@@ -106,7 +107,7 @@ def train(
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = _load_base(task, recorded or task.train.precision)
         prepared = _prepare(task, base.tokenizer, base.model.config)
-        for note in (*prepared.data.notes, *_about_precision(base)):
+        for note in (*prepared.data.notes, *_about_computing(base)):
             view.note(note)
         fitted = fit(task, prepared, base, paths, view, checkpoint)
         evaluation = None
@@ -120,8 +121,10 @@ def _load_base(task: Task, precision: str) -> Base:
     return load_base(task.model, precision=precision, device=task.train.device, quantize=task.train.quantize)
 
 
-def _about_precision(base: Base) -> list[str]:
-    return [f"computing in {base.info.dtype}: {base.probe.reason}"] if base.probe else []
+def _about_computing(base: Base) -> list[str]:
+    precision = [f"computing in {base.info.dtype}: {base.probe.reason}"] if base.probe else []
+    warning = spinning_warning() if base.model.device.type == "cpu" else None
+    return [*precision, *([warning] if warning else [])]
 
 
 def _set_aside(paths: RunPaths, view: View) -> None:

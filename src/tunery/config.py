@@ -274,8 +274,14 @@ class TrainConfig(_Settings):
     )
     compile: bool | Auto = Field(
         default="auto",
-        description="compile the decoder layers with torch.compile; does not change the result beyond rounding. auto: "
-        "on a GPU, in runs of 200 steps or more; never on a CPU. Not with lora.dropout",
+        description="compile element-wise functions (norms, rotations, gated units, the cross-entropy) with "
+        "torch.compile; does not change the result beyond rounding. auto: on a GPU; true: on a CPU too, where it "
+        "seldom pays",
+    )
+    cpu_workers: PositiveInt | Auto = Field(
+        default="auto",
+        description="processes that compute the rows of a step side by side on a CPU, each with its part of the cores. "
+        "auto: what is estimated to be fastest; 1 elsewhere than under Linux and for quantised bases",
     )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto",

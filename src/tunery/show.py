@@ -135,6 +135,11 @@ def _check_hosted(console: Console, hosted: Mapping[str, Any]) -> None:
         console.print(Text(sentence))
 
 
+def _of_the_rate(share: float | None) -> str:
+    """Nothing where the rate could not be measured beside other programs."""
+    return "" if share is None else f"{share:.0%} of this machine's matrix-multiply rate "
+
+
 def _stored(quantization: str | None) -> str:
     return f", base in {quantization}" if quantization else ""
 
@@ -277,7 +282,7 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         f"reloaded  the saved adapter gives loss {reload['loss_from_disk']:.6f}, "
         f"in memory {reload['loss_in_memory']:.6f}",
         f"speed     {speed['data_tokens_per_second']:,.0f} data tokens/s, "
-        f"{speed['matmul_share']:.0%} of this machine's matrix-multiply rate ({receipt['precision']['dtype']}"
+        f"{_of_the_rate(speed['matmul_share'])}({receipt['precision']['dtype']}"
         f"{_stored(receipt['model'].get('quantization'))}); "
         f"{_duration(speed['train_seconds'])} of training",
         f"memory    {_gb(memory['peak_bytes'])} at the peak, {_gb(memory['estimated_bytes'])} estimated",

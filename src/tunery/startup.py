@@ -1,13 +1,48 @@
-"""Getting to the first step quickly: imports without pauses, and how long it took."""
+"""Before the first step: imports without pauses, OpenMP threads that wait without spinning, and how long it took."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+SPIN_COUNT = 2000
+"""How often a waiting OpenMP thread looks for work before it sleeps. GNU OpenMP's own default is 300,000."""
+
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def limit_openmp_spinning() -> None:
+    """Let OpenMP threads that wait go to sleep soon, unless the environment already says how they wait.
+
+    GNU OpenMP, which computes for PyTorch on a CPU under Linux, has its threads spin between two operations and at the
+    end of each. While a neighbour's thread has taken one core, ours spin on the others and wait for it, and the
+    neighbour's spin and wait for theirs: a step then takes up to 24 times as long (docs/lab.md). The library reads its
+    settings when it is loaded, so this must come before `import torch`.
+    """
+    global _too_late
+    if any(name in os.environ for name in _WAITING):
+        return
+    _too_late = "torch" in sys.modules
+    if not _too_late:
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+_too_late = False
+
+
+def spinning_warning() -> str | None:
+    """What to say where `limit_openmp_spinning` came too late for a computation on a CPU."""
+    if not _too_late or sys.platform != "linux":
+        return None
+    return (
+        "torch was imported before tunery, so its OpenMP threads spin while they wait: beside another program that "
+        f"computes, training becomes many times slower → import tunery first, or set GOMP_SPINCOUNT={SPIN_COUNT}"
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +17,10 @@ from torch import Tensor, nn
 from tests.double import Double
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
-from tunery.lora import shared
+from tunery.fast.islands import ACTIVATIONS
+from tunery.lora import fused, shared
 from tunery.lora.attach import apply_lora, lora_layers
-from tunery.lora.fused import ACTIVATIONS, Part, gated_mlp, lora_linears
+from tunery.lora.fused import Part, gated_mlp, lora_linears
 from tunery.lora.layer import LoRALinear
 from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.models.flat import inspect_model
@@ -35,7 +39,7 @@ def random_part(inside: int, outside: int, rank: int, bias: bool, seed: int) -> 
 
 
 def written_out(x: Tensor, part: Part) -> Tensor:
-    return F.linear(x, part.weight, part.bias) + part.scaling * (x @ part.A.t()) @ part.B.t()
+    return F.linear(x, part.dense(), part.bias) + part.scaling * (x @ part.A.t()) @ part.B.t()
 
 
 def same(got: Any, wanted: Any) -> bool:
@@ -76,6 +80,57 @@ def test_the_gated_block_is_the_formula_and_its_gradient(activation: str) -> Non
     wanted = written_out(act(written_out(x, gate)) * written_out(x, up), down)
     assert same([got], [wanted])
     assert same(torch.autograd.grad(got.cos().sum(), inputs), torch.autograd.grad(wanted.cos().sum(), inputs))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_in_a_step_gradients_add_up_as_autograd_would_add_them(aligned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers of other ranks and scalings with one input and the block after them, for three micro-batches."""
+    monkeypatch.setattr(fused, "_wants_alignment", lambda device: aligned)
+    parts = [random_part(7, out, rank, False, seed) for seed, (out, rank) in enumerate([(6, 4), (3, 8), (3, 5)])]
+    block = [random_part(6, 9, 3, True, 4), random_part(6, 9, 3, False, 4), random_part(9, 6, 2, False, 5)]
+    adapters = [t for part in (*parts, *block) for t in (part.A, part.B)]
+    batches = [0.1 * torch.randn(n, 7, dtype=F64, generator=torch.Generator().manual_seed(n)) for n in (5, 1, 8)]
+
+    def loss(x: Tensor) -> Tensor:
+        first, second, third = lora_linears(x, parts)
+        return gated_mlp(first, *block, "silu").cos().sum() + (second * third).sum()
+
+    wanted = [torch.zeros_like(t) for t in adapters]
+    for x in batches:
+        for total, gradient in zip(wanted, torch.autograd.grad(loss(x), adapters), strict=True):
+            total += gradient
+    adapters[0].grad = torch.ones_like(adapters[0])  # of somebody else
+    wanted[0] += 1
+    with fused.one_step():
+        for x in batches:
+            loss(x).backward()
+        assert adapters[1].grad is None
+    assert same([t.grad for t in adapters], wanted)
+    assert all(t.grad.is_contiguous() for t in adapters if t.grad is not None)
+
+
+def test_a_step_that_fails_leaves_no_gradient() -> None:
+    part = random_part(6, 4, 2, False, 0)
+
+    def fail() -> None:
+        with fused.one_step():
+            lora_linears(torch.randn(3, 6, dtype=F64), [part])[0].sum().backward()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert part.A.grad is None
+    lora_linears(torch.randn(3, 6, dtype=F64), [part])[0].sum().backward()
+    assert part.A.grad is not None, "outside a step autograd gets the gradient"
+
+
+def test_in_a_step_an_adapters_copy_in_the_models_dtype_is_made_once() -> None:
+    part = random_part(6, 4, 2, False, 0)
+    with fused.one_step():
+        for _ in range(3):
+            lora_linears(torch.randn(3, 6, dtype=torch.float32), [replace(part, weight=torch.zeros(4, 6))])
+        assert fused._step is not None
+        assert len(fused._step) == 1
 
 
 def test_no_gradient_goes_where_none_is_wanted() -> None:
@@ -151,9 +206,39 @@ def test_outputs_that_nobody_takes_are_not_kept() -> None:
     x = torch.randn(1, 3, 32)
     with shared.sharing():
         query(x)
-        assert len(query.shared._ready.outputs) == 2
-    assert not query.shared._ready.outputs
-    assert query.shared._ready.source is None
+        (ready,) = query.shared._ready.values()
+        assert len(ready.outputs) == 2
+    assert not query.shared._ready
+
+
+def test_a_backward_pass_in_another_thread_leaves_nothing_behind() -> None:
+    """CUDA's backward pass recomputes layers in a thread of autograd's own."""
+    model = tiny_model("llama").eval()
+    apply_lora(model, rank=2)
+    inspect_model(model)
+    layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, LoRALinear)}
+    groups = {layer.shared for layer in layers.values() if layer.shared is not None}
+    alive: list[weakref.ref[Tensor]] = []
+
+    def recompute() -> None:
+        for name, layer in layers.items():
+            if name.endswith(("q_proj", "k_proj", "v_proj")):
+                if name.endswith("q_proj"):
+                    x = torch.randn(1, 3, 32)
+                    alive.append(weakref.ref(x))
+                layer(x)
+        x = torch.randn(1, 3, 32)
+        alive.append(weakref.ref(x))
+        layers["model.layers.0.self_attn.q_proj"](x)  # and is stopped before k_proj
+
+    with shared.sharing():
+        thread = threading.Thread(target=recompute)
+        thread.start()
+        thread.join()
+        assert [reference() is None for reference in alive] == [True, True, False]
+        assert sum(len(group._ready) for group in groups) == 1
+    assert alive[-1]() is None
+    assert not any(group._ready for group in groups)
 
 
 def test_an_adapter_on_some_of_the_layers_only_runs_them_one_by_one() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn.attention import SDPBackend
 from torch.nn.attention import flex_attention as flex
 
 from tunery.data.batching import FlatBatch, Row, flatten
-from tunery.models import attention_gpu
+from tunery.models import attention_flex, attention_gpu
 from tunery.models.attention import FlatLayout, flat_attention
-from tunery.models.attention_gpu import GpuLayout, Rule, attend, by_lengths, by_tree, kernels
+from tunery.models.attention_flex import BLOCK, SHORTEST, block_mask, over_blocks
+from tunery.models.attention_gpu import (
+    GpuLayout,
+    Kind,
+    Rule,
+    by_equal_lengths,
+    by_lengths,
+    by_tree,
+    fits,
+    kernels_for,
+)
 from tunery.models.tree_mask import block_pattern, tree_of
 
 CPU = torch.device("cpu")
@@ -104,9 +116,10 @@ def test_padding_sees_nothing_and_is_not_seen() -> None:
 def test_the_block_mask_is_the_one_pytorch_makes_from_the_whole_mask() -> None:
     layout = GpuLayout(flatten(random_rows(8, 16)).groups, CPU)
     length = len(layout.tree.enter)
-    assert length > 2 * attention_gpu.BLOCK
+    assert length > 2 * BLOCK
+    assert length % BLOCK == 0
     for window in (None, 20):
-        mine = layout.block_mask(window)
+        mine = block_mask(layout.tree_tensors, layout.blocks(window))
         theirs = flex.create_block_mask(mine.mask_mod, 1, 1, length, length, device="cpu")
         assert torch.equal(mine.to_dense(), theirs.to_dense())
         for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
@@ -125,10 +138,10 @@ def heads(length: int, seed: int = 0, query: int = 4, keys: int = 2, width: int 
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def plainly(batch: FlatBatch, q: Tensor, k: Tensor, v: Tensor, **rule: Any) -> Tensor:
+def plainly(batch: FlatBatch, q: Tensor, k: Tensor, v: Tensor, scale: float = 0.3, **rule: Any) -> Tensor:
     """[H, T, E], as on a CPU."""
     out, _ = flat_attention(
-        torch.nn.Identity(), q[None], k[None], v[None], None, 0.3, segments=FlatLayout(batch.groups, CPU), **rule
+        torch.nn.Identity(), q[None], k[None], v[None], None, scale, segments=FlatLayout(batch.groups, CPU), **rule
     )
     return out[0].transpose(0, 1)
 
@@ -152,12 +165,12 @@ def test_flex_attention_over_the_tree_equals_attention_by_groups_with_its_gradie
     rule: dict[str, Any], count: int, backward_on_cpu: None
 ) -> None:
     batch = flatten(random_rows(5, count))
-    assert (len(batch.ids) < attention_gpu.SHORTEST) == (count == 2)
+    assert (len(batch.ids) < SHORTEST) == (count == 2)
     layout = GpuLayout(batch.groups, CPU)
     results = []
     for compute in (
         lambda q, k, v, rule: plainly(batch, q, k, v, **rule),
-        lambda q, k, v, rule: by_tree(q, k, v, layout, as_rule(**rule), flex.flex_attention),
+        lambda q, k, v, rule: by_tree(q, k, v, layout, as_rule(**rule), over_blocks),
     ):
         inputs = [x.requires_grad_() for x in heads(len(batch.ids))]
         out = compute(*inputs, rule)  # sinks belong to the frozen base
@@ -167,26 +180,71 @@ def test_flex_attention_over_the_tree_equals_attention_by_groups_with_its_gradie
         assert float((got - wanted).norm() / wanted.norm()) < 1e-12
 
 
-def test_flex_attention_is_compiled_once_for_batches_of_any_length(backward_on_cpu: None) -> None:
-    """A kernel for each length would cost more than it saves, and PyTorch stops compiling after eight."""
-    graphs = 0
+class Counting:
+    """A compiler that leaves the graphs as they are and counts them."""
 
-    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
-        nonlocal graphs
-        graphs += 1
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Any:
+        self.graphs += 1
         return graph
 
+
+@pytest.fixture
+def counting(backward_on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
+    """FlexAttention as it is compiled on a GPU, up to what the graphs are made into."""
+    compiler = Counting()
     torch.compiler.reset()
-    compiled = torch.compile(flex.flex_attention, fullgraph=True, backend=count)
+    attention_gpu.forget()
+    compiled = torch.compile(over_blocks, fullgraph=True, backend=compiler)
+    monkeypatch.setattr(attention_flex, "_compiled", lambda: compiled)
+    yield compiler
+    torch.compiler.reset()
+    attention_gpu.forget()
+
+
+def test_flex_attention_is_compiled_once_for_batches_of_any_length(counting: Counting) -> None:
+    """And once without gradients. The rows are given as models give them, by token first."""
     for seed in range(6):
-        batch = flatten(random_rows(seed, 3 + 2 * seed))
+        batch = flatten(random_rows(seed, 2 + 3 * seed))
         layout = GpuLayout(batch.groups, CPU)
         for window in (None, 7, 12):
-            q, k, v = heads(len(batch.ids))
-            got = by_tree(q, k, v, layout, Rule(0.3, window), compiled)
+            q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in heads(len(batch.ids)))
+            got = by_tree(q, k, v, layout, Rule(0.3, window))
             assert torch.allclose(got, plainly(batch, q, k, v, sliding_window=window))
-    torch.compiler.reset()
-    assert graphs <= 2
+            with torch.no_grad():
+                by_tree(q, k, v, layout, Rule(0.3, window))
+            by_tree(*(x.contiguous().requires_grad_() for x in (q, k, v)), layout, Rule(0.3, window))
+    assert counting.graphs == 3  # nothing needs a gradient, no gradients, all need one
+
+
+def test_a_process_may_hold_many_models(counting: Counting) -> None:
+    """PyTorch stops compiling a function after eight graphs; each kind of model makes two."""
+    batch = flatten(random_rows(3, 12))
+    shapes = [(4, 2, 16, 0.25), (6, 2, 16, 0.25), (8, 8, 16, 0.125), (4, 4, 32, 0.2), (8, 2, 32, 0.3), (2, 1, 16, 0.4)]
+    for query, keys, width, scale in shapes * 2:
+        layout = GpuLayout(batch.groups, CPU)
+        inputs = [x.requires_grad_() for x in heads(len(batch.ids), query=query, keys=keys, width=width)]
+        got = by_tree(*inputs, layout, Rule(scale))
+        with torch.no_grad():
+            assert torch.equal(by_tree(*inputs, layout, Rule(scale)), got)
+        assert torch.allclose(got, plainly(batch, *inputs, scale=scale), rtol=1e-9, atol=1e-12)
+    assert counting.graphs == 2 * len(shapes)
+
+
+def test_the_compiler_is_told_no_length_and_that_it_is_a_whole_number_of_blocks(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    monkeypatch.setattr(Counting, "__call__", lambda self, graph, _: graphs.append(graph) or graph)
+    batch = flatten(random_rows(5, 12))
+    by_tree(*heads(len(batch.ids)), GpuLayout(batch.groups, CPU), Rule(0.3))
+    (call,) = (node for node in graphs[0].graph.nodes if node.target is torch.ops.higher_order.flex_attention)
+    query, mask = call.args[0].meta["example_value"], call.args[4]
+    for length in (query.shape[2], *(size.meta["example_value"] for size in mask[:2])):
+        assert isinstance(length, torch.SymInt)
+        assert statically_known_true(length % BLOCK == 0)
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 1000])
@@ -221,53 +279,51 @@ def test_separate_segments_are_given_to_flash_attention_with_their_lengths_and_w
     assert torch.allclose(got, plainly(batch, q, k, v, sliding_window=window), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("keys", [1, 2, 4])
+def test_segments_of_one_length_are_a_batch(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, forward and backward; on a GPU it is cuDNN that computes the batch."""
+    monkeypatch.setattr(attention_gpu, "EQUAL_LENGTHS_BACKEND", SDPBackend.MATH)
+    rng = np.random.default_rng(0)
+    rows = [Row(rng.integers(0, 50, 38).astype(np.int32), np.ones(38, np.float32)) for _ in range(3)]
+    batch = flatten(rows, share=False)
+    layout = GpuLayout(batch.groups, CPU)
+    assert layout.one_length == 37
+    results = []
+    for compute in (plainly, lambda _, q, k, v: by_equal_lengths(q, k, v, layout, Rule(0.3))):
+        inputs = [x.requires_grad_() for x in heads(len(batch.ids), keys=keys)]
+        out = compute(batch, *inputs)
+        slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        results.append([out.detach(), *torch.autograd.grad(out, inputs, slope)])
+    for wanted, got in zip(*results, strict=True):
+        assert float((got - wanted).norm() / wanted.norm()) < 1e-12
+
+
+def kind(dtype: torch.dtype, width: int = 64, softcap: float | None = None, sinks: bool = False) -> Kind:
+    return Kind(dtype, CPU, 4, 4, width, width, 1.0, False, softcap, sinks)
+
+
 def test_what_no_kernel_can_do_is_left_to_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    packed = GpuLayout(flatten(random_rows(2, 5), share=False).groups, CPU)
+    half = torch.bfloat16
+    assert kernels_for(kind(half)) == [by_equal_lengths, by_lengths, by_tree]
+    assert kernels_for(kind(half, softcap=50.0)) == [by_tree]
+    assert kernels_for(kind(half, sinks=True)) == [by_tree]
+    assert kernels_for(kind(torch.float32)) == [by_tree]
+    assert kernels_for(kind(torch.float64)) == []
+    assert kernels_for(kind(torch.float32, width=8)) == []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert kernels_for(kind(half)) == [by_tree]
+
+
+def test_a_kernel_is_given_only_rows_that_it_can_compute() -> None:
     shared = GpuLayout(flatten(random_rows(5, 12)).groups, CPU)
+    packed = GpuLayout(flatten(random_rows(2, 5), share=False).groups, CPU)
+    equal = GpuLayout(flatten([Row(np.arange(9, dtype=np.int32), np.ones(9, np.float32))] * 2, share=False).groups, CPU)
     assert shared.shared
     assert not packed.shared
-    narrow, usual = torch.zeros(4, 10, 8), torch.zeros(4, 10, 64)
-    half = usual.bfloat16()
-    assert kernels(half, half, packed, Rule(1.0)) == [by_lengths, by_tree]
-    assert kernels(half, half, packed, Rule(1.0, softcap=50.0)) == [by_tree]
-    assert kernels(half, half, packed, Rule(1.0, sinks=torch.zeros(4))) == [by_tree]
-    assert kernels(half, half, shared, Rule(1.0)) == [by_tree]
-    assert kernels(usual, usual, packed, Rule(1.0)) == [by_tree]
-    assert kernels(usual.double(), usual.double(), shared, Rule(1.0)) == []
-    assert kernels(narrow, narrow, shared, Rule(1.0)) == []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    assert kernels(half, half, packed, Rule(1.0)) == [by_tree]
-
-
-@pytest.mark.parametrize("fault", ["fails", "wrong", "none"])
-def test_a_kernel_that_fails_or_gives_other_numbers_is_not_used_and_said(
-    fault: str, monkeypatch: pytest.MonkeyPatch, backward_on_cpu: None
-) -> None:
-    def broken(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Any:
-        if fault == "fails":
-            raise RuntimeError("no kernel image is available for execution on the device\nmore")
-        out, aux = flex.flex_attention(q, k, v, **more)
-        return (out.roll(1, 2) if fault == "wrong" else out), aux
-
-    monkeypatch.setattr(attention_gpu, "_tried", {})
-    monkeypatch.setattr(attention_gpu, "_compiled", lambda: broken)
-    batch = flatten(random_rows(5, 12))
-    q, k, v = (x.float() for x in heads(len(batch.ids)))
-    layout, calls = GpuLayout(batch.groups, CPU), 0
-
-    def plain(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return plainly(batch, q, k, v)
-
-    with torch.no_grad():
-        outs = [attend(q, k, v, layout, Rule(0.3), plain) for _ in range(3)]
-    assert calls == (fault != "fails")  # tried once
-    if fault == "none":
-        assert all(out is not None and torch.allclose(out, plainly(batch, q, k, v), atol=1e-5) for out in outs)
-        assert attention_gpu.refusals() == []
-    else:
-        assert outs == [None] * 3
-        (reason,) = attention_gpu.refusals()
-        assert ("no kernel image is available" if fault == "fails" else "differs by") in reason
+    assert equal.one_length == 8
+    layouts = {"shared": shared, "packed": packed, "equal": equal}
+    kernels = (by_tree, by_lengths, by_equal_lengths)
+    found = {name: [fits(kernel, layout, None) for kernel in kernels] for name, layout in layouts.items()}
+    assert found == {"shared": [True, False, False], "packed": [True, True, False], "equal": [True, True, True]}
+    assert [fits(by_equal_lengths, equal, window) for window in (7, 8, 9)] == [False, True, True]

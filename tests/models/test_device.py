@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from tunery.models.device import (
     available_memory,
     bound_kernel_caches,
     describe_device,
+    has_bfloat16_instructions,
     matmul_rate,
     peak_memory,
     pick_device,
@@ -38,6 +42,29 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_takes_one_that_is(monke
     assert pick_device("auto").type == "cuda"
 
 
+class Processor:
+    """Stands in for timed matmuls: a rate for each dtype, and a neighbour that slows some samples down.
+
+    Attributes:
+        starved: numbers of the samples, counted from 0, that take 50 times as long.
+    """
+
+    def __init__(self, float32: float, bfloat16: float, starved: Sequence[int] = ()) -> None:
+        self.rates = {torch.float32: float32, torch.bfloat16: bfloat16}
+        self.starved, self.samples, self.tokens = set(starved), 0, list[int]()
+
+    def seconds(self, matmul: Any) -> float:
+        self.samples += 1
+        self.tokens.append(len(matmul.x))
+        slower = 50 if self.samples - 1 in self.starved else 1
+        return slower * matmul.flops / self.rates[matmul.dtype]
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, instructions: bool | None = None) -> Processor:
+        monkeypatch.setattr(devices._Matmul, "seconds", lambda matmul: self.seconds(matmul))
+        monkeypatch.setattr(devices, "has_bfloat16_instructions", lambda: instructions)
+        return self
+
+
 @pytest.mark.parametrize(
     ("bfloat16", "choice", "words"),
     [
@@ -49,12 +76,49 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_takes_one_that_is(monke
 def test_bfloat16_is_chosen_only_where_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, bfloat16: float, choice: torch.dtype, words: str
 ) -> None:
-    monkeypatch.setattr(devices, "matmul_rate", lambda d, dtype, s: bfloat16 if dtype == torch.bfloat16 else 100e9)
+    Processor(100e9, bfloat16).install(monkeypatch)
     probe = probe_precision(CPU)
     assert probe.choice == choice
     assert words in probe.reason
-    assert (probe.float32_gflops, probe.bfloat16_gflops) == (100.0, bfloat16 / 1e9)
+    assert probe.float32_gflops == pytest.approx(100.0)
+    assert probe.bfloat16_gflops == pytest.approx(bfloat16 / 1e9)
     assert resolve_dtype("auto", CPU) == (choice, probe)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_samples_that_a_neighbour_starves_do_not_choose_the_dtype(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    starved = random.Random(seed).sample(range(20), 12)
+    Processor(150e9, 15e9, starved).install(monkeypatch)
+    assert probe_precision(CPU).choice == torch.float32
+    Processor(150e9, 450e9, starved).install(monkeypatch)
+    assert probe_precision(CPU).choice == torch.bfloat16
+
+
+def test_a_processor_without_bfloat16_instructions_is_not_asked_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    Processor(1e9, 900e9).install(monkeypatch, instructions=False)  # as beside a neighbour that starves float32
+    probe = probe_precision(CPU)
+    assert probe.choice == torch.float32
+    assert probe.bfloat16_gflops is None
+    assert probe.reason == "this processor has no instructions for bfloat16 matmuls"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("processor : 0\nflags\t\t: fpu amx_tile amx_bf16\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("processor : 0\nFeatures\t: fp asimd sve bf16\n", True),
+        ("processor : 0\nFeatures\t: fp asimd\n", False),
+        ("processor : 0\n", None),
+    ],
+)
+def test_the_processor_says_whether_it_has_bfloat16_instructions(
+    tmp_path: Path, cpuinfo: str, has: bool | None
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert has_bfloat16_instructions(tmp_path / "cpuinfo") is has
+    assert has_bfloat16_instructions(tmp_path / "absent") is None
 
 
 def test_a_named_format_is_taken_without_a_probe() -> None:
@@ -64,19 +128,17 @@ def test_a_named_format_is_taken_without_a_probe() -> None:
         resolve_dtype("float64", torch.device("mps"))
 
 
-def test_the_rate_is_measured_and_a_format_without_hardware_support_does_not_stall_the_probe(
+def test_the_rate_is_measured_and_a_dtype_without_hardware_support_does_not_stall_the_probe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert 1e8 < matmul_rate(CPU, torch.float32, 0.02) < 1e15
-    calls = []
-
-    def slow(tokens: int, width: int, out: int, *_: object) -> float:
-        calls.append(tokens)
-        return 2.0 * tokens * width * out / 1e9  # a processor of 1 GFLOP/s
-
-    monkeypatch.setattr(devices, "_product_seconds", slow)
+    processor = Processor(1e9, 1e9).install(monkeypatch)
     assert math.isclose(matmul_rate(CPU, torch.bfloat16, 0.06), 1e9)
-    assert calls == [64, 64]  # 0.1 s each; the full product would take 1.8 s
+    assert processor.tokens == [64, 64]  # 0.1 s each; the full matmul would take 1.8 s
+    processor = Processor(150e9, 1e9).install(monkeypatch)
+    assert probe_precision(CPU).choice == torch.float32
+    assert max(processor.tokens) == 1024
+    assert sum(0.1 for tokens in processor.tokens[1::2] if tokens == 64) < 2
 
 
 def test_the_device_is_described() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
 
 from tests.double import Double
+from tests.host_waits import NoHostWaits
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
-from tunery.data.batching import Row
+from tunery.data.batching import Row, flatten
+from tunery.lora.attach import apply_lora, trainable_parameters
 from tunery.models.flat import FlatModel, inspect_model
-from tunery.training.loss import mean_loss, score_rows
+from tunery.training.loss import batch_loss, mean_loss, score_rows
 
 
 def make_rows(count: int = 6) -> list[Row]:
@@ -47,6 +53,30 @@ def test_every_usual_shape_runs_flattened_and_scores_as_alone(name: str) -> None
         assert flat.head is not None
         rows = make_rows()
         assert score_rows(flat, rows).tolist() == pytest.approx(plain_scores(model, rows), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("head", [True, False], ids=["our head", "its head"])
+def test_a_micro_batch_forward_and_backward_never_waits_for_the_device(name: str, head: bool) -> None:
+    """Once a batch is laid out. transformers, for one, looks for packed rows where a mask function is registered."""
+    as_the_real_one = {"pad_token_id": None} if name == "gpt2" else {}  # with one, it looks whether it was given any
+    model = tiny_model(name, **as_the_real_one).eval()
+    apply_lora(model, rank=4, targets="all-linear")
+    flat = inspect_model(model)
+    flat = flat if head else replace(flat, head=None)
+    parameters = trainable_parameters(model)
+    for share in (True, False):
+        batch = flatten(make_rows(), share=share)
+        with NoHostWaits(), flat.running():
+            found = torch.autograd.grad(batch_loss(flat, batch).total, parameters)
+        assert all(gradient.isfinite().all() for gradient in found)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("reads", [lambda x: x.sum().item(), lambda x: bool((x > 0).any()), lambda x: x[x > 0]])
+def test_what_would_wait_is_noticed(reads: Callable[[Tensor], object], inference: bool) -> None:
+    with torch.inference_mode(inference), NoHostWaits(), pytest.raises(AssertionError, match="waits for the device"):
+        reads(torch.ones(3))
 
 
 def mamba() -> torch.nn.Module:
@@ -92,8 +122,6 @@ def test_attention_is_as_before_outside_the_flattened_context() -> None:
 
 
 def test_a_row_at_a_time_refuses_a_merged_batch() -> None:
-    from tunery.data.batching import flatten
-
     model = tiny_model("llama").eval()
     with pytest.raises(ValueError, match="one row"):
         FlatModel(model, flattened=False, head=None).logits(flatten(make_rows(2)))

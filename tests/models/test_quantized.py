@@ -19,6 +19,8 @@ import tunery
 from tests.shapes import tiny_model, token_ids
 from tests.test_api import QUIET, adapter, base_folder, project, same  # noqa: F401
 from tests.tiny import save_tiny_llama
+from tests.training.test_gradients import make_rows, relative
+from tunery.data.batching import flatten
 from tunery.errors import ConfigError, ModelError
 from tunery.lora.attach import adapter_state, apply_lora, disabled
 from tunery.lora.merge import merge
@@ -26,6 +28,7 @@ from tunery.models import quantized
 from tunery.models.flat import inspect_model
 from tunery.models.flops import step_flops
 from tunery.models.load import load_base
+from tunery.training.loss import batch_loss
 
 needs_library = pytest.mark.skipif(not quantized.installed(), reason="needs bitsandbytes")
 MODES = ("nf4", "int8")
@@ -81,6 +84,43 @@ def test_the_gradient_is_that_of_plain_layers_with_the_unpacked_weights(saved: P
     for name, gradient in wanted.items():
         assert gradient.norm() > 0
         assert (got[name] - gradient).norm() < 1e-5 * gradient.norm(), name
+
+
+@needs_library
+@pytest.mark.parametrize("mode", MODES)
+def test_the_fused_functions_unpack_a_weight_and_keep_what_those_of_plain_layers_keep(saved: Path, mode: str) -> None:
+    model = load(saved, mode).model
+    plain = adapted(unpacked(model))
+    rows = make_rows(3, 6)
+    kept, found = [], []
+    for each in (adapted(model), plain):
+        flat, parameters = inspect_model(each), list(adapter_state(each).values())
+        bytes_kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal bytes_kept
+            bytes_kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = batch_loss(flat, flatten(rows)).total
+        kept.append(bytes_kept)
+        found.append(torch.autograd.grad(loss, parameters))
+        query = each.model.layers[0].self_attn.q_proj
+        assert query.part(torch.zeros(1, query.in_features)) is not None
+        assert query.shared is not None
+    assert kept[0] == kept[1]
+    assert relative(found[0], found[1]) < 1e-5
+
+
+@needs_library
+@pytest.mark.parametrize("mode", MODES)
+def test_somebodys_hook_on_a_quantised_layer_is_run(saved: Path, mode: str) -> None:
+    layer = adapted(load(saved, mode).model).model.layers[0].self_attn.q_proj
+    calls = []
+    layer.base.register_forward_pre_hook(lambda *_: calls.append(1))
+    layer(torch.zeros(1, layer.in_features))
+    assert calls == [1]
 
 
 @needs_library

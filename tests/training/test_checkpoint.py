@@ -52,6 +52,20 @@ def test_a_restored_state_takes_the_same_next_steps(tmp_path: Path) -> None:
     assert all(torch.equal(adapter[name], fresh[name]) for name in adapter)
 
 
+def test_the_whole_optimizer_state_goes_to_the_parameters_device_and_format(tmp_path: Path) -> None:
+    """A GPU's fused AdamW refuses a count of steps that stayed on the CPU."""
+    adapter, optimizer = adapter_and_optimizer(3)
+    checkpoints = make(tmp_path)
+    path = checkpoints.save(adapter, optimizer, Progress(step=3))
+    elsewhere = {name: torch.nn.Parameter(tensor.detach().to("meta")) for name, tensor in adapter.items()}
+    restored = torch.optim.AdamW(list(elsewhere.values()), lr=0.0)
+    checkpoints.load(path, elsewhere, restored)
+    for parameter in elsewhere.values():
+        assert set(restored.state[parameter]) == {"step", "exp_avg", "exp_avg_sq"}
+        for value in restored.state[parameter].values():
+            assert (value.device.type, value.dtype) == ("meta", torch.float32)
+
+
 def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tunery.training import checkpoint
 

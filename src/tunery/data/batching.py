@@ -8,7 +8,7 @@ nor the gradient changes (gradients flow into the prefix by summation); a float6
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +118,55 @@ def micro_batches(
         tokens += new
     if part:
         yield part
+
+
+def _cost(units: Iterable[Sequence[Row]], pair_cost: float) -> list[float]:
+    """What each unit adds to a prefix tree that holds the one before it, in computed tokens."""
+    costs, before = [], None
+    for unit in units:
+        cost = 0.0
+        for row in unit:
+            length = len(row.inputs)
+            new = length - (_common_prefix(before.inputs, row.inputs) if before else 0)
+            cost += new + pair_cost * new * (length - (new - 1) / 2)
+            before = row
+        costs.append(cost)
+    return costs
+
+
+def deal(rows: Sequence[Row], parts: int, unit: int = 1, pair_cost: float = 0.0) -> tuple[list[list[Row]], float]:
+    """Deal a batch to workers that compute at the same time, so that the one with the most to compute has little.
+
+    A prefix is computed once by each worker that has a row with it. So neighbours in the order of their tokens are cut
+    into parts of about the same cost; where rows differ too much in length for that, the longest are dealt first, each
+    to the worker that has least (Graham 1969, doi:10.1137/0117039). The cheaper of both is taken.
+
+    Args:
+        parts: workers, at most; a worker without a row is left out.
+        unit: so many neighbouring rows stay together, in their order.
+        pair_cost: what a query and a key that see each other cost, in computed tokens.
+
+    Returns:
+        The rows of each worker, and the cost of the largest part in computed tokens.
+    """
+    units = sorted((rows[at : at + unit] for at in range(0, len(rows), unit)), key=lambda each: _sort_key(each[0]))
+    costs = _cost(units, pair_cost)
+    ends = np.cumsum(costs)
+    by_place: list[list[int]] = [[] for _ in range(parts)]
+    for number, (cost, end) in enumerate(zip(costs, ends, strict=True)):
+        by_place[min(parts - 1, int((end - cost / 2) / ends[-1] * parts))].append(number)
+    by_length: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0.0] * parts
+    for number in sorted(range(len(units)), key=lambda each: -costs[each]):
+        least = loads.index(min(loads))
+        by_length[least].append(number)
+        loads[least] += costs[number]
+
+    def largest_cost(dealt: Sequence[Sequence[int]]) -> float:
+        return max(sum(_cost([units[number] for number in sorted(part)], pair_cost)) for part in dealt)
+
+    best = min((by_place, by_length), key=largest_cost)
+    return [[row for number in sorted(part) for row in units[number]] for part in best if part], largest_cost(best)
 
 
 # --------------------------------------------------------------------------- one flattened row

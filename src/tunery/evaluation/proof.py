@@ -212,6 +212,7 @@ _FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("Device", "device.name", "words"),
             ("Threads", "device.threads", "count"),
+            ("Processes that computed a step", "device.workers", "count"),
             ("Number format", "precision.dtype", "words"),
             ("Chosen because", "precision.reason", "words"),
             ("Base stored as", "model.quantization", "words"),

@@ -9,29 +9,48 @@ A_i are stacked into one product, x is kept once, updates are added in place (`a
 A x ([T, rank], thin) is kept. The sums are those of the plain path (tunery.lora.layer.add_lora) in another order. The
 idea of writing the backward pass by hand, and of keeping only x and the adapters, is Unsloth's and LoRAFusion's
 (Zhu et al. 2025, arXiv:2510.00206); the code is ours.
+
+Within `one_step()` the adapters' copies in the model's dtype are made once, not for each micro-batch, and gradients add
+up in stacked float32 buffers, which become the parameters' `grad` at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tunery.fast.islands import gated, gated_backward
+
+R = TypeVar("R")
+
+ALIGNED = 8
+"""Ranks are padded with zeros to a multiple of this on a GPU, whose products are slow on rows that do not start at a
+multiple of 16 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One layer: W [out, in] (a view is fine), its bias or None, A [rank, in], B [out, rank] and the scaling s."""
+    """One layer: W [out, in] (a view is fine), its bias or None, A [rank, in], B [out, rank] and the scaling s.
 
-    weight: Tensor
+    A quantised layer gives a function instead of W, which unpacks it for one product.
+    """
+
+    weight: Tensor | Callable[[], Tensor]
     bias: Tensor | None
     A: Tensor
     B: Tensor
     scaling: float
+
+    def dense(self) -> Tensor:
+        """W [out, in]."""
+        return self.weight if isinstance(self.weight, Tensor) else self.weight()
 
 
 def lora_linears(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
@@ -43,11 +62,8 @@ def lora_linears(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
     Returns:
         One [..., out] for each part, in that format.
     """
-    outs = _LoRALinears.apply(
-        x.flatten(0, -2), [(p.weight, p.bias, p.scaling) for p in parts],
-        *(t for p in parts for t in (p.A, p.B)),
-    )  # fmt: skip
-    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outs)
+    stack, adapters = _stack(x, parts)
+    return _LoRALinears.apply(x, stack, *adapters)  # type: ignore[return-value]
 
 
 def gated_mlp(x: Tensor, gate: Part, up: Part, down: Part, activation: str) -> Tensor:
@@ -57,150 +73,236 @@ def gated_mlp(x: Tensor, gate: Part, up: Part, down: Part, activation: str) -> T
 
     Args:
         x: [..., width].
-        activation: of ACTIVATIONS.
+        activation: of tunery.fast.islands.ACTIVATIONS.
 
     Returns:
         [..., width].
     """
-    parts = (gate, up, down)
-    y = _GatedMLP.apply(
-        x.flatten(0, -2), [(p.weight, p.bias, p.scaling) for p in parts], activation,
-        *(t for p in parts for t in (p.A, p.B)),
-    )  # fmt: skip
-    return y.view(*x.shape[:-1], y.shape[-1])
+    (first, adapters), (last, more) = _stack(x, (gate, up)), _stack(x, (down,))
+    return _GatedMLP.apply(x, first, last, activation, *adapters, *more)  # type: ignore[return-value]
 
 
-# --------------------------------------------------------------------------- pieces of both functions
-
-_Frozen = Sequence[tuple[Tensor, Tensor | None, float]]
+# --------------------------------------------------------------------------- adapters with one input, side by side
 
 
-def _narrow(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """(A stacked, each B) in the model's number format, from A_1, B_1, A_2, B_2, …"""
-    As, Bs = tensors[0::2], tensors[1::2]
-    A = As[0] if len(As) == 1 else torch.cat(list(As))
-    return A.to(dtype), [B.to(dtype) for B in Bs]
+class Stack:
+    """The adapters of layers that share their input, in the model's dtype, and their gradients.
+
+    Args:
+        parts: of the layers, as they are now.
+        together: gradients stay here until `one_step` ends; otherwise the backward pass hands them to autograd.
+
+    Attributes:
+        A: [R, in], the A_i one below another; Bs: B_i [out, rank]. Ranks may be padded with zeros.
+        ranks: of the Bs.
+        scaling: s where it is the same for all; else 1, and each is multiplied in on its own.
+        trained: whether any of the adapters wants a gradient.
+        dA, dBs: sums of gradients without s, [R, in] and [rank, out] each (on a CPU that is the quicker way round).
+    """
+
+    def __init__(self, parts: Sequence[Part], dtype: torch.dtype, together: bool) -> None:
+        As, Bs = [part.A.detach() for part in parts], [part.B.detach() for part in parts]
+        if _wants_alignment(As[0].device) and any(len(A) % ALIGNED for A in As):
+            missing = [-len(A) % ALIGNED for A in As]
+            As = [F.pad(A, (0, 0, 0, n)) for A, n in zip(As, missing, strict=True)]
+            Bs = [F.pad(B, (0, n)) for B, n in zip(Bs, missing, strict=True)]
+        scalings = {part.scaling for part in parts}
+        self.parts, self.together = parts, together
+        self.A = (As[0] if len(As) == 1 else torch.cat(As)).to(dtype)
+        self.Bs = [B.to(dtype) for B in Bs]
+        self.ranks = [len(A) for A in As]
+        self.scaling = scalings.pop() if len(scalings) == 1 else 1.0
+        self.trained = any(part.A.requires_grad or part.B.requires_grad for part in parts)
+        self.dA: Tensor | None = None
+        self.dBs: list[Tensor | None] = [None] * len(parts)
+        self._turned = self.A.t(), [B.t() for B in self.Bs]
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(y_i, A x) for x [T, in]."""
+        A, Bs = self._turned
+        h = torch.mm(x, A)
+        outs = []
+        for part, B, thin in zip(self.parts, Bs, self._split(h), strict=True):
+            weight = part.dense().t()
+            y = torch.mm(x, weight) if part.bias is None else torch.addmm(part.bias, x, weight)
+            outs.append(y.addmm_(thin, B, alpha=part.scaling))
+        return outs, h
+
+    def through_B(self, grads: Sequence[Tensor]) -> Tensor:
+        """The gradient of A x, [T, R], but for `scaling`."""
+        thin = [torch.mm(g, B) for g, B in zip(grads, self.Bs, strict=True)]
+        if len(thin) == 1:
+            return thin[0]
+        for each, part in zip(thin, self.parts, strict=True):
+            if part.scaling != self.scaling:
+                each.mul_(part.scaling / self.scaling)
+        return torch.cat(thin, dim=1)
+
+    def input_gradient(self, grads: Sequence[Tensor], thin: Tensor) -> Tensor:
+        """∂/∂x [T, in]: through every W_i and, by way of `thin`, through the stacked A."""
+        dx = torch.mm(grads[0], self.parts[0].dense())
+        for g, part in zip(grads[1:], self.parts[1:], strict=True):
+            dx.addmm_(g, part.dense())
+        return dx.addmm_(thin, self.A, alpha=self.scaling)
+
+    def add_gradients(self, x: Tensor, h: Tensor, grads: Sequence[Tensor], thin: Tensor) -> None:
+        """Add one micro-batch to dA and dBs."""
+        wide = self.parts[0].A.dtype
+        self.dA = _added(self.dA, thin.t(), x, wide)
+        for i, (g, h_i) in enumerate(zip(grads, self._split(h), strict=True)):
+            self.dBs[i] = _added(self.dBs[i], h_i.t(), g, wide)
+
+    def take_gradients(self) -> list[Tensor]:
+        """∂/∂A_1, ∂/∂B_1, ∂/∂A_2, …, contiguous, in the adapters' own dtype; nothing is left here."""
+        dA, dBs, found, at = self.dA, self.dBs, [], 0
+        if dA is None:
+            return []
+        if self.scaling != 1.0:
+            dA.mul_(self.scaling)
+        for part, dB, rank in zip(self.parts, dBs, self.ranks, strict=True):
+            assert dB is not None
+            found.append(dA[at : at + len(part.A)])
+            found.append(torch.mul(dB[: len(part.A)].t(), part.scaling, out=torch.empty_like(part.B)))
+            at += rank
+        self.dA, self.dBs = None, [None] * len(dBs)
+        return found
+
+    def _split(self, h: Tensor) -> Sequence[Tensor]:
+        return (h,) if len(self.ranks) == 1 else h.split(self.ranks, dim=1)
 
 
-def _forward(x: Tensor, frozen: _Frozen, A: Tensor, Bs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """(y_i, A x) for x [T, in]."""
-    h = torch.mm(x, A.t())
-    outs, at = [], 0
-    for (weight, bias, scaling), B in zip(frozen, Bs, strict=True):
-        y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
-        outs.append(y.addmm_(h[:, at : at + B.shape[1]], B.t(), alpha=scaling))
-        at += B.shape[1]
-    return outs, h
+def _added(total: Tensor | None, left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """total + left right; a new tensor if there is no total yet."""
+    if total is None:
+        return torch.mm(left, right).to(wide)
+    return total.addmm_(left, right) if right.dtype == wide else total.add_(torch.mm(left, right))
 
 
-def _through_B(grads: Sequence[Tensor], frozen: _Frozen, Bs: Sequence[Tensor]) -> Tensor:
-    """The gradient of A x, [T, sum of ranks]."""
-    thin = [torch.mm(g, B).mul_(scaling) for g, B, (_, _, scaling) in zip(grads, Bs, frozen, strict=True)]
-    return thin[0] if len(thin) == 1 else torch.cat(thin, dim=1)
+def _wants_alignment(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
-def _input_gradient(grads: Sequence[Tensor], frozen: _Frozen, A: Tensor, thin: Tensor) -> Tensor:
-    """∂/∂x [T, in]: through every W_i and, by way of `thin`, through the stacked A."""
-    dx = torch.mm(grads[0], frozen[0][0])
-    for g, (weight, _, _) in zip(grads[1:], frozen[1:], strict=True):
-        dx.addmm_(g, weight)
-    return dx.addmm_(thin, A)
+# --------------------------------------------------------------------------- one optimizer step
 
 
-def _adapter_gradients(
-    x: Tensor, h: Tensor, grads: Sequence[Tensor], frozen: _Frozen, Bs: Sequence[Tensor], thin: Tensor,
-    dtypes: Sequence[torch.dtype],
-) -> list[Tensor]:  # fmt: skip
-    """∂/∂A_1, ∂/∂B_1, ∂/∂A_2, … in the adapters' own number format."""
-    dA = torch.mm(thin.t(), x)
-    found, at = [], 0
-    for g, (_, _, scaling), B, dtype in zip(grads, frozen, Bs, dtypes, strict=True):
-        end = at + B.shape[1]
-        found.append(dA[at:end].to(dtype))
-        dB = torch.mm(h[:, at:end].t(), g).to(dtype).mul_(scaling)  # [rank, out]: the quicker way round on a CPU
-        found.append(dB.t().contiguous())
-        at = end
+_step: dict[tuple[Any, ...], tuple[Stack, list[Tensor]]] | None = None
+"""Of the step that is open, by what they hold: stacks, and the tensors that autograd has to know of. Not by thread: a
+GPU's backward pass recomputes layers in one of its own."""
+
+
+_remembered: dict[Hashable, Any] = {}
+
+
+@contextlib.contextmanager
+def one_step() -> Iterator[None]:
+    """Within this context adapters do not change, and gradients of the fused functions are not handed to autograd but
+    added to the parameters' `grad` when it ends without an error. Backward passes belong inside."""
+    global _step
+    if _step is not None:
+        yield
+        return
+    _step = {}
+    try:
+        yield
+        for stack, _ in _step.values():
+            _add_to_parameters(stack)
+    finally:
+        _step = None
+        _remembered.clear()
+
+
+def once_a_step(key: Hashable, make: Callable[[], R]) -> R:
+    """What `make` returns; within a step it is asked once for each key."""
+    if _step is None:
+        return make()
+    if key not in _remembered:
+        _remembered[key] = make()
+    return _remembered[key]
+
+
+def _add_to_parameters(stack: Stack) -> None:
+    for parameter, gradient in zip(_adapters(stack.parts), stack.take_gradients(), strict=False):
+        if parameter.requires_grad:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def _adapters(parts: Sequence[Part]) -> list[Tensor]:
+    return [tensor for part in parts for tensor in (part.A, part.B)]
+
+
+def _stack(x: Tensor, parts: Sequence[Part]) -> tuple[Stack, list[Tensor]]:
+    """The adapters of the parts in the dtype of x, and the tensors that autograd has to know of: where gradients stay
+    in the stack, one is enough to make it come by."""
+    if _step is None:
+        return Stack(parts, x.dtype, together=False), _adapters(parts)
+    key = (x.dtype, *[id(part.A) for part in parts])
+    if (found := _step.get(key)) is None:
+        trained = [tensor for tensor in _adapters(parts) if tensor.requires_grad]
+        found = _step[key] = Stack(parts, x.dtype, together=True), trained[:1]
     return found
 
 
-def _complete(grads: Sequence[Tensor | None], frozen: _Frozen, x: Tensor) -> list[Tensor]:
-    """Zeros for outputs that nothing was computed from."""
-    shapes = [(x.shape[0], weight.shape[0]) for weight, _, _ in frozen]
-    return [x.new_zeros(shape) if g is None else g for g, shape in zip(grads, shapes, strict=True)]
+# --------------------------------------------------------------------------- autograd
+
+
+def _complete(grads: Sequence[Tensor | None], stack: Stack, x: Tensor) -> list[Tensor]:
+    """The gradients [T, out] of all outputs: zeros for outputs that nothing was computed from."""
+    return [
+        x.new_zeros(len(x), len(B)) if g is None else g.reshape(len(x), len(B))
+        for g, B in zip(grads, stack.Bs, strict=True)
+    ]
 
 
 class _LoRALinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: _Frozen, *adapters: Tensor) -> tuple[Tensor, ...]:
-        A, Bs = _narrow(adapters, x.dtype)
-        outs, h = _forward(x, frozen, A, Bs)
-        ctx.save_for_backward(x, h, A, *Bs)
-        ctx.frozen, ctx.dtypes = frozen, [B.dtype for B in adapters[1::2]]
+    def forward(ctx: Any, x: Tensor, stack: Stack, *adapters: Tensor) -> tuple[Tensor, ...]:
+        rows = x.flatten(0, -2)
+        outs, h = stack.forward(rows)
+        ctx.save_for_backward(rows, h)
+        ctx.stack, ctx.adapters, ctx.shape = stack, len(adapters), x.shape
         ctx.set_materialize_grads(False)
-        return tuple(outs)
+        return tuple(y.view(*x.shape[:-1], -1) for y in outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, h, A, *Bs = ctx.saved_tensors
-        grads = _complete(given, ctx.frozen, x)
-        thin = _through_B(grads, ctx.frozen, Bs)
-        dx = _input_gradient(grads, ctx.frozen, A, thin) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[2:]):
-            return (dx, None, *[None] * (2 * len(Bs)))
-        return (dx, None, *_adapter_gradients(x, h, grads, ctx.frozen, Bs, thin, ctx.dtypes))
-
-
-# --------------------------------------------------------------------------- the gated feed-forward block
-
-
-def _gelu_backward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
-    return torch.ops.aten.gelu_backward(grad, x, approximate=approximate)
-
-
-ACTIVATIONS = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-    "gelu": (F.gelu, lambda grad, x: _gelu_backward(grad, x, "none")),
-    "gelu_tanh": (
-        lambda x: F.gelu(x, approximate="tanh"),
-        lambda grad, x: _gelu_backward(grad, x, "tanh"),
-    ),
-}
-"""Name → (act(x), grad · act'(x)), elementwise."""
+        (x, h), stack = ctx.saved_tensors, ctx.stack
+        grads = _complete(given, stack, x)
+        thin = stack.through_B(grads)
+        dx = stack.input_gradient(grads, thin).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        if not stack.trained:
+            return (dx, None, *[None] * ctx.adapters)
+        stack.add_gradients(x, h, grads, thin)
+        return (dx, None, *([None] * ctx.adapters if stack.together else stack.take_gradients()))
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: _Frozen, activation: str, *adapters: Tensor) -> Tensor:
-        act, _ = ACTIVATIONS[activation]
-        A, Bs = _narrow(adapters[:4], x.dtype)
-        A_down, B_down = _narrow(adapters[4:], x.dtype)
-        (gate, up), h = _forward(x, frozen[:2], A, Bs)
-        (y,), h_down = _forward(act(gate).mul_(up), frozen[2:], A_down, B_down)
-        ctx.save_for_backward(x, h, gate, up, h_down, A, *Bs, A_down, *B_down)
-        ctx.frozen, ctx.activation, ctx.dtypes = frozen, activation, [B.dtype for B in adapters[1::2]]
-        return y
+    def forward(ctx: Any, x: Tensor, first: Stack, last: Stack, activation: str, *adapters: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        (gate, up), h = first.forward(rows)
+        (y,), h_down = last.forward(gated(gate, up, activation))
+        ctx.save_for_backward(rows, h, gate, up, h_down)
+        ctx.first, ctx.last, ctx.activation = first, last, activation
+        ctx.adapters, ctx.shape = len(adapters), x.shape
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, h, gate, up, h_down, A, B_gate, B_up, A_down, B_down = ctx.saved_tensors
-        act, act_backward = ACTIVATIONS[ctx.activation]
-        first, last, Bs = ctx.frozen[:2], ctx.frozen[2:], (B_gate, B_up)
-        train = any(ctx.needs_input_grad[3:])
-        thin_down = _through_B([grad], last, [B_down])
-        inner = _input_gradient([grad], last, A_down, thin_down)
-        opened = act(gate)
-        down = []
-        if train:
-            down = _adapter_gradients(
-                opened * up, h_down, [grad], last, [B_down], thin_down, ctx.dtypes[2:]
-            )  # fmt: skip
-        d_up = opened.mul_(inner)
-        d_gate = act_backward(inner.mul_(up), gate)
-        grads = [d_gate, d_up]
-        thin = _through_B(grads, first, Bs)
-        dx = _input_gradient(grads, first, A, thin) if ctx.needs_input_grad[0] else None
-        if not train:
-            return (dx, None, None, *[None] * 6)
-        return (dx, None, None, *_adapter_gradients(x, h, grads, first, Bs, thin, ctx.dtypes[:2]), *down)
+        x, h, gate, up, h_down = ctx.saved_tensors
+        first, last = ctx.first, ctx.last
+        grads = [grad.reshape(len(x), -1)]
+        thin = last.through_B(grads)
+        product, *inside = gated_backward(last.input_gradient(grads, thin), gate, up, ctx.activation)
+        if last.trained:
+            last.add_gradients(product, h_down, grads, thin)
+        del product
+        thin = first.through_B(inside)
+        dx = first.input_gradient(inside, thin).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        if first.trained:
+            first.add_gradients(x, h, inside, thin)
+        if first.together or not (first.trained or last.trained):
+            return (dx, None, None, None, *[None] * ctx.adapters)
+        found = [stack.take_gradients() or [None] * (2 * len(stack.parts)) for stack in (first, last)]
+        return (dx, None, None, None, *found[0], *found[1])

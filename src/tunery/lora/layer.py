@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.errors import AdapterError
-from tunery.lora.fused import Part, lora_linears
+from tunery.lora.fused import Part, lora_linears, once_a_step
 from tunery.lora.shared import SharedInput
+from tunery.models.quantized import is_quantized, unpacking
 
 
 @dataclass(frozen=True)
@@ -269,20 +271,30 @@ class LoRALinear(LoRALayer):
 
     def part(self, x: Tensor) -> Part | None:
         """This layer for the fused function (tunery.lora.fused); None where only the plain path gives the right result:
-        with dropout, under autocast, with a base that is trained, quantised, or does more than multiply; and where a
-        compiler, which fuses by itself, wants to see every operation."""
-        name, base = self.active, self.base
-        if torch.compiler.is_compiling():
+        with dropout, under autocast, and with a base that is trained or does more than multiply."""
+        if (name := self.active) is None or self.dropouts[name].on(self.training):
             return None
-        if name is None or type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
+        if torch.is_autocast_enabled(x.device.type):
+            return None
+        return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
+
+    def _part(self, name: str, dtype: torch.dtype) -> Part | None:
+        if (weight := self._frozen_weight(dtype)) is None:
+            return None
+        bias = self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
+        return Part(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
+
+    def _frozen_weight(self, dtype: torch.dtype) -> Tensor | Callable[[], Tensor] | None:
+        """The base's weight [out, in] in `dtype`, or a function that unpacks it, if the base does nothing else."""
+        base = self.base
+        if is_quantized(base):
+            return unpacking(base, dtype)
+        if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
             return None
         weight: Tensor = base.weight  # type: ignore[assignment]
-        drops = self.dropouts[name].on(self.training)
-        if drops or weight.requires_grad or weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        if weight.requires_grad or weight.dtype != dtype:
             return None
-        if isinstance(base, Conv1D):
-            weight = weight.t()
-        return Part(weight, self.bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
+        return weight.t() if isinstance(base, Conv1D) else weight
 
 
 class LoRAEmbedding(LoRALayer):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunery.lora.fused import ACTIVATIONS, gated_mlp
+from tunery.fast.islands import ACTIVATIONS
+from tunery.lora.fused import gated_mlp
 from tunery.lora.layer import LoRALinear
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -37,17 +38,20 @@ def sharing() -> Iterator[None]:
     finally:
         _entered -= 1
         if not _entered:
-            for group in list(_waiting):
-                group.forget()
-            _waiting.clear()
+            forget_outputs()
 
 
-class _Ready(threading.local):
-    source: Tensor | None = None
-    outputs: dict[Any, Tensor]
+def forget_outputs() -> None:
+    """Let go of all outputs that nobody took, as after a pass that failed."""
+    for group in list(_waiting):
+        group.forget()
+    _waiting.clear()
 
-    def __init__(self) -> None:
-        self.outputs = {}
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    source: Tensor
+    outputs: dict[LoRALinear, Tensor]
 
 
 class SharedInput:
@@ -55,32 +59,35 @@ class SharedInput:
 
     def __init__(self, layers: list[LoRALinear]) -> None:
         self.layers = layers
-        self._ready = _Ready()
+        self._ready: dict[int, _Ready] = {}  # by thread, and only until the last output is taken
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layers": self.layers}  # what is ready belongs to a thread, and is neither copied nor stored
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.layers, self._ready = state["layers"], _Ready()
+        self.layers, self._ready = state["layers"], {}
 
     def outputs(self, layer: LoRALinear, x: Tensor) -> Tensor | None:
         """The output of `layer` for x [..., in]; None if it should compute for itself."""
-        ready = self._ready
         if not _entered:
             return None
-        if ready.source is x and layer in ready.outputs:
-            return ready.outputs.pop(layer)
-        parts = [part for other in self.layers if (part := other.part(x)) is not None]
-        if len(parts) < len(self.layers):  # one of them has no adapter, or drops inputs
-            return None
-        ready.source = x
-        ready.outputs = dict(zip(self.layers, lora_linears(x, parts), strict=True))
-        _waiting.add(self)
-        return ready.outputs.pop(layer)
+        thread = threading.get_ident()
+        ready = self._ready.get(thread)
+        if ready is None or ready.source is not x or layer not in ready.outputs:
+            parts = [part for other in self.layers if (part := other.part(x)) is not None]
+            if len(parts) < len(self.layers):  # one of them has no adapter, or drops inputs
+                return None
+            ready = _Ready(x, dict(zip(self.layers, lora_linears(x, parts), strict=True)))
+            self._ready[thread] = ready
+            _waiting.add(self)
+        output = ready.outputs.pop(layer)
+        if not ready.outputs:
+            del self._ready[thread]
+        return output
 
     def forget(self) -> None:
-        """Let go of outputs that nobody took."""
-        self._ready.source, self._ready.outputs = None, {}
+        """Let go of outputs that nobody took, whichever thread computed them."""
+        self._ready.clear()
 
 
 def find_shared_inputs(model: nn.Module, run: Callable[[], Any]) -> None:

@@ -10,7 +10,7 @@ into the rows of one product), sliding windows, soft caps (Gemma 2) and attentio
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.data.batching import Group
 from tunery.models.attention_gpu import GpuLayout, Rule, attend
+from tunery.models.attention_trials import try_kernels, try_postponed_again
 
 NAME = "tunery_flat"
+
+KERNEL_DEVICES = ("cuda",)
+"""Types of devices with kernels of their own (tunery.models.attention_gpu)."""
 
 KEPT_KEYS = 640
 """Up to this many keys the attention weights are kept for the backward pass; beyond, they are computed again."""
@@ -111,11 +114,20 @@ def _as_path(group: Group, device: torch.device) -> Tensor | slice | None:
 
 
 class FlatLayout:
-    """The attention pattern of one flattened row; given to the model as the keyword argument `segments`."""
+    """The attention pattern of one flattened row; given to the model as the keyword argument `segments`.
 
-    def __init__(self, groups: Sequence[Group], device: torch.device):
+    Where there are kernels for the device, those are tried here that layers of the batch before asked for first.
+
+    Args:
+        kernels: whether to use them.
+    """
+
+    def __init__(self, groups: Sequence[Group], device: torch.device, kernels: bool = True):
         self.groups, self.device = tuple(groups), device
-        self.gpu = GpuLayout(groups, device) if device.type == "cuda" else None
+        self.gpu = None
+        if kernels and device.type in KERNEL_DEVICES:
+            try_kernels(_plainly)
+            self.gpu = GpuLayout(groups, device)
         self._plans: dict[tuple[int, int, int | None, torch.dtype], Plan] = {}
 
     def plan(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
@@ -319,31 +331,42 @@ def flat_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = query[0], key[0], value[0]
-
-    def by_blocks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-        plan = segments.plan(q.shape[0], k.shape[0], sliding_window, q.dtype)
-        rows = (x.transpose(0, 1).reshape(x.shape[1] * k.shape[0], -1) for x in (q, k, v))
-        out: Any = _Attention.apply(*rows, sinks, plan, _Kind(scale, softcap), k.shape[0])
-        return out.view(q.shape[1], q.shape[0], -1).transpose(0, 1)
-
-    out = None
-    if segments.gpu is not None:
-        out = attend(q, k, v, segments.gpu, Rule(scale, sliding_window, softcap, s_aux), by_blocks)
+    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    q, k, v = (x.squeeze(0) for x in (query, key, value))  # x[0] would fill a tensor with zeros in the backward pass
+    out = None if segments.gpu is None else attend(q, k, v, segments.gpu, rule)
     if out is None:
-        out = by_blocks(q, k, v, s_aux)
+        out = _by_blocks(q, k, v, rule, segments)
     return out.transpose(0, 1)[None].contiguous(), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The layout says who sees whom; a mask of T x T is never built."""
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: FlatLayout) -> Tensor:
+    """q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E]."""
+    plan = layout.plan(q.shape[0], k.shape[0], rule.window, q.dtype)
+    rows = (x.transpose(0, 1).reshape(x.shape[1] * k.shape[0], -1) for x in (q, k, v))
+    out: Any = _Attention.apply(*rows, rule.sinks, plan, _Kind(rule.scale, rule.softcap), k.shape[0])
+    return out.view(q.shape[1], q.shape[0], -1).transpose(0, 1)
 
 
+def _plainly(q: Tensor, k: Tensor, v: Tensor, rule: Rule, groups: Sequence[Group]) -> Tensor:
+    """The same without the device's kernels, which are compared with it."""
+    return _by_blocks(q, k, v, rule, FlatLayout(groups, q.device, kernels=False))
+
+
+def prepare_kernels(device: torch.device, run: Callable[[], object]) -> None:
+    """Before a run: let `run` compute some flattened row, and try the device's kernels on the kinds of attention that
+    its layers ask for."""
+    if device.type in KERNEL_DEVICES:
+        try_postponed_again()
+        run()
+        try_kernels(_plainly)
+
+
+# Only the function is registered, and no mask for it: transformers builds none for a name that it knows no mask of. For
+# one that it knows, it first looks for packed rows in position_ids, and the host waits in each forward pass.
+#
 # Kept out of what torch.compile makes of a layer: its shapes and loops differ from batch to batch, and each would be
 # compiled anew. FlexAttention is compiled on its own.
 ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,22 @@
 """Attention over one flattened row on a GPU, in one kernel for all segments.
 
 Where no prefix is shared, variable-length flash attention (Dao 2023, arXiv:2307.08691) through
-torch.nn.attention.varlen. Otherwise, and for soft caps and sinks, FlexAttention (Dong et al. 2024, arXiv:2412.05496)
-with a block mask made from the prefix tree. What is needed for both is made once a batch and used by every layer.
+torch.nn.attention.varlen, or cuDNN's attention where all segments have one length and it was measured to be faster.
+Otherwise, and for soft caps and sinks, FlexAttention (Dong et al. 2024, arXiv:2412.05496) with a block mask made from
+the prefix tree. What is needed for all layers is made once a batch.
 
-Each way of computing is tried on the first rows of a run against the plain way, forward and backward, and not used
-where it fails or differs (`refusals` says why): these kernels depend on the GPU and on PyTorch's version.
+A kernel is used for those kinds of attention only for which it was tried (tunery.models.attention_trials).
+
+FlexAttention's gradients are the same numbers at every run. Those of flash attention and of cuDNN are not: they add up
+∂L/∂q in the order in which the GPU's blocks finish, unless torch.use_deterministic_algorithms(True) is set, which is
+slower (aten/src/ATen/native/transformers/cuda/attention_backward.cu).
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,26 +24,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from tunery.data.batching import Group
+from tunery.models import attention_flex
+from tunery.models.attention_flex import BLOCK, SHORTEST, Blocks, flex, make_blocks, vary
 from tunery.models.device import on_device
-from tunery.models.tree_mask import Tree, block_pattern, tree_of
+from tunery.models.tree_mask import Tree, tree_of
 
-BLOCK = 128
-"""Rows and columns of a block of the mask, FlexAttention's own default."""
+EQUAL_LENGTHS_BACKEND = SDPBackend.CUDNN_ATTENTION
 
-SHORTEST = 2 * BLOCK
-"""Shorter rows are padded to this inside attention. PyTorch compiles a kernel of its own for fewer than 128 queries,
-and one more for a mask of a single block."""
+WORTH_A_PLAN = 10
+"""Batches of one shape (segments, length) from which cuDNN's attention is used. It plans anew for each shape. An
+estimate: a few tenths of a second of planning, and 20 ms saved in a batch of 8,000 tokens of an 8B model."""
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Largest relative difference from the plain way that rounding explains; a wrong mask gives 0.1 and more. In float32 a
-GPU may multiply in TF32."""
-
-Plain = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+FLEX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Rule(NamedTuple):
@@ -50,17 +52,63 @@ class Rule(NamedTuple):
     sinks: Tensor | None = None
 
 
+class Kind(NamedTuple):
+    """What decides whether a kernel can compute a layer's attention: everything about it but the row's tokens."""
+
+    dtype: torch.dtype
+    device: torch.device
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+    scale: float
+    windowed: bool
+    softcap: float | None
+    sinks: bool
+
+
+def kind_of(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Kind:
+    """The kind of attention of q [H, T, D], k [G, T, D] and v [G, T, E]."""
+    return Kind(
+        q.dtype,
+        q.device,
+        q.shape[0],
+        k.shape[0],
+        q.shape[-1],
+        v.shape[-1],
+        rule.scale,
+        rule.window is not None,
+        rule.softcap,
+        rule.sinks is not None,
+    )
+
+
+_seen: Counter[tuple[int, int]] = Counter()
+"""Batches of so many segments of one length (segments, length) in this process."""
+
+
 class GpuLayout:
     """A flattened row's metadata on the GPU, each part made when a layer first asks for it.
 
     Args:
         groups: of the batch (tunery.data.batching.FlatBatch.groups).
+
+    Attributes:
+        shared: whether any segment has ancestors.
+        planned: whether the segments have one length, and such a batch came often enough to plan for (WORTH_A_PLAN).
+        chosen: the kernel of each kind of attention and window, so that a layer that is recomputed meets it again.
     """
 
     def __init__(self, groups: Sequence[Group], device: torch.device):
         self.groups, self.device = groups, device
         self.shared = any(len(group.path) for group in groups)
-        self._masks: dict[int | None, BlockMask] = {}
+        self.chosen: dict[tuple[Kind, int | None], Kernel | None] = {}
+        self.planned = False
+        if self.one_length is not None:
+            shape = len(self.lengths), self.one_length
+            _seen[shape] += 1
+            self.planned = _seen[shape] > WORTH_A_PLAN
+        self._blocks: dict[int | None, Blocks] = {}
         self._numbers: dict[float, Tensor] = {}
 
     @functools.cached_property
@@ -69,20 +117,32 @@ class GpuLayout:
         return np.concatenate([np.asarray(group.lengths) for group in self.groups])
 
     @functools.cached_property
+    def one_length(self) -> int | None:
+        """The length of all segments; None where they differ or share prefixes."""
+        first = int(self.lengths[0])
+        return first if not self.shared and bool((self.lengths == first).all()) else None
+
+    @functools.cached_property
     def edges(self) -> Tensor:
         """Where each segment starts, and the end: int32 [rows + 1]."""
         return on_device(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32), self.device)
 
     @functools.cached_property
     def tree(self) -> Tree:
-        """Of the tokens, padded to SHORTEST."""
+        """Of the tokens, padded to n blocks, at least SHORTEST."""
         tree = tree_of(self.groups)
-        return tree.padded(max(SHORTEST, len(tree.enter)))
+        return tree.padded(max(SHORTEST, -(-len(tree.enter) // BLOCK) * BLOCK))
 
     @functools.cached_property
     def tree_tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`enter`, `end` and `position` of the tree, int32 [T]."""
-        return tuple(on_device(x, self.device) for x in (self.tree.enter, self.tree.end, self.tree.position))  # type: ignore[return-value]
+        """`enter`, `end` and `position` of the tree, int32 [n, BLOCK]."""
+        each = (on_device(x, self.device) for x in (self.tree.enter, self.tree.end, self.tree.position))
+        return tuple(vary(x.view(-1, BLOCK), 0) for x in each)  # type: ignore[return-value]
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.tree.position.max()) + 1
 
     def number(self, value: float) -> Tensor:
         """A float32 scalar on the device."""
@@ -90,107 +150,26 @@ class GpuLayout:
             self._numbers[value] = on_device(np.asarray(value, np.float32), self.device)
         return self._numbers[value]
 
-    def block_mask(self, window: int | None) -> BlockMask:
-        """The mask for FlexAttention, one for each sliding window among the layers."""
-        if window not in self._masks:
-            wide = len(self.tree.enter) if window is None else window
-            limit = on_device(np.asarray(wide, np.int32), self.device)
-            self._masks[window] = _block_mask(self.tree, window, _sees(*self.tree_tensors, limit), self.device)
-        return self._masks[window]
-
-
-def _sees(enter: Tensor, end: Tensor, position: Tensor, window: Tensor) -> Callable[..., Tensor]:
-    """tunery.models.tree_mask's formula as FlexAttention wants it. The window is a tensor, so that layers with and
-    without one share a kernel."""
-
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        inside = (enter[key] <= enter[query]) & (enter[query] < end[key])
-        back = position[query] - position[key]
-        return inside & (back >= 0) & (back < window)
-
-    return sees
-
-
-def _block_mask(tree: Tree, window: int | None, sees: Callable[..., Tensor], device: torch.device) -> BlockMask:
-    parts = []
-    for blocks in block_pattern(tree, window, BLOCK):
-        for rows in (blocks, blocks.T):  # by queries, and by keys for the backward pass
-            counts = rows.sum(axis=1, dtype=np.int32)
-            order = np.argsort(~rows, axis=1, kind="stable").astype(np.int32)
-            parts += [on_device(counts[None, None], device), on_device(order[None, None], device)]
-    counts, order, by_key_counts, by_key_order, full, full_order, by_key_full, by_key_full_order = parts
-    length = len(tree.enter)
-    for part in parts:
-        _vary(part, *range(2, part.dim()))
-    return BlockMask(
-        seq_lengths=(length, length),
-        kv_num_blocks=counts,
-        kv_indices=order,
-        full_kv_num_blocks=full,
-        full_kv_indices=full_order,
-        q_num_blocks=by_key_counts,
-        q_indices=by_key_order,
-        full_q_num_blocks=by_key_full,
-        full_q_indices=by_key_full_order,
-        BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=sees,
-    )
-
-
-def _vary(tensor: Tensor, *dims: int) -> None:
-    """Tell the compiler that these sizes differ from batch to batch, so that it does not compile one kernel each."""
-    for dim in dims:
-        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+    def blocks(self, window: int | None) -> Blocks:
+        """The pattern of blocks for FlexAttention, one for each sliding window among the layers."""
+        if window is not None and window >= self._longest:
+            window = None
+        if window not in self._blocks:
+            self._blocks[window] = make_blocks(self.tree, window, self.device)
+        return self._blocks[window]
 
 
 # --------------------------------------------------------------------------- kernels
 
 
-@functools.cache
-def _compiled() -> Any:
-    """FlexAttention as one kernel; without the compiler it would build all T x T scores of every head."""
-    return torch.compile(flex_attention, fullgraph=True)
-
-
-def _softcap(cap: Tensor) -> Callable[..., Tensor]:
-    """Gemma 2's cap · tanh(score / cap). A tensor: the compiler refuses numbers that differ between models."""
-
-    def cap_score(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return cap * torch.tanh(score / cap)
-
-    return cap_score
-
-
-def by_tree(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, flex: Any = None) -> Tensor:
+def by_tree(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, compute: Any = None) -> Tensor:
     """Attention of all segments through FlexAttention. q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E].
 
-    A sink takes part in the softmax and adds nothing: softmax over [scores, sink] is the plain softmax times
-    sigmoid(logsumexp(scores) - sink), so it is put on afterwards.
-
     Args:
-        flex: FlexAttention as it is to be called; compiled, if left out.
+        compute: see tunery.models.attention_flex.flex.
     """
-    length, width = q.shape[1], len(layout.tree.enter)
-    if width > length:
-        q, k, v = (F.pad(x, (0, 0, 0, width - length)) for x in (q, k, v))
-    q, k, v = q[None], k[None], v[None]
-    for x in (q, k, v, *layout.tree_tensors):
-        _vary(x, 2 if x.dim() == 4 else 0)
-    out, aux = (flex or _compiled())(
-        q,
-        k,
-        v,
-        score_mod=None if rule.softcap is None else _softcap(layout.number(rule.softcap)),
-        block_mask=layout.block_mask(rule.window),
-        scale=rule.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=AuxRequest(lse=rule.sinks is not None),
-    )
-    out = out[0, :, :length]
-    if rule.sinks is not None:
-        weight = torch.sigmoid(aux.lse[0, :, :length] - rule.sinks.to(aux.lse.dtype)[:, None])
-        out = out * weight[..., None].to(out.dtype)
-    return out
+    cap = None if rule.softcap is None else layout.number(rule.softcap)
+    return flex(q, k, v, layout.tree_tensors, layout.blocks(rule.window), cap, rule.sinks, rule.scale, compute)
 
 
 def by_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Tensor:
@@ -202,7 +181,7 @@ def by_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out = varlen_attn(
         q, k, v, layout.edges, layout.edges, longest, longest, scale=rule.scale, window_size=(left, 0), **more
-    )  # fmt: skip
+    )
     assert isinstance(out, Tensor)
     return out.transpose(0, 1)
 
@@ -211,87 +190,97 @@ _FLASH_ASKS_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).paramete
 """PyTorch 2.11 takes fewer key heads than query heads without being told."""
 
 
+def by_equal_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Tensor:
+    """Attention of separate segments of one length, as a batch, through cuDNN's attention; shapes as `by_tree`."""
+    assert layout.one_length is not None
+    q, k, v = (x.transpose(0, 1).unflatten(0, (-1, layout.one_length)).transpose(1, 2) for x in (q, k, v))
+    with sdpa_kernel(EQUAL_LENGTHS_BACKEND):
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)
+
+
 # --------------------------------------------------------------------------- which one
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, GpuLayout, Rule], Tensor]
 
+NAMES: dict[Kernel, str] = {
+    by_equal_lengths: "cuDNN attention",
+    by_lengths: "flash attention",
+    by_tree: "FlexAttention",
+}
 
-def kernels(q: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> list[Kernel]:
-    """What can compute these shapes, the fastest first. Nothing for float64, and for heads under 16 numbers wide."""
-    width, value_width = q.shape[-1], v.shape[-1]
+
+def kernels_for(kind: Kind) -> list[Kernel]:
+    """What might compute this kind of attention, the fastest first. Nothing for float64, and for heads under 16 numbers
+    wide."""
     flash = (
-        not layout.shared
-        and rule.softcap is None
-        and rule.sinks is None
-        and q.dtype in FLASH_DTYPES
-        and width == value_width <= 256
-        and width % 8 == 0
+        kind.softcap is None
+        and not kind.sinks
+        and kind.dtype in FLASH_DTYPES
+        and kind.width == kind.value_width <= 256
+        and kind.width % 8 == 0
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(kind.device) >= (8, 0)
     )
-    found: list[Kernel] = []
-    if flash and torch.version.hip is None and torch.cuda.get_device_capability(q.device) >= (8, 0):
-        found.append(by_lengths)
-    if q.dtype in TOLERANCE and min(width, value_width) >= 16:
+    found: list[Kernel] = [by_equal_lengths, by_lengths] if flash else []
+    if kind.dtype in FLEX_DTYPES and min(kind.width, kind.value_width) >= 16:
         found.append(by_tree)
     return found
 
 
+def fits(kernel: Kernel, layout: GpuLayout, window: int | None) -> bool:
+    """Whether a kernel can compute these segments."""
+    if kernel is by_tree:
+        return True
+    if kernel is by_lengths:
+        return not layout.shared
+    length = layout.one_length
+    return length is not None and (window is None or window >= length)
+
+
 _tried: dict[tuple[Any, ...], str | None] = {}
-"""By kernel and shape: None if it agreed with the plain way, else what was wrong."""
+"""By (kernel, *kind): None if the kernel is used for such attention, else why not."""
+
+_untried: dict[Kind, int | None] = {}
+"""Kinds of attention that came before any kernel was tried for them, with their windows."""
+
+
+def forget() -> None:
+    """As in a new process: nothing was tried or compiled."""
+    for kept in (_tried, _untried, _seen):
+        kept.clear()
+    attention_flex.forget()
 
 
 def refusals() -> list[str]:
-    """Kernels that were tried in this process and are not used, with the reason, each as a sentence."""
-    return list(dict.fromkeys(reason for reason in _tried.values() if reason))
+    """Kernels that were tried in this process and are not used, with the reason, each as a sentence. Not of those that
+    another kernel stands in for as well."""
+    return list(dict.fromkeys(why for (kernel, *_), why in _tried.items() if why and kernel is not by_equal_lengths))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain) -> Tensor | None:
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Tensor | None:
     """Attention of all segments: q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E].
 
-    Args:
-        plain: the plain way of computing the same from (q, k, v, sinks).
-
     Returns:
-        None where the plain way has to be used.
+        None where the plain way has to be used. A kind of attention that comes for the first time is computed the plain
+        way and noted, to be tried before the next batch.
     """
-    for kernel in kernels(q, v, layout, rule):
-        if not _refused(kernel, q, k, v, layout, rule, plain):
-            return kernel(q, k, v, layout, rule)
+    kind = kind_of(q, k, v, rule)
+    if (kind, rule.window) not in layout.chosen:
+        layout.chosen[kind, rule.window] = _choose(kind, layout, rule.window)
+    kernel = layout.chosen[kind, rule.window]
+    return None if kernel is None else kernel(q, k, v, layout, rule)
+
+
+def _choose(kind: Kind, layout: GpuLayout, window: int | None) -> Kernel | None:
+    for kernel in kernels_for(kind):
+        if (kernel, *kind) not in _tried:
+            _untried[kind] = window
+        elif _tried[kernel, *kind] is None and fits(kernel, layout, window):
+            if kernel is by_equal_lengths and not layout.planned:
+                continue
+            return kernel
     return None
-
-
-def _refused(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain) -> bool:
-    """Whether the kernel must not be used for such shapes; tried out when they first come."""
-    shape = (q.shape[0], k.shape[0], q.shape[-1], v.shape[-1])
-    key = (kernel, q.dtype, q.device, shape, rule.window is None, rule.softcap, rule.sinks is None)
-    if key not in _tried:
-        _tried[key] = _try(kernel, q, k, v, layout, rule, plain)
-    return _tried[key] is not None
-
-
-def _try(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, plain: Plain) -> str | None:
-    """Compute both ways, with gradients, and compare; None if they agree. Sinks belong to the frozen base."""
-    name = "flash attention" if kernel is by_lengths else "FlexAttention"
-
-    def run(compute: Callable[..., Tensor]) -> list[Tensor]:
-        with torch.enable_grad():
-            own = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-            out = compute(*own)
-            slope = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=torch.float32).view(out.shape)
-            return [out.detach(), *torch.autograd.grad(out, own, slope.to(out.dtype))]
-
-    try:
-        got = run(lambda q, k, v: kernel(q, k, v, layout, rule))
-        wanted = run(lambda q, k, v: plain(q, k, v, rule.sinks))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler or a driver may raise
-        first = str(error).strip().partition("\n")[0][:200]
-        return f"{name} does not run on this GPU ({type(error).__name__}: {first}); attention is slower without it"
-    worst = max(
-        float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-6))
-        for a, b in zip(got, wanted, strict=True)
-    )
-    if worst <= TOLERANCE[q.dtype]:
-        return None
-    return f"{name} differs by {worst:.1%} from the plain computation on this GPU and is not used; attention is slower"

@@ -1,4 +1,4 @@
-"""What the machine offers: its devices, the faster number format, the matrix-multiply rate, the memory."""
+"""What the machine offers: its devices, the faster dtype, the matrix-multiply rate, the memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,23 @@ from tunery.errors import ConfigError
 
 T = TypeVar("T")
 
-PROBE_SECONDS = 0.06
-"""Time given to each number format in the probe of a CPU."""
+PROBE_ROUNDS = 8
+"""How often the probe of a CPU times each dtype, in turn."""
+
+PROBE_SECONDS = 1.0
+"""The probe ends after this many seconds even if fewer rounds are done: one round is left to a starved process."""
 
 WORTH = 1.2
-"""bfloat16 is chosen where its products are this much faster; below, its slower element-wise work eats the gain."""
+"""bfloat16 is chosen where its matmuls are this much faster; below, its slower element-wise work eats the gain."""
+
+RATE_SECONDS = 0.15
 
 _CPU_SHAPE = (1024, 576, 1536)
 """(tokens, in, out): the feed-forward layer of a 135M-parameter model. A CPU reaches its rate from there upwards."""
 
-_GPU_SHAPE = (4096, 4096, 4096)
+_GPU_SHAPE = (8192, 8192, 8192)
+_GPU_REPEATS = 20
+"""Matmuls between two events of a GPU, so that launching them is no part of the time."""
 
 
 _KERNELS_KEPT = 64
@@ -63,16 +70,17 @@ def apart(work: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a short timed matrix product said about number formats.
+    """What the hardware and a short timed matmul said about dtypes.
 
     Attributes:
-        float32_gflops, bfloat16_gflops: measured, in 10^9 floating-point operations a second.
-        choice: the format to compute in.
+        float32_gflops, bfloat16_gflops: measured, in 10^9 floating-point operations a second; None where the processor
+            says that it has no bfloat16 instructions, which is not worth timing.
+        choice: the dtype to compute in.
         reason: the choice in a sentence.
     """
 
     float32_gflops: float
-    bfloat16_gflops: float
+    bfloat16_gflops: float | None
     choice: torch.dtype
     reason: str
 
@@ -111,52 +119,121 @@ def resolve_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, Prob
 
 
 def probe_precision(device: torch.device) -> Probe:
-    """Time matrix products in float32 and bfloat16; under 0.3 s on a CPU.
+    """Which of float32 and bfloat16 computes faster; under 0.5 s on an idle CPU.
 
-    On a processor with AVX512_BF16 or AMX bfloat16 is 2 to 4 times faster, on one without up to 100 times slower, so
-    only trying tells. A CUDA device computes in bfloat16 wherever its hardware can.
+    A processor without bfloat16 instructions converts, and is up to 100 times slower; it says so itself where Linux
+    lists its features. Elsewhere matmuls of both dtypes are timed in turn and the best of each counts, so that a
+    program that computes beside this one slows both alike. A CUDA device computes in bfloat16 where its hardware can.
     """
-    wide = matmul_rate(device, torch.float32, PROBE_SECONDS) / 1e9
-    narrow = matmul_rate(device, torch.bfloat16, PROBE_SECONDS) / 1e9
     if device.type == "cuda":
+        wide, narrow = (matmul_rate(device, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
         fits = torch.cuda.is_bf16_supported(including_emulation=False)
         reason = "the GPU computes bfloat16 in hardware" if fits else "the GPU has no bfloat16 in hardware"
-    else:
-        fits = narrow >= WORTH * wide
-        words = f"{narrow / wide:.1f} times as fast as" if narrow >= wide else f"{wide / narrow:.1f} times slower than"
-        reason = f"bfloat16 is {words} float32 on this {device.type} ({narrow:,.0f} against {wide:,.0f} GFLOP/s)"
+        return Probe(wide, narrow, torch.bfloat16 if fits else torch.float32, reason)
+    if device.type == "cpu" and has_bfloat16_instructions() is False:
+        wide = matmul_rate(device, torch.float32, RATE_SECONDS / 2) / 1e9
+        return Probe(wide, None, torch.float32, "this processor has no instructions for bfloat16 matmuls")
+    wide, narrow = (rate / 1e9 for rate in _in_turn(device, (torch.float32, torch.bfloat16)))
+    fits = narrow >= WORTH * wide
+    words = f"{narrow / wide:.1f} times as fast as" if narrow >= wide else f"{wide / narrow:.1f} times slower than"
+    reason = f"bfloat16 is {words} float32 on this {device.type} ({narrow:,.0f} against {wide:,.0f} GFLOP/s)"
     return Probe(wide, narrow, torch.bfloat16 if fits else torch.float32, reason)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """Floating-point operations a second that matrix products alone reach: the best of several within `seconds`.
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "svebf16"})
+"""Features under which Linux lists bfloat16 dot products: on x86 (flags), on Arm (Features)."""
 
-    A format without hardware support is timed on a product 16 times smaller, so the time is kept to in any case.
+
+def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor multiplies matrices of bfloat16; None where the system does not list its features."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return None
+    listed = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if listed is None else not _BFLOAT16_FLAGS.isdisjoint(listed)
+
+
+def _in_turn(device: torch.device, dtypes: Sequence[torch.dtype]) -> list[float]:
+    """The best rate of each dtype over PROBE_ROUNDS matmuls, one of each in turn. Floating-point operations a second.
+
+    The matmuls of a dtype that is slow stay small, so that the time is bounded in any case.
     """
-    tokens, width, out = _CPU_SHAPE if device.type == "cpu" else _GPU_SHAPE
-    small = tokens // 16
-    _product_seconds(small, width, out, dtype, device)  # libraries set themselves up in the first call
-    taken = _product_seconds(small, width, out, dtype, device)
-    rate = 2.0 * small * width * out / taken
-    started, budget = time.perf_counter(), max(seconds - taken, 0.0)
-    if 2.0 * tokens * width * out / rate > budget:
+    best = [0.0] * len(dtypes)
+    timers = [_Matmul(device, dtype) for dtype in dtypes]
+    started = time.perf_counter()
+    for _ in range(PROBE_ROUNDS + 1):
+        best = [max(rate, timer.rate()) for rate, timer in zip(best, timers, strict=True)]
+        if time.perf_counter() - started > PROBE_SECONDS:
+            break
+        for rate, timer in zip(best, timers, strict=True):
+            if 20 * rate > max(best):
+                timer.grow()
+    return best
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = RATE_SECONDS) -> float:
+    """Floating-point operations a second that matmuls alone reach: the best of several within `seconds`.
+
+    A dtype without hardware support is timed on a small matmul, so the time is kept to in any case.
+    """
+    timer = _Matmul(device, dtype)
+    rate, started = timer.rate(), time.perf_counter()
+    if timer.full_flops / rate > seconds:
         return rate
+    timer.grow()
     while True:
-        taken = _product_seconds(tokens, width, out, dtype, device)
-        rate = max(rate, 2.0 * tokens * width * out / taken)
-        if time.perf_counter() - started > budget:
+        rate = max(rate, timer.rate())
+        if time.perf_counter() - started > seconds:
             return rate
 
 
-@torch.no_grad()
-def _product_seconds(tokens: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:
-    x = torch.ones(tokens, width, dtype=dtype, device=device)
-    weight = torch.ones(out, width, dtype=dtype, device=device)
-    _synchronize(device)
-    started = time.perf_counter()
-    torch.nn.functional.linear(x, weight)
-    _synchronize(device)
-    return max(time.perf_counter() - started, 1e-9)
+class _Matmul:
+    """x W^T of random numbers (a GPU multiplies constants faster, since fewer bits change), small at first.
+
+    Attributes:
+        full_flops: of the matmul after `grow`.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        tokens, self.width, self.out = _CPU_SHAPE if device.type == "cpu" else _GPU_SHAPE
+        self.full_flops = 2.0 * tokens * self.width * self.out
+        self._make(tokens // 16)
+        self.seconds()  # libraries set themselves up in the first call
+
+    def grow(self) -> None:
+        """Take the full size, 16 times as many tokens, from now on."""
+        if self.flops < self.full_flops:
+            self._make(16 * len(self.x))
+
+    def _make(self, tokens: int) -> None:
+        self.x, self.weight = (
+            torch.randn(rows, self.width, device=self.device).to(self.dtype) for rows in (tokens, self.out)
+        )
+        self.product = torch.empty(tokens, self.out, dtype=self.dtype, device=self.device)
+        self.flops = 2.0 * tokens * self.width * self.out
+
+    def rate(self) -> float:
+        """Floating-point operations a second of one more matmul."""
+        return self.flops / max(self.seconds(), 1e-9)
+
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """Of one matmul; on a GPU the mean of _GPU_REPEATS by its own clock."""
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(_GPU_REPEATS):
+                torch.mm(self.x, self.weight.t(), out=self.product)
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / _GPU_REPEATS
+        _synchronize(self.device)
+        started = time.perf_counter()
+        torch.mm(self.x, self.weight.t(), out=self.product)
+        _synchronize(self.device)
+        return time.perf_counter() - started
 
 
 def _synchronize(device: torch.device) -> None:

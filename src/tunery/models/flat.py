@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
-from tunery.models.attention import FlatLayout, flat
+from tunery.models.attention import FlatLayout, flat, prepare_kernels
 from tunery.models.device import on_device
 from tunery.models.flops import layer_windows, visible_pairs
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import LeanRMSNorm, replace_norms
+from tunery.models.lean_layer import LeanAttention, LeanDecoderLayer, replace_attention, replace_layers
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -101,17 +102,17 @@ class FlatModel:
         inputs = self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
-                self.last_layer.only(sources, inputs["input_ids"][0])
+                self.last_layer.only(sources, inputs["input_ids"].squeeze(0))
             out = self.model.get_decoder()(**inputs)
-        return out.last_hidden_state[0].index_select(0, sources)
+        return out.last_hidden_state.squeeze(0).index_select(0, sources)
 
     def logits(self, batch: FlatBatch) -> Tensor:
         """Logits at the predicting positions as the model itself computes them, [S, V]."""
         sources = self.tensor(batch.sources)
         inputs = self._inputs(batch)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return self._run(self.model, **inputs, logits_to_keep=sources).logits[0]
-        return self._run(self.model, **inputs).logits[0].index_select(0, sources)
+            return self._run(self.model, **inputs, logits_to_keep=sources).logits.squeeze(0)
+        return self._run(self.model, **inputs).logits.squeeze(0).index_select(0, sources)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A NumPy array on the model's device."""
@@ -178,6 +179,8 @@ def inspect_model(model: Any) -> FlatModel:
     truth = [_plain_logits(model, row) for row in rows]
     replace_norms(model)
     replace_mlps(model)
+    replace_attention(model)
+    replace_layers(model)
     find_shared_inputs(model, lambda: _plain_logits(model, rows[0]))
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
@@ -207,9 +210,12 @@ def inspect_model(model: Any) -> FlatModel:
     def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
         try:
             return differs(candidate, batches, expected) <= allowed
+        except torch.OutOfMemoryError:
+            raise  # says nothing about the model
         except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
             return False  # the model's class does not offer this way of running
 
+    prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
             candidate = FlatModel(model, flattened, candidate_head)
@@ -220,9 +226,9 @@ def inspect_model(model: Any) -> FlatModel:
 
 def as_before_inspection(model: nn.Module) -> None:
     """Give a model back its own modules in place of those that `inspect_model` put there."""
-    for parent in list(model.modules()):
+    for parent in reversed(list(model.modules())):  # what is inside first
         for name, child in list(parent.named_children()):
-            if isinstance(child, LeanRMSNorm | LeanMLP):
+            if isinstance(child, LeanRMSNorm | LeanMLP | LeanAttention | LeanDecoderLayer):
                 setattr(parent, name, child.origin())
     if (last_layer := getattr(model, LAST_LAYER, None)) is not None:
         last_layer.remove()

@@ -11,14 +11,13 @@ from torch import nn
 from tunery.lora.layer import LoRALinear
 from tunery.lora.mlp import LeanMLP, is_gated_mlp
 from tunery.models.attention import KEPT_KEYS
-from tunery.models.quantized import quantized_layers
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits in the model's number format; the loss never holds more."""
 
 GPU_LOGIT_CHUNK_BYTES = 256 * 2**20
-"""The same on a GPU, where products of a few hundred rows are bound by reading the head's weights: 256 MB are
-1,046 rows of a vocabulary of 128 thousand words in bfloat16."""
+"""The same on a GPU, where matmuls of a few hundred rows are bound by reading the head's weights: 256 MB are 1,046 rows
+of a vocabulary of 128 thousand words in bfloat16. There a chunk is taken whole, and its gradient stands beside it."""
 
 LOGIT_PARTS = 8
 """In how many parts a chunk of logits passes through float32, so that these stay in the processor's cache."""
@@ -67,10 +66,9 @@ class Lean:
         blocks = [module for module in model.modules() if isinstance(module, LeanMLP) or is_gated_mlp(module)]
         layers = [child for block in blocks for name, child in block.named_children() if name.endswith("_proj")]
         norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
-        quantized = any(True for _ in quantized_layers(model))
         return cls(
             norms=all(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in norms),
-            mlp=bool(layers) and all(isinstance(layer, LoRALinear) for layer in layers) and not quantized,
+            mlp=bool(layers) and all(isinstance(layer, LoRALinear) for layer in layers),
         )
 
 
@@ -181,12 +179,15 @@ def estimate(
     kept = layer * w.layers
     if gradient_checkpointing:
         kept = min(kept, layer + tokens_in_flight * dtype_bytes * w.hidden * w.layers)
+    copies = LOGIT_COPIES * max(4, dtype_bytes) / dtype_bytes / LOGIT_PARTS
+    if logit_chunk > LOGIT_CHUNK_BYTES:
+        copies = max(1.0, copies)
     chunk = min(dtype_bytes * trained_tokens * w.vocabulary, max(logit_chunk, dtype_bytes * w.vocabulary))
     return MemoryEstimate(
         base=parameters * dtype_bytes if base_bytes is None else base_bytes,
         adapter_and_optimizer=trainable * (16 + dtype_bytes),
         activations=int(kept + tokens_in_flight * _working_bytes(w, dtype_bytes)),
-        logits=int(chunk * (1 + LOGIT_COPIES * max(4, dtype_bytes) / dtype_bytes / LOGIT_PARTS)),
+        logits=int(chunk * (1 + copies)),
     )
 
 

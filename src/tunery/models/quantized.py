@@ -14,7 +14,7 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -194,6 +194,20 @@ def unpacked_weight(module: Any) -> Tensor:
     if getattr(weight, "quant_state", None) is None:
         return _unpack_int8(weight.data, _int8_scale(module), torch.float32)
     return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state).to(torch.float32)
+
+
+def unpacking(module: Any, dtype: torch.dtype) -> Callable[[], Tensor] | None:
+    """A function that makes a quantised layer's weight [out, in] for one product in `dtype`, as the layer itself does;
+    None where the layer does more than multiply by it, or computes in another dtype."""
+    weight = module.weight
+    foreign = any(hook is not _in_training_mode for hook in module._forward_pre_hooks.values())
+    if foreign or module._forward_hooks or compute_dtype(module) != dtype:
+        return None
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        return lambda: bitsandbytes().functional.dequantize_4bit(weight.data, state).to(dtype)
+    if type(module).__name__ == "Int8Linear":
+        return lambda: _unpack_int8(weight.data, _int8_scale(module), dtype)
+    return None
 
 
 def plain_layer(module: Any, weight: Tensor) -> nn.Module:

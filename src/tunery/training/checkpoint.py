@@ -3,7 +3,8 @@
 checkpoints/step-N/ holds the adapter as PEFT's folders do (adapter_config.json, adapter_model.safetensors), so that it
 can be loaded, served or started from as it is; and optimizer.safetensors (AdamW's moments and step counts) and
 state.json. There is no random state to keep: the order of rows follows from (seed, epoch, step) and dropout from
-(seed, step), so resuming is bit-equal on one machine.
+(seed, step). So on one machine's CPU resuming is bit-equal; on a GPU packed rows differ by rounding from run to run, as
+the backward passes of its attention kernels add in any order (tunery.models.attention_gpu).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ NEUTRAL_SETTINGS = {
     "train.micro_batch_size",
     "train.gradient_checkpointing",
     "train.compile",
+    "train.cpu_workers",
     "train.logging_steps",
     "train.save_steps",
     "train.save_limit",
@@ -57,6 +59,7 @@ class Progress:
         bad_validations: validations in a row without a better loss.
         micro_rows, micro_tokens, halvings: the micro-batch limit in force.
         recomputing: activations are recomputed.
+        cpu_workers: processes that compute a step; None before the first one.
         resumed_from: the steps at which training was taken up again.
         dtype: number format of the base, such as "bfloat16".
     """
@@ -78,6 +81,7 @@ class Progress:
     micro_tokens: int | None = None
     halvings: int = 0
     recomputing: bool = False
+    cpu_workers: int | None = None
     resumed_from: tuple[int, ...] = ()
     dtype: str | None = None
 
@@ -263,7 +267,8 @@ def _restore_optimizer(
         name, _, key = full.partition("|")
         if name not in states:
             raise CheckpointError(f"the optimizer's state names a tensor that is not trained: {name}")
-        states[name][key] = value if key == "step" else value.to(adapter[name].device)
+        # AdamW's fused kernel on a GPU wants the count of steps there too, and in float32 (pytorch/pytorch#104767).
+        states[name][key] = value.to(adapter[name].device, torch.float32 if key == "step" else adapter[name].dtype)
     for name, parameter in adapter.items():
         if states[name]:
             optimizer.state[parameter] = states[name]

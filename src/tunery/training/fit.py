@@ -6,17 +6,22 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from tunery.config import Task
+from tunery.data.batching import step_rows
 from tunery.data.prepare import Prepared
 from tunery.errors import StoppedError
+from tunery.fast.compile import calls, compiles, compiling
 from tunery.lora.adapter import adapter_config, write_adapter_files
-from tunery.lora.attach import adapter_state
+from tunery.lora.attach import adapter_state, trainable_parameters
+from tunery.lora.layer import DropoutClock
 from tunery.models.attention_gpu import refusals
 from tunery.models.device import available_memory
 from tunery.models.flat import FlatModel, inspect_model
@@ -24,14 +29,16 @@ from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.startup import seconds_since_start
 from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.data_parallel import Workers, can_fork, start_workers, wanted_workers
 from tunery.training.guard import MicroBatchLimit, stop_signals
-from tunery.training.layers import Layers, compile_layers, running_layers, wants_compiling
+from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
 from tunery.training.receipt import build_receipt
-from tunery.training.sizing import Sizing, size_up
+from tunery.training.sizing import SAMPLED_STEPS, Sizing, size_up
 from tunery.training.start import Attached, attach_adapter
+from tunery.training.throughput import speed_check
 
 
 class View(Watcher, Protocol):
@@ -100,6 +107,11 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     Raises:
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
     """
+    with compiling(task.train.compile):
+        return _fit(task, prepared, base, paths, view, resume)
+
+
+def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
     started = time.perf_counter()
     attached = attach_adapter(task, prepared.data.kind, base.model)
     model = inspect_model(base.model)
@@ -128,6 +140,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
     with (
         _Log.open(task, paths, progress.step, view) as log,
         running_layers(base.model, recompute) as layers,
+        _workers(task, prepared, model, plan, attached.clock, layers, progress) as workers,
         _shown(view, plan, progress),
         stop_signals() as stop,
     ):
@@ -145,9 +158,16 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
             watcher=log,
             stop=stop,
             history=read_metrics(paths.metrics),
+            workers=workers,
+            speed_check=speed_check(model, plan.objective.passes, chosen=task.train.precision == "auto"),
+            ahead=1 if model.device.type == "cuda" else 0,
         )
-        _set_up_layers(task, plan, layers, model, adapter, loop, view)
+        if workers is not None:
+            view.note(f"{workers.count} processes compute the rows of a step side by side (train.cpu_workers)")
+        _set_up_layers(task, layers, model, adapter, loop, view)
+        compiled_calls = calls()
         loop.run()
+        loop.compiled = calls() > compiled_calls
     _save_adapter(base, paths.adapter)
     facts = build_receipt(task, prepared, base, loop, initial, attached, sizing.expected_bytes, paths.adapter)
     facts["speed"]["startup_seconds"] = log.first_step
@@ -195,6 +215,36 @@ def _take_up(
 
 
 @contextlib.contextmanager
+def _workers(
+    task: Task,
+    prepared: Prepared,
+    model: FlatModel,
+    plan: Plan,
+    clock: DropoutClock,
+    layers: Layers,
+    progress: Progress,
+) -> Iterator[Workers | None]:
+    """Processes that compute beside this one, where they make a run faster. A resumed run keeps their number, since
+    another one would add in another order, unless the task fixes it."""
+    train, objective = prepared.train, plan.objective
+    count = task.train.cpu_workers
+    if count == "auto":
+        batches = [
+            step_rows(train.rows, train.unit, task.seed, step, plan.config.batch_size) for step in range(SAMPLED_STEPS)
+        ]
+        count = progress.cpu_workers or wanted_workers(model, batches, objective.unit, torch.get_num_threads())
+    elif not can_fork(model):
+        count = 1
+    parameters, commands = trainable_parameters(model.model), {"recompute": layers.recompute}
+    workers = start_workers(model, parameters, clock, objective, count, commands)
+    try:
+        yield workers
+    finally:
+        if workers is not None:
+            workers.close()
+
+
+@contextlib.contextmanager
 def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
     view.start(plan.total_steps, progress.step)
     try:
@@ -204,19 +254,21 @@ def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
 
 
 def _set_up_layers(
-    task: Task, plan: Plan, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+    task: Task, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
 ) -> None:
     """Offer the last resort against lack of memory, and compile where that is asked for and works."""
     loop.limit.recomputing = layers.recomputing
     if task.train.gradient_checkpointing == "auto" and layers.layers and not layers.recomputing:
-        loop.limit.recompute = layers.recompute
-    steps = plan.total_steps - loop.progress.step
-    wanted, remark = wants_compiling(task.train, task.lora.dropout, steps, model.device)
-    if wanted:
-        remark = compile_layers(layers, model, list(adapter.values()))
-    if remark:
-        view.note(remark)
-    loop.compiled = layers.compiled
+        loop.limit.recompute = partial(_recompute, layers, loop.workers)
+    if compiles(model.device):
+        for remark in try_compiling(model, list(adapter.values())):
+            view.note(remark)
+
+
+def _recompute(layers: Layers, workers: Workers | None) -> None:
+    layers.recompute()
+    if workers is not None:
+        workers.tell("recompute")
 
 
 def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: FlatModel, sizing: Sizing) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from tunery.config import TrainConfig
-from tunery.data.batching import Row, micro_batches, step_rows
+from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
 from tunery.lora.layer import DropoutClock
+from tunery.lora.shared import forget_outputs
 from tunery.models.flat import FlatModel
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.data_parallel import WorkerLostError, Workers, backward_part, split
 from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
@@ -27,6 +30,7 @@ from tunery.training.guard import (
 )
 from tunery.training.objective import NextToken, Objective, Sums
 from tunery.training.schedule import learning_rate
+from tunery.training.throughput import SpeedCheck
 
 
 class Watcher(Protocol):
@@ -78,6 +82,76 @@ class StepResult:
     sums: Sums
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """One batch's gradient, which stands in the parameters' `grad`, clipped; what is known of it may still be computing
+    on a GPU.
+
+    Attributes:
+        weight: of the batch, by which the gradient was divided.
+        norm: of the gradient before clipping.
+    """
+
+    sums: Sums
+    weight: float
+    norm: Tensor
+
+    def finite(self) -> Tensor:
+        """Whether the loss and the norm are finite, on the device."""
+        return torch.isfinite(torch.as_tensor(self.sums.loss, device=self.norm.device)) & torch.isfinite(self.norm)
+
+    def read(self) -> StepResult:
+        """Wait for the device, once."""
+        loss, norm, *metrics = _read([self.sums.loss, self.norm, *self.sums.metrics.values()])
+        means = {name: value / self.weight for name, value in zip(self.sums.metrics, metrics, strict=True)}
+        return StepResult(loss / self.weight, means, norm, self.sums)
+
+
+def _read(values: Sequence[Tensor | float]) -> list[float]:
+    if not any(isinstance(value, Tensor) and value.is_cuda for value in values):
+        return [float(value) for value in values]
+    device = next(value.device for value in values if isinstance(value, Tensor) and value.is_cuda)
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]).tolist()
+
+
+def batch_gradient(
+    model: FlatModel,
+    parameters: Sequence[Tensor],
+    rows: Sequence[Row],
+    limit: MicroBatchLimit,
+    clock: DropoutClock,
+    key: tuple[int, int],
+    max_norm: float | None,
+    objective: Objective = NEXT_TOKEN,
+    workers: Workers | None = None,
+) -> Gradient:
+    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches and
+    workers.
+
+    When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
+    """
+    weight = objective.weight(rows)
+    count, cost = (1, 0.0) if workers is None else (workers.count, workers.pair_cost)
+    while True:
+        for parameter in parameters:
+            parameter.grad = None
+        parts = split(rows, count, objective.unit, cost, limit, key, weight)
+        try:
+            if workers is None or len(parts) == 1:
+                sums = backward_part(model, clock, objective, parts[0])
+            else:
+                sums = workers.run(parts)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            limit.halve(error)
+        forget_outputs()
+        free_cached_memory()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
+    return Gradient(sums, weight, norm)
+
+
 def train_step(
     model: FlatModel,
     parameters: Sequence[Tensor],
@@ -87,34 +161,10 @@ def train_step(
     key: tuple[int, int],
     max_norm: float | None,
     objective: Objective = NEXT_TOKEN,
+    workers: Workers | None = None,
 ) -> StepResult:
-    """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches.
-
-    When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
-    """
-    weight = objective.weight(rows)
-    while True:
-        for parameter in parameters:
-            parameter.grad = None
-        sums = Sums()
-        clock.enabled = True
-        try:
-            with model.running():
-                at_once = limit.rows if model.flattened else 1
-                for index, part in enumerate(micro_batches(rows, at_once, limit.tokens, objective.unit)):
-                    clock.set(*key, index)
-                    sums += objective.backward(model, part, weight)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            limit.halve(error)
-        finally:
-            clock.enabled = False
-        free_cached_memory()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
-    metrics = {name: float(value) / weight for name, value in sums.metrics.items()}
-    return StepResult(float(sums.loss) / weight, metrics, float(norm), sums)
+    """`batch_gradient`, waited for."""
+    return batch_gradient(model, parameters, rows, limit, clock, key, max_norm, objective, workers).read()
 
 
 def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
@@ -130,13 +180,42 @@ def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.
 
 
 @dataclass
+class _Given:
+    """A step on its way: number from 1, rows, learning rate, and when it began (seconds, perf_counter)."""
+
+    number: int
+    rows: Sequence[Row]
+    gradient: Gradient
+    rate: float
+    started: float
+    result: StepResult | None = None
+
+    def require_finite(self) -> StepResult:
+        """What came of it.
+
+        Raises:
+            DivergedError: the loss or the gradient's norm is not finite.
+        """
+        if self.result is None:
+            result = self.gradient.read()
+            places = list(dict.fromkeys(row.where for row in self.rows))
+            require_finite(result.loss, result.gradient_norm, self.number, places)
+            self.result = result
+        return self.result
+
+
+@dataclass
 class Loop:
     """Everything a run needs; `run` takes it from `progress.step` to the end.
 
     Attributes:
         history: lines logged so far (from metrics.jsonl when resumed); advice reads them.
         stopped: "finished" or "early stopping", after `run`.
-        compiled: whether the decoder layers are; for the receipt.
+        compiled: whether functions ran compiled (tunery.fast.compile); for the receipt.
+        ahead: how many steps may be given to the device before an earlier one's numbers are read, 0 or 1. With 1 a GPU
+            never waits for the host between steps; a step that is followed by anything but a step is waited for.
+        speed_check: looks at the first steps.
+        workers: compute parts of a step beside this process, on a CPU.
     """
 
     plan: Plan
@@ -155,15 +234,39 @@ class Loop:
     stopped: str = "finished"
     restored_step: int | None = None
     compiled: bool = False
+    ahead: int = 0
+    speed_check: SpeedCheck | None = None
+    workers: Workers | None = None
+    _bad: Tensor | None = None
+    _settled: float = 0.0
 
     def run(self) -> None:
         """Train until the last step, an early stop, or a signal (StoppedError, after a checkpoint)."""
+        with self.model.running():
+            self._train()
+        best = self.progress.best_step
+        if self.plan.restore_best and best is not None and best != self.progress.step:
+            self.checkpoints.load(self.checkpoints.path(best), self.adapter, None)
+            self.restored_step = best
+
+    def _train(self) -> None:
         advised: set[str] = set()
+        given: deque[_Given] = deque()
         while self.progress.step < self.plan.total_steps:
             if self._out_of_patience():
                 self.stopped = "early stopping"
                 break
-            self._step()
+            number = self.progress.step + len(given) + 1
+            try:
+                given.append(self._give(number))
+            except WorkerLostError:
+                self._save()  # the update was not made: this is where the step began
+                raise
+            ahead = 0 if self.stop or self._eventful(number) else self.ahead
+            while len(given) > ahead:
+                self._settle(given.popleft())
+            if given:
+                continue
             done = self.progress.step == self.plan.total_steps
             improved = self._validate() if self._due(self.plan.eval_every, done) else False
             if improved or done or self._out_of_patience() or self.stop or self._due(self.plan.save_every):
@@ -176,36 +279,58 @@ class Loop:
                     "run the same command again to go on from there",
                     signal_number=self.stop.signal_number or 2,
                 )
-        best = self.progress.best_step
-        if self.plan.restore_best and best is not None and best != self.progress.step:
-            self.checkpoints.load(self.checkpoints.path(best), self.adapter, None)
-            self.restored_step = best
 
-    def _step(self) -> None:
-        plan, progress, started = self.plan, self.progress, time.perf_counter()
-        rows = step_rows(self.train, plan.objective.unit, plan.seed, progress.step, plan.config.batch_size)
+    def _eventful(self, number: int) -> bool:
+        """Whether anything but the next step follows step `number`."""
+        every = (self.plan.eval_every, self.plan.save_every)
+        return number == self.plan.total_steps or any(n is not None and number % n == 0 for n in every)
+
+    def _give(self, number: int) -> _Given:
+        """Compute step `number` (from 1); with `ahead`, as far as giving it to the device."""
+        plan, started = self.plan, time.perf_counter()
+        rows = step_rows(self.train, plan.objective.unit, plan.seed, number - 1, plan.config.batch_size)
         halvings = self.limit.halvings
-        result = train_step(
-            self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, progress.step),
-            plan.config.max_grad_norm, plan.objective,
+        gradient = batch_gradient(
+            self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, number - 1),
+            plan.config.max_grad_norm, plan.objective, self.workers,
         )  # fmt: skip
-        places = list(dict.fromkeys(row.where for row in rows))
-        require_finite(result.loss, result.gradient_norm, progress.step + 1, places)
         rate = learning_rate(
-            progress.step + 1,
+            number,
             peak=plan.peak,
             total_steps=plan.total_steps,
             warmup_steps=plan.warmup_steps,
             scheduler=plan.config.scheduler,
         )
+        given = _Given(number, rows, gradient, rate, started)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.ahead:
+            self._skip_if_not_finite(gradient)
+        else:
+            given.require_finite()
         self.optimizer.step()
-        self._count(result, time.perf_counter() - started)
         if self.limit.halvings > halvings:
             self.watcher.note(f"memory ran out: the step was computed again, {self.limit.describe()}")
-        if progress.step % plan.config.logging_steps == 0 or progress.step in (1, plan.total_steps):
-            self._log_step(result, rate, time.perf_counter() - started)
+        return given
+
+    def _skip_if_not_finite(self, gradient: Gradient) -> None:
+        """Have fused AdamW leave everything as it is where a number is not finite, in this step and in all that follow
+        until the host finds out: nothing reaches the weights after a bad step."""
+        bad = (~gradient.finite()).float()
+        self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, self._bad  # type: ignore[attr-defined]
+
+    def _settle(self, given: _Given) -> None:
+        """Read what came of a step, stop if it must not count, and count and log it."""
+        result = given.require_finite()
+        now = time.perf_counter()
+        seconds, self._settled = now - max(given.started, self._settled), now
+        self._count(result, seconds)
+        if self.speed_check and (warning := self.speed_check.look(result.sums, seconds)):
+            self.watcher.note(warning)
+        progress = self.progress
+        if progress.step % self.plan.config.logging_steps == 0 or progress.step in (1, self.plan.total_steps):
+            self._log_step(result, given.rate, seconds)
 
     def _count(self, result: StepResult, seconds: float) -> None:
         progress = self.progress
@@ -220,6 +345,7 @@ class Loop:
         progress.last_loss = result.loss
         progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
         progress.halvings, progress.recomputing = self.limit.halvings, self.limit.recomputing
+        progress.cpu_workers = 1 if self.workers is None else self.workers.count
 
     def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
         self._log(

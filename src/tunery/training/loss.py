@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
+from tunery.fast.islands import softmax_gradient, softmax_sums
 from tunery.models.flat import FlatModel, Head
 from tunery.models.memory import LOGIT_PARTS, logit_chunk
 from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
@@ -39,7 +40,47 @@ def chunk_rows(weight: Tensor) -> int:
     return max(1, logit_chunk(weight.device.type) // (weight.element_size() * len(weight)))
 
 
-def _piece(
+@dataclass(frozen=True)
+class _Entries:
+    """What is predicted from S hidden states: N entries, ordered by their state.
+
+    Attributes:
+        at: int64 [N], the state.
+        targets: int64 [N].
+        weights: float [N], in the gradient.
+        bounds: int64 [S + 1], the first entry of each state.
+        again: int64 [N], the first entry with the same state and target; None where no two are alike.
+    """
+
+    at: Tensor
+    targets: Tensor
+    weights: Tensor
+    bounds: np.ndarray
+    again: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: FlatModel, batch: FlatBatch) -> _Entries:
+        """Of a micro-batch, on the model's device."""
+        bounds = np.searchsorted(batch.entry, np.arange(len(batch.sources) + 1))
+        at, targets, weights = (model.tensor(x) for x in (batch.entry, batch.targets, batch.weights))
+        again = _first_alike(batch) if softmax_gradient.compiles(at) else None
+        return cls(at, targets, weights, bounds, None if again is None else model.tensor(again))
+
+    def cell_weights(self, dtype: torch.dtype) -> Tensor:
+        """[N], of each entry's state and target together: rows that are alike count as one that weighs as much."""
+        weights = self.weights.to(dtype)
+        if self.again is None:
+            return weights
+        return torch.zeros_like(weights).index_add_(0, self.again, weights)[self.again]
+
+
+def _first_alike(batch: FlatBatch) -> np.ndarray | None:
+    cells = batch.entry.astype(np.int64) * (int(batch.targets.max(initial=0)) + 1) + batch.targets
+    _, first, which = np.unique(cells, return_index=True, return_inverse=True)
+    return None if len(first) == len(cells) else first[which]
+
+
+def _part(
     logits: Tensor, head: Head, local: Tensor, targets: Tensor, weights: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of a few rows of raw logits [n, V] with N things to predict, at rows `local`: negative log-likelihoods [N],
@@ -58,20 +99,40 @@ def _piece(
     if not keep:
         return each, right, None
     delta = share.mul_(torch.zeros_like(top).index_add_(0, local, weights)[:, None])
-    delta.index_put_((local, targets), -weights, accumulate=True)
+    delta.view(-1).index_add_(0, local * len(delta[0]) + targets, weights, alpha=-1)
     if head.softcap is not None:
         delta *= 1 - (z / head.softcap).square_()
     return each, right, delta
 
 
-def _head_pass(
-    hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray, keep: bool
+def _whole(
+    logits: Tensor, head: Head, local: Tensor, targets: Tensor, weights: Tensor, cells: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `_part`, in few kernels: one pass for the sums, one for the gradient, which is then put right at the targets.
+
+    Args:
+        cells: [N], the weight of all entries with an entry's row and target.
+    """
+    log_total, best = softmax_sums(logits, head.scale, head.softcap)
+    z = head.finish(logits[local, targets])
+    total = log_total[local]
+    each, right = total - z, best[local] == targets
+    if not keep:
+        return each, right, None
+    rows = torch.zeros_like(log_total).index_add_(0, local, weights)
+    delta = softmax_gradient(logits, log_total, rows, head.scale, head.softcap)
+    at_targets = rows[local] * torch.exp(z - total) - cells
+    if head.softcap is not None:
+        at_targets = at_targets * (1 - (z / head.softcap).square())
+    # Entries with one row and target bring one number, so the order of writing does not matter.
+    delta.view(-1).index_copy_(0, local * logits.shape[1] + targets, at_targets.to(delta.dtype))
+    return each, right, delta
+
+
+def _head_pass(hidden: Tensor, head: Head, entries: _Entries, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """A frozen head over hidden states [S, d], one chunk of logits at a time.
 
     Args:
-        entry: int64 [N], ascending: at which hidden state an entry predicts; bounds[s] is the first entry of state s.
-        weights: float [N], of the entries in the gradient.
         keep: whether the gradient is wanted.
 
     Returns:
@@ -83,10 +144,13 @@ def _head_pass(
     weight, rows = layer.weight, chunk_rows(layer.weight)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     grad = torch.empty_like(hidden) if keep else None
-    each = torch.empty(len(entry), dtype=wide, device=hidden.device)
-    right = torch.empty(len(entry), dtype=torch.bool, device=hidden.device)
+    weights = entries.weights.to(wide)
+    each = torch.empty(len(weights), dtype=wide, device=hidden.device)
+    right = torch.empty(len(weights), dtype=torch.bool, device=hidden.device)
     room = hidden.new_empty(min(rows, len(hidden)), len(weight))
-    step = rows // LOGIT_PARTS or 1
+    whole = softmax_gradient.compiles(hidden)
+    cells = entries.cell_weights(wide) if whole else weights
+    step = rows if whole else rows // LOGIT_PARTS or 1
     for start in range(0, len(hidden), rows):
         stop = min(start + rows, len(hidden))
         logits = torch.mm(hidden[start:stop], weight.t(), out=room[: stop - start])
@@ -94,12 +158,16 @@ def _head_pass(
             logits += layer.bias
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            part, on = logits[first - start : last - start], slice(int(bounds[first]), int(bounds[last]))
-            each[on], right[on], delta = _piece(
-                part, head, entry[on] - first, targets[on], weights[on].to(wide), keep
-            )  # fmt: skip
-            if delta is not None:
+            part, on = (
+                logits[first - start : last - start],
+                slice(int(entries.bounds[first]), int(entries.bounds[last])),
+            )
+            given = (part, head, entries.at[on] - first, entries.targets[on], weights[on])
+            each[on], right[on], delta = _whole(*given, cells[on], keep) if whole else _part(*given, keep)
+            if delta is not None and not whole:
                 part.copy_(delta)  # the logits are no longer needed
+            elif delta is not None:
+                logits = delta
         if grad is not None:
             torch.mm(logits, weight, out=grad[start:stop])
     if grad is not None and head.scale != 1.0:
@@ -111,21 +179,19 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Head, entry: Tensor, targets: Tensor, weights: Tensor, bounds: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        each, right, grad = _head_pass(hidden, head, entry, targets, weights, bounds, ctx.needs_input_grad[0])
+    def forward(ctx: Any, hidden: Tensor, head: Head, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
+        each, right, grad = _head_pass(hidden, head, entries, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
-        total = (each * weights.to(each.dtype)).sum()
-        correct = (weights * right).sum()  # no index by `right`: the GPU would have to say how many there are
+        total = (each * entries.weights.to(each.dtype)).sum()
+        correct = (entries.weights * right).sum()  # no index by `right`: the GPU would have to say how many there are
         ctx.mark_non_differentiable(correct, each)
         return total, correct, each
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,) = ctx.saved_tensors
-        return grad * gradients[0].to(grad.dtype), None, None, None, None, None
+        return grad * gradients[0].to(grad.dtype), None, None
 
 
 class _FrozenHeadEach(torch.autograd.Function):
@@ -135,7 +201,8 @@ class _FrozenHeadEach(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
         count = len(targets)
         own, ones = torch.arange(count, device=hidden.device), torch.ones(count, device=hidden.device)
-        each, _, grad = _head_pass(hidden, head, own, targets, ones, np.arange(count + 1), ctx.needs_input_grad[0])
+        entries = _Entries(own, targets, ones, np.arange(count + 1))
+        each, _, grad = _head_pass(hidden, head, entries, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
         return each
@@ -160,14 +227,12 @@ def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Ten
 
 def batch_loss(model: FlatModel, batch: FlatBatch) -> BatchLoss:
     """The summed loss of a micro-batch; divide by the trained weight of the whole optimizer step, once."""
-    entry, targets, weights = (model.tensor(x) for x in (batch.entry, batch.targets, batch.weights))
-    if model.head is None:
-        return _loss_of_logits(model.logits(batch), entry, targets, weights)
+    if model.head is None or model.head.frozen is None:
+        entry, targets, weights = (model.tensor(x) for x in (batch.entry, batch.targets, batch.weights))
+        logits = model.logits(batch) if model.head is None else model.head.logits(model.hidden(batch))
+        return _loss_of_logits(logits, entry, targets, weights)
     hidden = model.hidden(batch)
-    if model.head.frozen is None:
-        return _loss_of_logits(model.head.logits(hidden), entry, targets, weights)
-    bounds = np.searchsorted(batch.entry, np.arange(len(batch.sources) + 1))
-    return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, entry, targets, weights, bounds))  # type: ignore[misc]
+    return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, _Entries.of(model, batch)))  # type: ignore[misc]
 
 
 def row_log_probabilities(model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:

@@ -16,17 +16,17 @@ from tunery.data.example import DataSet
 from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
 from tunery.lora.adapter import load_adapter, usual_settings
-from tunery.lora.attach import adapter_names, remove, set_active
+from tunery.lora.attach import remove, set_active
 from tunery.lora.targets import untouched_linear_weights
 from tunery.models.attention_gpu import refusals
-from tunery.models.device import describe_device, matmul_rate, peak_memory
+from tunery.models.device import describe_device, peak_memory
 from tunery.models.flat import FlatModel
-from tunery.models.flops import step_flops
 from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.loop import Loop
 from tunery.training.objective import Objective
-from tunery.training.start import REFERENCE, Attached
+from tunery.training.start import Attached
+from tunery.training.throughput import matmul_fraction, training_flops
 from tunery.versions import version_of
 
 LISTED = 100
@@ -200,10 +200,13 @@ def build_receipt(
         **_preference_section(task, prepared),
         "reload": check_reload(loop.model, loop.plan.objective, prepared, folder),
         "adapter": _adapter_section(folder),
-        "device": describe_device(device),
+        "device": {**describe_device(device), "workers": progress.cpu_workers or 1},
         "precision": _precision_section(base),
-        "speed": _speed_section(base, loop, initial),
-        "memory": {"peak_bytes": peak_memory(device), "estimated_bytes": expected_bytes},
+        "speed": _speed_section(loop),
+        "memory": {
+            "peak_bytes": peak_memory(device) + (loop.workers.peak_bytes if loop.workers else 0),
+            "estimated_bytes": expected_bytes,
+        },
         "versions": versions(),
     }
     facts["warnings"] = _warnings(prepared, facts)
@@ -300,20 +303,16 @@ def _precision_section(base: Base) -> dict[str, Any]:
     }
 
 
-def _speed_section(base: Base, loop: Loop, initial: Mapping[str, Tensor]) -> dict[str, Any]:
+def _speed_section(loop: Loop) -> dict[str, Any]:
     """Start-up, validation and checkpoints are not counted."""
-    progress, passes = loop.progress, loop.plan.objective.passes
+    progress = loop.progress
     seconds = max(progress.seconds, 1e-9)
-    rate = matmul_rate(base.model.device, base.model.dtype)
-    trainable = sum(tensor.numel() for tensor in initial.values())
-    flops = step_flops(
-        base.model, progress.computed_tokens, progress.positions, trainable, passes, progress.pairs,
-        loop.model.last_layer_parameters, trainable if REFERENCE in adapter_names(base.model) else 0,
-    )  # fmt: skip
+    flops = training_flops(loop.model, progress, loop.plan.objective.passes)
+    fraction, rate = matmul_fraction(loop.model, flops / seconds)
     return {
         "data_tokens_per_second": progress.data_tokens / seconds,
         "computed_tokens_per_second": progress.computed_tokens / seconds,
         "matmul_flops_per_second": rate,
-        "matmul_share": flops / seconds / rate,
+        "matmul_share": fraction,
         "train_seconds": round(progress.seconds, 2),
     }

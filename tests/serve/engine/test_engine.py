@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,26 @@ def test_a_failing_step_fails_only_the_rows_that_cause_it(error: Exception, stat
         for number, answer in enumerate(answers):
             assert answer.wait().tokens() == greedy(tiny_base().model, prompt_of(6, seed=number), 10)
         until(lambda: engine.health()["rows"] == 0)
+
+
+def test_halves_of_a_step_that_ran_out_of_memory_find_its_tensors_freed() -> None:
+    with running(tiny_base()) as engine:
+        right, failed, alive = engine.runner.run, list[weakref.ref[torch.Tensor]](), list[bool]()
+
+        def run(parts: Any) -> Any:
+            alive.extend(tensor() is not None for tensor in failed)
+            if len(parts) > 1:
+                activations = torch.empty(1000)
+                failed.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("out of memory")
+            return right(parts)
+
+        engine.runner.run = run  # type: ignore[method-assign]
+        answers = [ask(engine, prompt_of(6, seed=i), 3) for i in range(4)]
+        found = [answer.wait().tokens() for answer in answers]
+    assert found == [greedy(tiny_base().model, prompt_of(6, seed=i), 3) for i in range(4)]
+    assert failed
+    assert not any(alive)
 
 
 def test_numbers_that_are_not_finite_fail_their_row_and_poison_nothing() -> None:

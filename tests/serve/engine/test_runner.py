@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.host_waits import NoHostWaits
 from tests.serve.engine.helpers import prompt_of, tiny_base, write_adapter
 from tunery.errors import ModelError
 from tunery.lora.adapter import load_adapter
@@ -76,6 +77,21 @@ def test_rows_in_pieces_have_the_logits_of_rows_alone(shape: str) -> None:
     runner = serve(base)
     for seed in (0, 1):
         compare(random_walk(runner, rows, [None] * len(rows), seed), truth, 1e-5)
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen3", "gemma2", "opt"])
+def test_a_step_never_waits_for_the_device(shape: str) -> None:
+    runner = serve(tiny_base(shape))
+    cache = Cache(runner.shapes, runner.dtype, runner.device, 1 << 30)
+    rows = [prompt_of(length, seed=length) for length in (5, 9, 14)]
+    places = [cache.take(len(row)) for row in rows]
+    for low, high in ((0, 4), (4, 5)):  # stretches, then single tokens
+        parts = [
+            Part(None, place, None, row[low:high], low, high - low) for place, row in zip(places, rows, strict=True)
+        ]
+        with NoHostWaits():
+            kept, logits = runner.run(parts)
+        assert len(logits) == sum(part.keep for part in kept)
 
 
 @pytest.mark.parametrize("shape", ["qwen3", "gemma2", "gpt_oss"])

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.serve.engine.cache import LayerShape, Shelf
@@ -293,9 +292,5 @@ def served_attention(
     return served.attend(q, k, v, rule)[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The layout says who sees whom."""
-
-
+# The layout says who sees whom. No mask is registered: see the end of tunery.models.attention.
 ALL_ATTENTION_FUNCTIONS.register(NAME, served_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)

@@ -32,7 +32,7 @@ from tunery.serve.engine.rows import Asked, Row
 from tunery.serve.engine.runner import Part, Runner
 from tunery.serve.engine.sampling import choose, log_probabilities
 from tunery.serve.errors import ApiError, Busy, from_exception, server_error
-from tunery.training.guard import is_out_of_memory
+from tunery.training.guard import free_cached_memory, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
 
@@ -177,21 +177,22 @@ class Engine:
             kept, logits = self.runner.run(parts)
         except Exception as error:
             self.runner.forget_step()
-            if self.runner.device.type == "cuda" and is_out_of_memory(error):
-                torch.cuda.empty_cache()
             if len(parts) == 1:
                 LOG.exception("a row failed")
                 self._fail(parts[0].row, error)
                 self.batch.leave(parts[0].row, sound=False)
                 return
-            self._compute(parts[: len(parts) // 2])
-            self._compute(parts[len(parts) // 2 :])
+        else:
+            for part in parts:
+                part.row.computed += len(part.tokens)
+                self._counts["computed_tokens"] += len(part.tokens)
+                self.batch.keep_blocks(part.row)
+            self._go_on(kept, logits)
             return
-        for part in parts:
-            part.row.computed += len(part.tokens)
-            self._counts["computed_tokens"] += len(part.tokens)
-            self.batch.keep_blocks(part.row)
-        self._go_on(kept, logits)
+        # Out here the exception is gone; its traceback would have kept the tensors of the failed step alive.
+        free_cached_memory()
+        self._compute(parts[: len(parts) // 2])
+        self._compute(parts[len(parts) // 2 :])
 
     def _go_on(self, kept: Sequence[Part], logits: Tensor) -> None:
         """Score prompts, choose tokens, and send what can be sent."""
