@@ -85,7 +85,7 @@ def _profile(check: Check, trainer: Trainer) -> None:
     table = averages.table(sort_by="self_device_time_total", row_limit=PROFILE_ROWS, max_name_column_width=110)
     (check.out / "profile.txt").write_text(table, encoding="utf-8")
     found.export_chrome_trace(str(check.out / "trace.json.gz"))
-    events = [event for event in found.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in found.events() or () if event.device_type.name == "CUDA"]
     busy = sum(event.time_range.elapsed_us() for event in events)
     whole = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
     check.say("profile", kernels=len(events), busy_ms=round(busy / 1e3, 1), first_to_last_ms=round(whole / 1e3, 1))
