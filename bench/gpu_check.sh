@@ -22,9 +22,9 @@ nvidia-smi >"$OUT/log.txt" 2>&1
 
 declare -A limit=(
   [facts]=45 [resume]=30 [step]=170 [tests]=150 [attention]=110 [islands]=60 [lora]=30 [small]=60 [peer]=110
-  [compiled]=150 [oom]=60 [nf4]=110
+  [eager]=60 [oom]=60 [nf4]=110
 )
-for part in ${PARTS:-facts resume step tests attention islands lora small peer compiled oom nf4}; do
+for part in ${PARTS:-facts resume step tests attention islands lora small peer eager oom nf4}; do
   left=$((end - SECONDS))
   most=${limit[$part]:-60}
   [ "$left" -lt 20 ] && { echo "$part: no time left"; continue; }

@@ -56,10 +56,10 @@ def per_token(steps: Sequence[Mapping[str, float]]) -> float:
 
 def _serving(speeds: Mapping[str, float]) -> list[list[str]]:
     rows = []
-    for name in ("answers", "training"):
+    for name, unit in (("answers", "tokens/s"), ("training", "steps/min")):
         alone, beside = speeds[f"{name}_alone"], speeds[f"{name}_beside"]
         verdict = "reached" if beside >= GOAL * alone else "missed"
         rows.append(
-            [name, f"{alone:,.0f} tokens/s", f"{beside:,.0f} tokens/s", f"{beside / alone:.2f}", f"≥ {GOAL:g}", verdict]
+            [name, f"{alone:,.1f} {unit}", f"{beside:,.1f} {unit}", f"{beside / alone:.2f}", f"≥ {GOAL:g}", verdict]
         )
     return rows

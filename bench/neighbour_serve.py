@@ -1,4 +1,4 @@
-"""Answers and training of one `tunery serve`: tokens/s of each alone, and of both at the same time."""
+"""Answers and training of one `tunery serve`: the speed of each alone, and of both at the same time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GOAL = 0.4
 
 
 def measure_serving(home: Path) -> dict[str, Any]:
-    """Tokens/s: {"answers_alone", "training_alone", "answers_beside", "training_beside"}."""
+    """{"answers_alone", "answers_beside"} in tokens/s, {"training_alone", "training_beside"} in steps/min."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     with serving(home) as client:
@@ -45,14 +45,14 @@ def measure_serving(home: Path) -> dict[str, Any]:
         job = client.fine_tuning.jobs.create(model=plan.MODEL, training_file=upload(client, home))
         training(client, job.id, 1.0)
         found["training_alone"] = training(client, job.id, SECONDS)
-        say(f"  training alone: {found['training_alone']:.0f} tokens/s")
+        say(f"  training alone: {found['training_alone']:.1f} steps/min")
         result: list[float] = []
         asking = threading.Thread(target=lambda: result.append(answers(client, SECONDS)))
         asking.start()
         found["training_beside"] = training(client, job.id, SECONDS)
         asking.join()
         found["answers_beside"] = result[0]
-        say(f"  both: {found['answers_beside']:.0f} and {found['training_beside']:.0f} tokens/s")
+        say(f"  both: {found['answers_beside']:.0f} tokens/s and {found['training_beside']:.1f} steps/min")
         client.fine_tuning.jobs.cancel(job.id)
     return found
 
@@ -126,17 +126,15 @@ def answers(client: OpenAI, seconds: float) -> float:
 
 
 def training(client: OpenAI, job: str, seconds: float) -> float:
-    """Data-set tokens/s of a running job, over the steps that end within this time; it waits for the first two."""
+    """Steps/min of a running job, over those that end within this time, at least two."""
     started = time.perf_counter()
     while True:
         status = client.fine_tuning.jobs.retrieve(job)
         if status.status in ("failed", "cancelled", "succeeded"):
             raise SystemExit(f"the job is {status.status}: {status.error}")
-        steps = {step: data for step, data in _steps(client, job).items() if data["seen"] >= started}
-        if len(steps) >= 3 and time.perf_counter() - started >= seconds:
-            own = list(steps.values())[1:]
-            tokens = sum(data["data_tokens_per_second"] * data["seconds"] for data in own)
-            return tokens / (own[-1]["seen"] - next(iter(steps.values()))["seen"])
+        seen = [moment for moment in _steps(client, job) if moment >= started]
+        if len(seen) >= 3 and time.perf_counter() - started >= seconds:
+            return 60.0 * (len(seen) - 1) / (seen[-1] - seen[0])
         if time.perf_counter() - started > PATIENCE:
             raise SystemExit("the job takes no steps")
         time.sleep(0.25)
@@ -146,13 +144,9 @@ _seen: dict[tuple[str, int], float] = {}
 """When a step of a job was first heard of."""
 
 
-def _steps(client: OpenAI, job: str) -> dict[int, dict[str, Any]]:
-    """By step, ascending: its metrics, and when it was heard of."""
+def _steps(client: OpenAI, job: str) -> list[float]:
+    """When each of the job's latest steps was first heard of."""
     now = time.perf_counter()
-    events = client.fine_tuning.jobs.list_events(job, limit=20).data
-    found = {}
-    for event in reversed(events):
-        if event.type == "metrics" and isinstance(event.data, dict):
-            step = int(event.data["step"])
-            found[step] = {**event.data, "seen": _seen.setdefault((job, step), now)}
-    return found
+    events = client.fine_tuning.jobs.list_events(job, limit=50).data
+    numbers = [int(e.data["step"]) for e in events if e.type == "metrics" and isinstance(e.data, dict)]
+    return [_seen.setdefault((job, number), now) for number in sorted(numbers)]

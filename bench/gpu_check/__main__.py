@@ -17,7 +17,7 @@ PARTS = {
     "resume": "recovery",
     "oom": "recovery",
     "step": "step",
-    "compiled": "step",
+    "eager": "step",
     "nf4": "step",
     "small": "small",
     "attention": "attention",

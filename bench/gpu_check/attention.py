@@ -73,6 +73,10 @@ class Case:
         """Flash attention over separate rows of any length, as tunery calls it."""
         return attention_gpu.by_lengths(self.q, self.k, self.v, self.layout, self.rule)
 
+    def equal_lengths(self) -> Tensor:
+        """Rows of one length as a batch through cuDNN, as tunery calls it."""
+        return attention_gpu.by_equal_lengths(self.q, self.k, self.v, self.layout, self.rule)
+
     def dense(self, backend: SDPBackend) -> Tensor:
         """Rows of one length as a batch, through a backend of scaled_dot_product_attention; [H, T, D]."""
         q, k, v = (x.unflatten(1, (ROWS, -1)).transpose(0, 1) for x in (self.q, self.k, self.v))
@@ -91,7 +95,7 @@ class Case:
             return found | {"sdpa math": lambda: self.dense(SDPBackend.MATH)}
         return found | {
             "varlen": self.lengths,
-            "sdpa cudnn": lambda: self.dense(SDPBackend.CUDNN_ATTENTION),
+            "sdpa cudnn": self.equal_lengths,
             "sdpa flash": lambda: self.dense(SDPBackend.FLASH_ATTENTION),
         }
 

@@ -1,4 +1,5 @@
-"""tunery's step over an 8B shape: eager, recomputing and compiled; where the host waits; where the time goes."""
+"""tunery's step over an 8B shape, recomputing and without compiled functions too; where the host waits; where the time
+goes."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from bench.gpu_check.trainer import (
     trainer_of,
 )
 from bench.peers.with_tunery import Trainer
+from tunery.fast.compile import compiling
 
 PROFILE_ROWS = 70
 """Kernels in the table of the profile."""
@@ -83,25 +85,19 @@ def _profile(check: Check, trainer: Trainer) -> None:
     table = averages.table(sort_by="self_device_time_total", row_limit=PROFILE_ROWS, max_name_column_width=110)
     (check.out / "profile.txt").write_text(table, encoding="utf-8")
     found.export_chrome_trace(str(check.out / "trace.json.gz"))
-    events = [event for event in found.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in found.events() or () if event.device_type.name == "CUDA"]
     busy = sum(event.time_range.elapsed_us() for event in events)
     whole = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
     check.say("profile", kernels=len(events), busy_ms=round(busy / 1e3, 1), first_to_last_ms=round(whole / 1e3, 1))
 
 
-def compiled(check: Check) -> None:
-    """The same step with compiled decoder layers."""
-    from tunery.training.layers import compile_layers, running_layers
-
-    trainer = trainer_of(random_llama(check, check.shape("8b")))
-    with running_layers(trainer.model.model) as layers:
-        started = time.perf_counter()
-        backend = "eager" if check.tiny else "inductor"
-        said = compile_layers(layers, trainer.model, list(trainer.adapter.values()), backend)
-        check.say("compile_layers", said=said, seconds=check.since(started))
+def eager(check: Check) -> None:
+    """The same step with no element-wise function compiled."""
+    with compiling(False):
+        trainer = trainer_of(random_llama(check, check.shape("8b")))
         for count in (4, 1):
-            work = functools.partial(measure_steps, check, "step, compiled", trainer)
-            check.attempt("step, compiled", functools.partial(work, fresh_rows(check, count), check.steps))
+            work = functools.partial(measure_steps, check, "step, eager", trainer)
+            check.attempt("step, eager", functools.partial(work, fresh_rows(check, count), check.steps))
 
 
 def nf4(check: Check) -> None:

@@ -16,7 +16,8 @@ from bench.gpu_check.check import Check, Shape, gigabytes, milliseconds
 from bench.peers.common import Workload
 from bench.peers.with_tunery import Trainer
 from tunery.data.batching import Row, flatten
-from tunery.models.attention_gpu import refusals
+from tunery.fast import compile as fast_compile
+from tunery.models import attention_gpu
 from tunery.training.layers import running_layers
 from tunery.training.loop import StepResult
 
@@ -117,7 +118,7 @@ def measure_steps(
         norm=result.gradient_norm,
         peak_GB=gigabytes(check.peak_bytes()),
         held_GB=gigabytes(torch.cuda.memory_allocated()) if on_gpu else None,
-        refusals=refusals(),
+        refusals=[*attention_gpu.refusals(), *fast_compile.refusals()],
         **more,
     )
 

@@ -116,7 +116,7 @@ def test_a_job_made_by_any_script_is_moved(there: Path, base: Path) -> None:
         name: upload(service, write_chats(there / f"{name}.jsonl", numbers))["id"]
         for name, numbers in (("training", range(40)), ("validation", range(100, 110)))
     }
-    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}}}
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 8}}}
     request = {"model": MODEL, "method": method, "seed": 7, "suffix": "films", "metadata": {"team": "films"}}
     job = _done(service, {**request, "training_file": files["training"], "validation_file": files["validation"]})
     assert job["status"] == "succeeded", job["error"]

@@ -24,6 +24,7 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InductorError
 from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime.hints import DeviceProperties
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.nn.attention import flex_attention
 from triton.backends.compiler import GPUTarget
@@ -64,6 +65,15 @@ class Driver:
 
 class Generated(Exception):
     """The code is there, and is not to be loaded."""
+
+
+def forget() -> None:
+    """What was compiled, and what PyTorch remembers about this machine and its Triton."""
+    torch.compiler.reset()
+    attention_gpu.forget()
+    for known in (*vars(torch.utils._triton).values(), DeviceProperties.create):
+        if hasattr(known, "cache_clear"):
+            known.cache_clear()
 
 
 @pytest.fixture
@@ -131,11 +141,10 @@ def codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     )
     compiled = torch.compile(attention_flex.over_blocks, fullgraph=True, backend=backend)
     monkeypatch.setattr(attention_flex, "_compiled", lambda: compiled)
-    torch.compiler.reset()
-    attention_gpu.forget()
+    forget()
     yield found
-    torch.compiler.reset()
-    attention_gpu.forget()
+    monkeypatch.undo()
+    forget()
 
 
 RULES = {

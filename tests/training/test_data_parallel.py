@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -237,6 +238,21 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < until, "workers outlive their parent"
         time.sleep(0.05)
+
+
+def test_workers_can_be_forked_by_a_thread() -> None:
+    setup, rows = Setup(), make_rows(1, 6)
+    _, wanted = setup.step(rows)
+    found: list[torch.Tensor] = []
+
+    def work() -> None:
+        with setup.workers(2) as workers:
+            found.extend(setup.step(rows, workers)[1])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert_same(found, wanted)
 
 
 def alive(pid: int) -> bool:

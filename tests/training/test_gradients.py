@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,8 +28,8 @@ from tunery.training.loss import batch_loss, mean_loss, score_rows
 
 CHECKED = ("llama", "gpt2", "qwen3", "gemma2", "mistral", "phi3", "gpt_oss")
 
-PLAIN: dict[int, tuple[torch.nn.Module, dict[str, Tensor]]] = {}
-"""id of a model of `lora_model` → its copy, on which nothing was replaced, and that copy's adapter."""
+PLAIN = weakref.WeakKeyDictionary[torch.nn.Module, tuple[torch.nn.Module, dict[str, Tensor]]]()
+"""A model of `lora_model` → its copy, on which nothing was replaced, and that copy's adapter."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def lora_model(name: str) -> tuple[FlatModel, dict[str, Tensor]]:
             tensor.add_(torch.randn(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.05)
     plain = copy.deepcopy(model)
     flat = inspect_model(model)
-    PLAIN[id(model)] = plain, dict(adapter_state(plain))
+    PLAIN[model] = plain, dict(adapter_state(plain))
     return flat, adapter
 
 
@@ -105,7 +106,7 @@ def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
 def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
     """The plain way: transformers' own modules, one padded batch, full logits, cross-entropy divided once by the
     trained weight."""
-    plain, adapter = PLAIN.get(id(model.model), (model.model, adapter))
+    plain, adapter = PLAIN.get(model.model, (model.model, adapter))
     ids, mask, weights = padded(rows)
     with written_out():
         logits = plain(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -240,7 +241,7 @@ def test_lora_on_the_head_and_the_embedding_is_trained_with_the_padded_gradient(
             tensor.add_(0.03)
     plain = copy.deepcopy(base)
     model = inspect_model(base)
-    PLAIN[id(base)] = plain, dict(adapter_state(plain))
+    PLAIN[base] = plain, dict(adapter_state(plain))
     rows = make_rows(4, 5)
     _, wanted = padded_gradient(model, adapter, rows)
     _, got = our_gradient(model, adapter, rows, MicroBatchLimit(5))

@@ -70,7 +70,7 @@ def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> 
 
     The policy is a copy of the model with transformers' own modules, the reference a copy of that without an adapter.
     """
-    policy, own = PLAIN.get(id(model.model), (model.model, adapter))
+    policy, own = PLAIN.get(model.model, (model.model, adapter))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(adapter[name])

@@ -164,8 +164,12 @@ def _rotated(x: Tensor, cos: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _rotated_eager(x: Tensor, cos: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
     half = x.shape[-1] // 2
     out = x * cos
-    out[..., :half].addcmul_(x[..., half:], low, value=-sign)
-    out[..., half:].addcmul_(x[..., :half], high, value=sign)
+    if x.dtype == _wide(x.dtype):
+        out[..., :half].addcmul_(x[..., half:], low, value=-sign)
+        out[..., half:].addcmul_(x[..., :half], high, value=sign)
+    else:  # each product is rounded, as transformers does
+        out[..., :half].add_(x[..., half:] * low, alpha=-sign)
+        out[..., half:].add_(x[..., :half] * high, alpha=sign)
     return out
 
 

@@ -17,9 +17,9 @@ up in stacked float32 buffers, which become the parameters' `grad` at the end.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunery.fast.islands import gated, gated_backward
+
+R = TypeVar("R")
 
 ALIGNED = 8
 """Ranks are padded with zeros to a multiple of this on a GPU, whose products are slow on rows that do not start at a
@@ -83,53 +85,49 @@ def gated_mlp(x: Tensor, gate: Part, up: Part, down: Part, activation: str) -> T
 # --------------------------------------------------------------------------- adapters with one input, side by side
 
 
-@dataclass(slots=True)
 class Stack:
     """The adapters of layers that share their input, in the model's dtype, and their gradients.
 
+    Args:
+        parts: of the layers, as they are now.
+        together: gradients stay here until `one_step` ends; otherwise the backward pass hands them to autograd.
+
     Attributes:
         A: [R, in], the A_i one below another; Bs: B_i [out, rank]. Ranks may be padded with zeros.
+        ranks: of the Bs.
         scaling: s where it is the same for all; else 1, and each is multiplied in on its own.
-        together: gradients stay here until `one_step` ends; otherwise the backward pass hands them to autograd.
-        dA, dBs: their sums without s, [R, in] and [rank, out] each (on a CPU that is the quicker way round).
+        trained: whether any of the adapters wants a gradient.
+        dA, dBs: sums of gradients without s, [R, in] and [rank, out] each (on a CPU that is the quicker way round).
     """
 
-    parts: Sequence[Part]
-    A: Tensor
-    Bs: list[Tensor]
-    scaling: float
-    together: bool
-    dA: Tensor | None = None
-    dBs: list[Tensor] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, parts: Sequence[Part], dtype: torch.dtype, together: bool) -> Stack:
-        """Copies of what the parts hold now."""
+    def __init__(self, parts: Sequence[Part], dtype: torch.dtype, together: bool) -> None:
         As, Bs = [part.A.detach() for part in parts], [part.B.detach() for part in parts]
         if _wants_alignment(As[0].device) and any(len(A) % ALIGNED for A in As):
             missing = [-len(A) % ALIGNED for A in As]
             As = [F.pad(A, (0, 0, 0, n)) for A, n in zip(As, missing, strict=True)]
             Bs = [F.pad(B, (0, n)) for B, n in zip(Bs, missing, strict=True)]
-        A = As[0] if len(As) == 1 else torch.cat(As)
         scalings = {part.scaling for part in parts}
-        scaling = scalings.pop() if len(scalings) == 1 else 1.0
-        return cls(parts, A.to(dtype), [B.to(dtype) for B in Bs], scaling, together)
-
-    @property
-    def trained(self) -> bool:
-        """Whether any of the adapters wants a gradient."""
-        return any(part.A.requires_grad or part.B.requires_grad for part in self.parts)
+        self.parts, self.together = parts, together
+        wide = As[0] if len(As) == 1 else torch.cat(As)
+        self.A = wide.to(dtype)
+        self.Bs = [B.to(dtype) for B in Bs]
+        self.ranks = [len(A) for A in As]
+        self.scaling = scalings.pop() if len(scalings) == 1 else 1.0
+        self.trained = any(part.A.requires_grad or part.B.requires_grad for part in parts)
+        self.dA: Tensor | None = None
+        self.dBs: list[Tensor | None] = [None] * len(parts)
+        self._turned = self.A.t(), [B.t() for B in self.Bs]
+        self._wide, self._scaled = wide, None if self.scaling != 1.0 else self.A
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(y_i, A x) for x [T, in]."""
-        h = torch.mm(x, self.A.t())
-        outs, at = [], 0
-        for part, B in zip(self.parts, self.Bs, strict=True):
+        A, Bs = self._turned
+        h = torch.mm(x, A)
+        outs = []
+        for part, B, thin in zip(self.parts, Bs, self._split(h), strict=True):
             weight = part.dense().t()
             y = torch.mm(x, weight) if part.bias is None else torch.addmm(part.bias, x, weight)
-            rank = B.shape[1]
-            outs.append(y.addmm_(h if len(self.Bs) == 1 else h[:, at : at + rank], B.t(), alpha=part.scaling))
-            at += rank
+            outs.append(y.addmm_(thin, B, alpha=part.scaling))
         return outs, h
 
     def through_B(self, grads: Sequence[Tensor]) -> Tensor:
@@ -147,34 +145,35 @@ class Stack:
         dx = torch.mm(grads[0], self.parts[0].dense())
         for g, part in zip(grads[1:], self.parts[1:], strict=True):
             dx.addmm_(g, part.dense())
-        return dx.addmm_(thin, self.A, alpha=self.scaling)
+        # Scaled once a step, and not by `alpha`: in half precision not every processor's product is quick with one.
+        if self._scaled is None:
+            self._scaled = (self._wide * self.scaling).to(thin.dtype)
+        return dx.addmm_(thin, self._scaled)
 
     def add_gradients(self, x: Tensor, h: Tensor, grads: Sequence[Tensor], thin: Tensor) -> None:
         """Add one micro-batch to dA and dBs."""
         wide = self.parts[0].A.dtype
         self.dA = _added(self.dA, thin.t(), x, wide)
-        before, at = self.dBs or [None] * len(self.Bs), 0
-        sums: list[Tensor] = []
-        for g, B, old in zip(grads, self.Bs, before, strict=True):
-            rank = B.shape[1]
-            sums.append(_added(old, (h if len(self.Bs) == 1 else h[:, at : at + rank]).t(), g, wide))
-            at += rank
-        self.dBs = sums
+        for i, (g, h_i) in enumerate(zip(grads, self._split(h), strict=True)):
+            self.dBs[i] = _added(self.dBs[i], h_i.t(), g, wide)
 
     def take_gradients(self) -> list[Tensor]:
         """∂/∂A_1, ∂/∂B_1, ∂/∂A_2, …, contiguous, in the adapters' own dtype; nothing is left here."""
-        if self.dA is None:
-            return []
         dA, dBs, found, at = self.dA, self.dBs, [], 0
+        if dA is None:
+            return []
         if self.scaling != 1.0:
             dA.mul_(self.scaling)
-        for part, B, dB in zip(self.parts, self.Bs, dBs, strict=True):
-            rank = len(part.A)
-            found.append(dA[at : at + rank])
-            found.append(torch.mul(dB[:rank].t(), part.scaling, out=torch.empty_like(part.B)))
-            at += B.shape[1]
-        self.dA, self.dBs = None, []
+        for part, dB, rank in zip(self.parts, dBs, self.ranks, strict=True):
+            assert dB is not None
+            found.append(dA[at : at + len(part.A)])
+            found.append(torch.mul(dB[: len(part.A)].t(), part.scaling, out=torch.empty_like(part.B)))
+            at += rank
+        self.dA, self.dBs = None, [None] * len(dBs)
         return found
+
+    def _split(self, h: Tensor) -> Sequence[Tensor]:
+        return (h,) if len(self.ranks) == 1 else h.split(self.ranks, dim=1)
 
 
 def _added(total: Tensor | None, left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
@@ -191,9 +190,12 @@ def _wants_alignment(device: torch.device) -> bool:
 # --------------------------------------------------------------------------- one optimizer step
 
 
-_step: dict[tuple[Any, ...], Stack] | None = None
-"""Stacks of the step that is open, by what they hold. Not by thread: a GPU's backward pass recomputes layers in one of
-its own."""
+_step: dict[tuple[Any, ...], tuple[Stack, list[Tensor]]] | None = None
+"""Of the step that is open, by what they hold: stacks, and the tensors that autograd has to know of. Not by thread: a
+GPU's backward pass recomputes layers in one of its own."""
+
+
+_remembered: dict[Hashable, Any] = {}
 
 
 @contextlib.contextmanager
@@ -207,10 +209,20 @@ def one_step() -> Iterator[None]:
     _step = {}
     try:
         yield
-        for stack in _step.values():
+        for stack, _ in _step.values():
             _add_to_parameters(stack)
     finally:
         _step = None
+        _remembered.clear()
+
+
+def once_a_step(key: Hashable, make: Callable[[], R]) -> R:
+    """What `make` returns; within a step it is asked once for each key."""
+    if _step is None:
+        return make()
+    if key not in _remembered:
+        _remembered[key] = make()
+    return _remembered[key]
 
 
 def _add_to_parameters(stack: Stack) -> None:
@@ -227,12 +239,12 @@ def _stack(x: Tensor, parts: Sequence[Part]) -> tuple[Stack, list[Tensor]]:
     """The adapters of the parts in the dtype of x, and the tensors that autograd has to know of: where gradients stay
     in the stack, one is enough to make it come by."""
     if _step is None:
-        return Stack.of(parts, x.dtype, together=False), _adapters(parts)
-    key = (x.dtype, *(id(part.A) for part in parts))
-    if key not in _step:
-        _step[key] = Stack.of(parts, x.dtype, together=True)
-    stack = _step[key]
-    return stack, [tensor for tensor in _adapters(parts) if tensor.requires_grad][:1]
+        return Stack(parts, x.dtype, together=False), _adapters(parts)
+    key = (x.dtype, *[id(part.A) for part in parts])
+    if (found := _step.get(key)) is None:
+        trained = [tensor for tensor in _adapters(parts) if tensor.requires_grad]
+        found = _step[key] = Stack(parts, x.dtype, together=True), trained[:1]
+    return found
 
 
 # --------------------------------------------------------------------------- autograd

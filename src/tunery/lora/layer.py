@@ -27,9 +27,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.errors import AdapterError
-from tunery.lora.fused import Part, lora_linears
+from tunery.lora.fused import Part, lora_linears, once_a_step
 from tunery.lora.shared import SharedInput
 from tunery.models.quantized import is_quantized, unpacking
+
+FUSES_QUANTIZED = {"cuda"}
+"""Devices on which layers with a quantised base take the fused functions."""
 
 
 @dataclass(frozen=True)
@@ -274,16 +277,22 @@ class LoRALinear(LoRALayer):
         with dropout, under autocast, and with a base that is trained or does more than multiply."""
         if (name := self.active) is None or self.dropouts[name].on(self.training):
             return None
-        if torch.is_autocast_enabled(x.device.type) or (weight := self._frozen_weight(x.dtype)) is None:
+        if torch.is_autocast_enabled(x.device.type):
             return None
-        bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
+        return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
+
+    def _part(self, name: str, dtype: torch.dtype) -> Part | None:
+        if (weight := self._frozen_weight(dtype)) is None:
+            return None
+        bias = self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
         return Part(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
 
     def _frozen_weight(self, dtype: torch.dtype) -> Tensor | Callable[[], Tensor] | None:
         """The base's weight [out, in] in `dtype`, or a function that unpacks it, if the base does nothing else."""
         base = self.base
         if is_quantized(base):
-            return unpacking(base, dtype)
+            # On a CPU bitsandbytes takes a way of its own to the product, and what PEFT computes must be what we do.
+            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None  # type: ignore[union-attr]
         if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
             return None
         weight: Tensor = base.weight  # type: ignore[assignment]

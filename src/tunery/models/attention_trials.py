@@ -82,6 +82,8 @@ def try_kernels(plain: Plain) -> None:
     Raises:
         torch.OutOfMemoryError: there is not even memory for a trial; it may be done again.
     """
+    if not attention_gpu._untried:
+        return
     while attention_gpu._untried:
         kind, window = next(iter(attention_gpu._untried.items()))
         with torch.inference_mode(False), torch.enable_grad():
@@ -90,6 +92,8 @@ def try_kernels(plain: Plain) -> None:
                 if key not in attention_gpu._tried:
                     attention_gpu._tried[key] = _why_not(kernel, kind, window, plain)
         del attention_gpu._untried[kind]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what is computed at a time is decided by the memory that is free
 
 
 def try_postponed_again() -> None:

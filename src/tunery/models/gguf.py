@@ -106,6 +106,7 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
             _cut_digits(tokenizer, _text(file, "tokenizer.ggml.pre"))
             _end_as_the_file_says(tokenizer, file)
+            tokenizer.clean_up_tokenization_spaces = False  # transformers 5.17 sets it, ignores it and warns of it
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **place
             )

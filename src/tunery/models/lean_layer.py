@@ -84,6 +84,9 @@ class LeanAttention(_Around):
 
     def __init__(self, origin: nn.Module, options: dict[str, Any]) -> None:
         super().__init__(origin)
+        # held here, because looking through to the model's own block takes time
+        self.head_dim: Any = origin.head_dim
+        self.config: Any = origin.config
         self.options = options
         self._by_itself: Callable[..., Any] = inspect.getmodule(type(origin)).eager_attention_forward  # type: ignore[union-attr]
 
@@ -97,9 +100,10 @@ class LeanAttention(_Around):
     ) -> tuple[Tensor, Tensor | None]:
         """[rows, T, width] → ([rows, T, width], attention weights if the attention function returns any)."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q, k, v = (layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        if "q_norm" in self._modules:
-            q, k = self.q_norm(q), self.k_norm(k)
+        layers: dict[str, Any] = self._modules
+        q, k, v = (layers[name](hidden_states).view(shape) for name in ("q_proj", "k_proj", "v_proj"))
+        if "q_norm" in layers:
+            q, k = layers["q_norm"](q), layers["k_norm"](k)
         cos, sin = (x.unsqueeze(2) for x in position_embeddings)
         q, k = _Rotation.apply(q, k, cos, sin)  # type: ignore[misc]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -108,7 +112,7 @@ class LeanAttention(_Around):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self._by_itself)
         dropout = self.attention_dropout if self.training else 0.0
         out, weights = attend(self, q, k, v, attention_mask, dropout=dropout, **self.options, **kwargs)
-        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
+        return layers["o_proj"](out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class LeanDecoderLayer(_Around, GradientCheckpointingLayer):
@@ -116,15 +120,15 @@ class LeanDecoderLayer(_Around, GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """[rows, T, width] → [rows, T, width]."""
-        x, inside = self._modules[_BEFORE].beside(hidden_states)  # type: ignore[union-attr]
-        inside, _ = self.self_attn(hidden_states=inside, **kwargs)
-        between: Any = self._modules[_BETWEEN]
-        if _SANDWICH[0] in self._modules:
-            before, after = (self._modules[name] for name in _SANDWICH)
-            x, inside = before.beside(x, between(inside))  # type: ignore[union-attr]
-            return x + after(self.mlp(inside))  # type: ignore[misc]
-        x, inside = between.beside(x, inside)
-        return x + self.mlp(inside)
+        layers: dict[str, Any] = self._modules
+        x, inside = layers[_BEFORE].beside(hidden_states)
+        inside, _ = layers["self_attn"](hidden_states=inside, **kwargs)
+        if _SANDWICH[0] in layers:
+            before, after = (layers[name] for name in _SANDWICH)
+            x, inside = before.beside(x, layers[_BETWEEN](inside))
+            return x + after(layers["mlp"](inside))
+        x, inside = layers[_BETWEEN].beside(x, inside)
+        return x + layers["mlp"](inside)
 
 
 # --------------------------------------------------------------------------- replacing

@@ -9,8 +9,6 @@ are summed in the order of the workers: the update is that of one process, up to
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import multiprocessing
 import os
 import signal
@@ -18,12 +16,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -33,6 +30,7 @@ from tunery.lora.fused import one_step
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
 from tunery.models.flops import attention_width, step_flops
+from tunery.training.forking import anonymous_bytes, follow_parent, shared_like, signals_held_back, thread_count
 from tunery.training.guard import MicroBatchLimit, is_out_of_memory
 from tunery.training.objective import Objective, Sums
 
@@ -180,7 +178,7 @@ class Workers:
     ) -> None:
         self.parameters, self.backward, self.threads = list(parameters), backward, threads
         self.pair_cost, self.commands = pair_cost, dict(commands or {})
-        for parameter, shared in zip(self.parameters, _shared_like(self.parameters), strict=True):
+        for parameter, shared in zip(self.parameters, shared_like(self.parameters), strict=True):
             parameter.data = shared.copy_(parameter.data)
         self._workers: list[_Worker] = []
         for _ in range(1, count):
@@ -240,11 +238,12 @@ class Workers:
 
     def _fork(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        gradients = _shared_like(self.parameters)
-        with _signals_ignored():
+        gradients = shared_like(self.parameters)
+        with signals_held_back():
             pid = os.fork()
             if pid == 0:
                 try:
+                    follow_parent()
                     for connection in (ours, *(other.connection for other in self._workers)):
                         connection.close()  # held here too, it would not end with the main process
                     # A thread of its own, since the OpenMP threads of this one stayed with the parent.
@@ -259,7 +258,7 @@ class Workers:
     def _work(self, connection: Connection, gradients: Sequence[Tensor]) -> None:
         """A worker's life: until the connection ends, which it does with the main process."""
         torch.set_num_threads(self.threads)
-        inherited = _private_bytes()
+        inherited = anonymous_bytes()
         while True:
             try:
                 asked = connection.recv()
@@ -272,7 +271,7 @@ class Workers:
                 for parameter in self.parameters:
                     parameter.grad = None
             try:
-                connection.send((reply, max(0, _peak_bytes() - inherited)))
+                connection.send((reply, max(0, anonymous_bytes(peak=True) - inherited)))
             except (BrokenPipeError, OSError):
                 return
 
@@ -319,55 +318,6 @@ class Failure:
 
     words: str
     out_of_memory: bool
-
-
-@contextlib.contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Within this context PyTorch computes with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _shared_like(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros of the same shapes in memory that processes forked later share; not in /dev/shm, which is often small."""
-    sizes = [-(-tensor.numel() * tensor.element_size() // 64) * 64 for tensor in tensors]
-    memory, at, made = mmap.mmap(-1, max(1, sum(sizes))), 0, []
-    for tensor, size in zip(tensors, sizes, strict=True):
-        flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=at)
-        made.append(flat.view(tensor.shape))
-        at += size
-    return made
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A process forked within this context ignores Ctrl-C and SIGTERM, which ask the main process to stop after its
-    step. In a thread other than the main one handlers cannot be set, and none are there."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _private_bytes() -> int:
-    return int(psutil.Process(os.getpid()).memory_info().rss)
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
 
 def start_workers(

@@ -18,24 +18,32 @@ def numbers(*size: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def need(dtype: torch.dtype) -> None:
+    """Skip where oneDNN does not pack bfloat16: on a processor without AVX512. Float32 it always packs."""
+    if dtype == torch.bfloat16 and not can_pack(CPU, dtype):
+        pytest.skip("PyTorch packs no bfloat16 on this processor")
+
+
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("rows", [1, 3, 16, 200])
 @pytest.mark.parametrize("bias", [True, False])
 def test_packed_products_are_the_products(dtype: torch.dtype, rows: int, bias: bool) -> None:
+    need(dtype)
     weight, x = numbers(70, 50, dtype=dtype), numbers(rows, 50, dtype=dtype, seed=1)
     added = numbers(70, dtype=dtype, seed=2) if bias else None
     wanted = F.linear(x.double(), weight.double(), None if added is None else added.double())
-    for product in (packed(weight, added), plain(weight, added)):
-        assert product is not None
+    assert (packed(weight, added) is not None) == can_pack(CPU, dtype)
+    for product in filter(None, (packed(weight, added), plain(weight, added))):
         assert (product(x) - wanted).abs().max() < ROUNDING[dtype] * wanted.abs().max()
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_packed_sums_are_the_sums(dtype: torch.dtype) -> None:
+    need(dtype)
     B, h, y = (numbers(*size, dtype=dtype, seed=s) for s, size in enumerate([(70, 12), (9, 12), (9, 70)]))
     wanted = y.double() + h.double() @ B.double().t()
-    for add in (packed_sum(B), plain_sum(B)):
-        assert add is not None
+    assert (packed_sum(B) is not None) == can_pack(CPU, dtype)
+    for add in filter(None, (packed_sum(B), plain_sum(B))):
         assert (add(y.clone(), h) - wanted).abs().max() < ROUNDING[dtype] * wanted.abs().max()
 
 

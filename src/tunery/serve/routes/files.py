@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
@@ -33,11 +34,17 @@ async def upload(request: Request, services: Injected) -> Response:
             f"Unsupported content type: '{media[:80]}'. An upload is a form: 'multipart/form-data'.",
             code="unsupported_content_type",
         )
-    async with request.form(max_files=1, max_fields=len(_FIELDS), max_part_size=_SMALL_FIELD) as form:
+    try:
+        form = await request.form(max_files=1, max_fields=len(_FIELDS), max_part_size=_SMALL_FIELD)
+    except FormParserError as error:  # newer starlette says so itself
+        raise ApiError(400, f"The form cannot be read: {error}") from None
+    try:
         file, purpose, expires = _read_form(form)
         kept = await run_in_threadpool(
             services.files.upload, file.file, plain_filename(file.filename), purpose, expires
         )
+    finally:
+        await form.close()
     return json_response(one(FileObject, kept))
 
 
