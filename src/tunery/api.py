@@ -32,6 +32,7 @@ from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import View, fit
 from tunery.training.lr_test import RangeTest, range_test
+from tunery.training.scoring import scoring
 from tunery.training.start import read_start
 
 
@@ -209,7 +210,8 @@ def _held_out(task: Task, prepared: Prepared) -> HeldOut:
 
 def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
     try:
-        result = compare(model, held_out, task.evaluate, view.note)
+        with scoring(model, held_out.rows.rows, task.train.cpu_workers) as score:
+            result = compare(score, held_out, task.evaluate, view.note)
     except KeyboardInterrupt:
         raise StoppedError(
             "interrupted while evaluating; the adapter is trained and saved",

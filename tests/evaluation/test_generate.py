@@ -13,6 +13,7 @@ from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.lora.attach import apply_lora, disabled
 from tunery.models.flat import inspect_model
+from tunery.training.scoring import Scorer
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: torc
     renderer = Renderer(tiny_tokenizer(), labels=["good", "good film", "bad"], instruction="which?")
     examples = [Example("classification", f"r:{i}", text=f"film {i}", label="bad") for i in range(3)]
     given = label_rows(renderer, examples, 200)
-    scores = score_labels(inspect_model(model), given, 3)
+    scores = score_labels(Scorer(inspect_model(model)), given, 3)
     assert given.truth.tolist() == [2, 2, 2]
     for index, row in enumerate(given.rows):
         ids = torch.from_numpy(row.ids.astype(np.int64))

@@ -17,7 +17,8 @@ from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.data.batching import Row, flatten
 from tunery.lora.attach import apply_lora, trainable_parameters
 from tunery.models.flat import FlatModel, inspect_model
-from tunery.training.loss import batch_loss, mean_loss, score_rows
+from tunery.training.loss import batch_loss
+from tunery.training.scoring import score
 
 
 def make_rows(count: int = 6) -> list[Row]:
@@ -52,7 +53,7 @@ def test_every_usual_shape_runs_flattened_and_scores_as_alone(name: str) -> None
         assert flat.flattened
         assert flat.head is not None
         rows = make_rows()
-        assert score_rows(flat, rows).tolist() == pytest.approx(plain_scores(model, rows), rel=1e-9)
+        assert score(flat, rows).log_probability.tolist() == pytest.approx(plain_scores(model, rows), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -95,7 +96,7 @@ def test_a_model_that_cannot_run_flattened_runs_row_by_row(make: object) -> None
     flat = inspect_model(model)
     assert not flat.flattened
     rows = make_rows()
-    assert score_rows(flat, rows).tolist() == pytest.approx(plain_scores(model, rows), rel=1e-4)
+    assert score(flat, rows).log_probability.tolist() == pytest.approx(plain_scores(model, rows), rel=1e-4)
 
 
 def test_a_wrong_way_of_running_would_be_noticed() -> None:
@@ -114,7 +115,7 @@ def test_attention_is_as_before_outside_the_flattened_context() -> None:
     model = tiny_model("llama").eval()
     before = model.config._attn_implementation
     flat = inspect_model(model)
-    mean_loss(flat, make_rows(2))
+    score(flat, make_rows(2))
     assert model.config._attn_implementation == before
     with pytest.raises(RuntimeError), flat.running():
         raise RuntimeError

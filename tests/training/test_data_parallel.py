@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from tests.double import Double
 from tests.training.test_gradients import lora_model, make_rows, tree_rows
 from tunery.data.batching import Row, deal, flatten
 from tunery.lora.layer import DropoutClock
-from tunery.training import data_parallel
-from tunery.training.data_parallel import Part, WorkerLostError, Workers, backward_part, wanted_workers
+from tunery.training import data_parallel, worker_pool
+from tunery.training.data_parallel import Part, Workers, backward_part
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import NEXT_TOKEN, StepResult, train_step
 from tunery.training.objective import Objective, Sums
 from tunery.training.preference import Preference
+from tunery.training.worker_pool import WorkerLostError, WorkerPool, wanted_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked under Linux only")
 
@@ -203,14 +205,14 @@ def test_workers_do_what_they_are_told() -> None:
         lambda part: Sums(loss=float(len(calls))),
         2,
         1,
-        commands={"recompute": lambda: calls.append(os.getpid())},
+        functions={"recompute": lambda _: calls.append(os.getpid())},
     )
     try:
-        workers.tell("recompute")
-        assert not calls  # it happened elsewhere
+        workers.pool.call("recompute", [None, None])
+        assert calls == [os.getpid()]  # once here, and once in the worker's own memory
         rows = make_rows(9, 2)
         parts = [Part(rows[:1], 1, None, (0, 0), 0, 1.0), Part(rows[1:], 1, None, (0, 0), 1, 1.0)]
-        assert workers.run(parts).loss == 1.0
+        assert workers.run(parts).loss == 2.0
     finally:
         workers.close()
 
@@ -220,7 +222,7 @@ def test_workers_end_with_the_process_that_started_them() -> None:
         "import os, torch, time\n"
         "from tunery.training.data_parallel import Workers\n"
         "workers = Workers([torch.nn.Parameter(torch.zeros(3))], None, 3, 1)\n"
-        "print(*(worker.pid for worker in workers._workers), flush=True)\n"
+        "print(*workers.pool.pids, flush=True)\n"
         "time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -253,6 +255,21 @@ def test_workers_can_be_forked_by_a_thread() -> None:
     thread.start()
     thread.join(60)
     assert_same(found, wanted)
+
+
+@pytest.mark.slow
+def test_a_worker_compiles_though_its_parent_has_compiled_before() -> None:
+    def compiled(number: float) -> float:
+        torch.compiler.reset()
+        return float(torch.compile(lambda x: (x * number).sin().sum())(torch.full((8,), 1.0)))
+
+    here, there = (1 + secrets.randbelow(10**6) / 1e6 for _ in range(2))  # which no cache knows
+    compiled(here)  # by threads that no forked process has
+    pool = WorkerPool({"compiled": compiled}, 2, 1)
+    try:
+        assert pool.call("compiled", [here, there])[1] == pytest.approx(8 * math.sin(there), rel=1e-5)
+    finally:
+        pool.close()
 
 
 def alive(pid: int) -> bool:
@@ -309,7 +326,7 @@ def test_workers_are_wanted_where_rows_share_little(monkeypatch: pytest.MonkeyPa
     assert wanted_workers(model, shared, 1, 2) == 1
     assert wanted_workers(model, [[text(60)]], 1, 2) == 1
     assert wanted_workers(model, apart, 1, 1) == 1
-    monkeypatch.setattr(data_parallel.sys, "platform", "darwin")
+    monkeypatch.setattr(worker_pool.sys, "platform", "darwin")
     assert wanted_workers(model, apart, 1, 2) == 1
 
 

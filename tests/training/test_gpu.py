@@ -23,7 +23,8 @@ from tunery.models import attention_gpu
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import load_base
 from tunery.training.layers import running_layers, try_compiling
-from tunery.training.loss import batch_loss, score_rows
+from tunery.training.loss import batch_loss
+from tunery.training.scoring import score
 
 pytestmark = [
     pytest.mark.gpu,
@@ -118,7 +119,7 @@ def test_batches_of_many_lengths_do_not_each_compile_a_kernel() -> None:
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert before > 0, "kernels are tried, and so compiled, before the first batch"
     for seed in range(12):
-        score_rows(model, make_rows(seed, 30 + 5 * seed))
+        score(model, make_rows(seed, 30 + 5 * seed))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
 
 

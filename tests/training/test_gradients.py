@@ -24,7 +24,8 @@ from tunery.models import attention
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import train_step
-from tunery.training.loss import batch_loss, mean_loss, score_rows
+from tunery.training.loss import batch_loss
+from tunery.training.scoring import score
 
 CHECKED = ("llama", "gpt2", "qwen3", "gemma2", "mistral", "phi3", "gpt_oss")
 
@@ -194,8 +195,8 @@ def test_accumulation_is_a_bigger_batch_when_rows_train_different_numbers_of_tok
 def test_packed_rows_do_not_see_each_other() -> None:
     model, _ = lora_model("llama")
     rows = make_rows(11, 5)
-    alone = [score_rows(model, [row])[0] for row in rows]
-    assert score_rows(model, rows).tolist() == pytest.approx(alone, rel=1e-9)
+    alone = [score(model, [row]).log_probability[0] for row in rows]
+    assert score(model, rows).log_probability.tolist() == pytest.approx(alone, rel=1e-9)
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_leaves_the_update_as_it_was(
@@ -263,4 +264,4 @@ def test_mean_loss_is_per_trained_token() -> None:
     model, adapter = lora_model("gpt2")
     rows = make_rows(9, 7)
     loss, _ = padded_gradient(model, adapter, rows)
-    assert mean_loss(model, rows)[0] == pytest.approx(loss, rel=1e-9)
+    assert score(model, rows).mean_loss == pytest.approx(loss, rel=1e-9)

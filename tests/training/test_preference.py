@@ -26,6 +26,7 @@ from tunery.training import preference
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
 from tunery.training.preference import Preference
+from tunery.training.scoring import Scorer
 
 CHECKED = ("llama", "gpt2", "qwen3", "gemma2")
 BETA = 0.3
@@ -135,7 +136,7 @@ def test_the_metrics_are_the_mean_rewards_of_the_step() -> None:
     }
     result, _ = ours(model, adapter, rows, MicroBatchLimit(2))
     assert result.metrics == pytest.approx(expected, rel=1e-9)
-    loss, measured = Preference(BETA).measure(model, rows)
+    loss, measured = Preference(BETA).measure(Scorer(model), rows)
     assert loss == pytest.approx(mean_loss_of(ratio), rel=1e-9)
     assert measured == pytest.approx(expected, rel=1e-9)
 
@@ -287,8 +288,8 @@ def test_against_a_starting_adapter_the_gradient_is_that_of_the_formula(name: st
             result = train_step(other, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective)
             assert result.loss == pytest.approx(float(loss.detach()), rel=1e-9)
             assert relative([t.grad for t in adapter.values() if t.grad is not None], wanted) < 1e-9
-    assert objective.measure(model, rows)[0] == pytest.approx(float(loss.detach()), rel=1e-9)
-    assert Preference(BETA).measure(model, rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
+    assert objective.measure(Scorer(model), rows)[0] == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert Preference(BETA).measure(Scorer(model), rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
     assert active_adapter(base) == "default"
     assert all(tensor.grad is None for tensor in adapter_state(base, "reference").values())
 

@@ -22,8 +22,8 @@ from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
 from tunery.lora.attach import disabled
 from tunery.models.flat import FlatModel
-from tunery.training.loss import mean_loss, score_rows
 from tunery.training.preference import judge_scores
+from tunery.training.scoring import Scorer
 
 SIDES = ("base", "tuned")
 
@@ -52,11 +52,11 @@ class HeldOut:
     beta: float = DEFAULT_BETA
 
 
-def compare(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
+def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
     """Measure the base and the tuned model alike.
 
     Args:
-        model: with the adapter to judge active.
+        score: of the model, with the adapter to judge active.
         note: told what is being done.
 
     Returns:
@@ -69,7 +69,7 @@ def compare(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: C
         raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
     started = time.perf_counter()
     measures = {"classification": _classification, "preference": _preference}
-    result = measures.get(held_out.kind, _text)(model, held_out, config, note)
+    result = measures.get(held_out.kind, _text)(score, held_out, config, note)
     return {
         "kind": held_out.kind,
         "split": held_out.split,
@@ -87,7 +87,7 @@ def _loss_scores(loss: float) -> dict[str, float]:
 
 
 def _classification(
-    model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
+    score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
 ) -> dict[str, Any]:
     labels = held_out.renderer.labels
     examples = held_out.examples[: config.max_rows]
@@ -100,8 +100,8 @@ def _classification(
     right: dict[str, list[bool]] = {}
     for side in SIDES:
         note(f"scoring {len(given.examples):,} rows with the {side} model")
-        with _side(model, side):
-            scores = score_labels(model, given, len(labels))
+        with _side(score.model, side):
+            scores = score_labels(score, given, len(labels))
         predicted, share = scores.predicted, scores.probability
         right[side] = (predicted == given.truth).tolist()
         judged = classification_scores(given.truth.tolist(), predicted.tolist(), labels)
@@ -177,7 +177,8 @@ def _samples(
     ]
 
 
-def _text(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
+def _text(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
+    model = score.model
     rows = held_out.rows.first(config.max_rows)
     questions = _questions(model, held_out, rows, config)
     result: dict[str, Any] = {"rows": len(rows), "generated_rows": len(questions)}
@@ -185,15 +186,16 @@ def _text(model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Cal
     for side in SIDES:
         note(f"measuring {len(rows):,} rows and writing {len(questions)} answers with the {side} model")
         with _side(model, side):
-            loss, accuracy = mean_loss(model, rows)
+            scores = score(rows)
             answers[side], overlap = _answers(model, held_out, questions, config)
-        result[side] = {**_loss_scores(loss), "token_accuracy": accuracy, **overlap}
+        result[side] = {**_loss_scores(scores.mean_loss), "token_accuracy": scores.accuracy, **overlap}
     return {**result, "samples": _samples(held_out, questions, answers, config)}
 
 
 def _preference(
-    model: FlatModel, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
+    score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
 ) -> dict[str, Any]:
+    model = score.model
     rows = held_out.rows.first(config.max_rows)
     pairs = len(rows) // 2
     questions = _questions(model, held_out, rows[0::2], config)
@@ -203,7 +205,7 @@ def _preference(
     for side in SIDES:
         note(f"measuring {pairs:,} pairs and writing {len(questions)} answers with the {side} model")
         with _side(model, side):
-            scores[side] = score_rows(model, rows)
+            scores[side] = score(rows).log_probability
             answers[side], overlap = _answers(model, held_out, questions, config)
         result[side] = {**preference_scores(scores[side], scores["base"], rows, held_out.beta), **overlap}
     result["base"].pop("rewards_accuracy")  # its rewards are all zero

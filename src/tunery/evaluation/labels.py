@@ -14,8 +14,7 @@ from tunery.data.batching import Row
 from tunery.data.example import Example
 from tunery.data.prepare import make_row
 from tunery.data.render import Renderer, fitting_text
-from tunery.models.flat import FlatModel
-from tunery.training.loss import score_rows
+from tunery.training.scoring import Scorer
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,9 @@ class LabelScores:
         return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def score_labels(model: FlatModel, given: LabelRows, labels: int) -> LabelScores:
+def score_labels(score: Scorer, given: LabelRows, labels: int) -> LabelScores:
     """Score every label of every example with the adapter that is active."""
-    scores = score_rows(model, given.rows).reshape(-1, labels)
+    scores = score(given.rows).log_probability.reshape(-1, labels)
     true = np.arange(len(given.truth)) * labels + given.truth
     tokens = sum(given.rows[i].trained for i in true)
     return LabelScores(scores, float(-scores.reshape(-1)[true].sum() / tokens))

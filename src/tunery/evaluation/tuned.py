@@ -21,6 +21,7 @@ from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths, read_json
 from tunery.task_file import load_task
+from tunery.training.scoring import Scorer
 
 
 @dataclass
@@ -101,7 +102,7 @@ class TunedModel:
         given = label_rows(self.renderer, examples, self.limit)
         if len(given.examples) < len(texts):
             raise ConfigError("a text is empty or too long to classify", f"the limit is {self.limit} tokens")
-        shares = score_labels(self.flat, given, len(labels)).probability
+        shares = score_labels(Scorer(self.flat), given, len(labels)).probability
         return [dict(zip(labels, map(float, row), strict=True)) for row in shares]
 
 

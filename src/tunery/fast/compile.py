@@ -11,6 +11,8 @@ differs (`refusals` says why): a compiler depends on the GPU, the driver and PyT
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Literal, TypeVar
 
@@ -51,6 +53,15 @@ def compiling(setting: Setting) -> Iterator[None]:
 def compiles(device: torch.device) -> bool:
     """Whether functions are compiled on a device."""
     return device.type == "cuda" if _setting == "auto" else _setting
+
+
+def compile_in_calling_thread() -> None:
+    """For a forked process: the threads that torch.compile hands work to have stayed with the parent, and it would wait
+    for them for ever."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # read when inductor is loaded
+    config: Any = sys.modules.get("torch._inductor.config")
+    if config is not None:
+        config.compile_threads = 1
 
 
 def refusals() -> list[str]:

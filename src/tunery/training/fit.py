@@ -29,16 +29,20 @@ from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.startup import seconds_since_start
 from tunery.training.checkpoint import Checkpoints, Progress
-from tunery.training.data_parallel import Workers, can_fork, start_workers, wanted_workers
+from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
 from tunery.training.receipt import build_receipt
+from tunery.training.scoring import scoring_functions
 from tunery.training.sizing import SAMPLED_STEPS, Sizing, size_up
 from tunery.training.start import Attached, attach_adapter
 from tunery.training.throughput import speed_check
+from tunery.training.worker_pool import can_fork, wanted_workers
+
+_RECOMPUTE = "recompute"
 
 
 class View(Watcher, Protocol):
@@ -235,8 +239,8 @@ def _workers(
         count = progress.cpu_workers or wanted_workers(model, batches, objective.unit, torch.get_num_threads())
     elif not can_fork(model):
         count = 1
-    parameters, commands = trainable_parameters(model.model), {"recompute": layers.recompute}
-    workers = start_workers(model, parameters, clock, objective, count, commands)
+    functions = {_RECOMPUTE: lambda _: layers.recompute(), **scoring_functions(model)}
+    workers = start_workers(model, trainable_parameters(model.model), clock, objective, count, functions)
     try:
         yield workers
     finally:
@@ -266,9 +270,10 @@ def _set_up_layers(
 
 
 def _recompute(layers: Layers, workers: Workers | None) -> None:
-    layers.recompute()
-    if workers is not None:
-        workers.tell("recompute")
+    if workers is None:
+        layers.recompute()
+    else:
+        workers.pool.call(_RECOMPUTE, [None] * workers.count)
 
 
 def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: FlatModel, sizing: Sizing) -> None:

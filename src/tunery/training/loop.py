@@ -19,7 +19,7 @@ from tunery.lora.shared import forget_outputs
 from tunery.models.flat import FlatModel
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
-from tunery.training.data_parallel import WorkerLostError, Workers, backward_part, split
+from tunery.training.data_parallel import Workers, backward_part, split
 from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
@@ -30,7 +30,9 @@ from tunery.training.guard import (
 )
 from tunery.training.objective import NextToken, Objective, Sums
 from tunery.training.schedule import learning_rate
+from tunery.training.scoring import Scorer
 from tunery.training.throughput import SpeedCheck
+from tunery.training.worker_pool import WorkerLostError
 
 
 class Watcher(Protocol):
@@ -243,7 +245,11 @@ class Loop:
     def run(self) -> None:
         """Train until the last step, an early stop, or a signal (StoppedError, after a checkpoint)."""
         with self.model.running():
-            self._train()
+            try:
+                self._train()
+            except WorkerLostError:
+                self._save()  # the update was not made: this is where the step began
+                raise
         best = self.progress.best_step
         if self.plan.restore_best and best is not None and best != self.progress.step:
             self.checkpoints.load(self.checkpoints.path(best), self.adapter, None)
@@ -257,11 +263,7 @@ class Loop:
                 self.stopped = "early stopping"
                 break
             number = self.progress.step + len(given) + 1
-            try:
-                given.append(self._give(number))
-            except WorkerLostError:
-                self._save()  # the update was not made: this is where the step began
-                raise
+            given.append(self._give(number))
             ahead = 0 if self.stop or self._eventful(number) else self.ahead
             while len(given) > ahead:
                 self._settle(given.popleft())
@@ -376,7 +378,8 @@ class Loop:
         if not self.validation:
             return False
         started = time.perf_counter()
-        loss, metrics = self.plan.objective.measure(self.model, self.validation)
+        pool = None if self.workers is None else self.workers.pool
+        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool), self.validation)
         progress = self.progress
         require_finite_validation(loss, progress.step)
         better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold

@@ -6,22 +6,17 @@ states is taken in the forward pass, chunk by chunk, and no more than one chunk 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.data.batching import FlatBatch, Row, flatten, micro_batches
+from tunery.data.batching import FlatBatch
 from tunery.fast.islands import softmax_gradient, softmax_sums
 from tunery.models.flat import FlatModel, Head
 from tunery.models.memory import LOGIT_PARTS, logit_chunk
-from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
-
-EVALUATION_TOKENS = 4096
-"""Computed tokens per batch where nothing is kept for a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -252,46 +247,3 @@ def row_log_probabilities(model: FlatModel, batch: FlatBatch, rows: int) -> Tens
     by_row = np.argsort(batch.owners, kind="stable")
     counts = np.bincount(batch.owners, minlength=rows).tolist()
     return -torch.stack([part.sum() for part in each[model.tensor(by_row)].split(counts)])  # type: ignore[index]
-
-
-def _losses(model: FlatModel, rows: Sequence[Row]) -> Iterator[tuple[list[Row], FlatBatch, BatchLoss]]:
-    """Losses of all rows without gradients; where memory runs out, a batch is halved and tried again."""
-    waiting = list(micro_batches(rows, len(rows) if model.flattened else 1, EVALUATION_TOKENS))[::-1]
-    while waiting:
-        part = waiting.pop()
-        batch = flatten(part)
-        try:
-            yield part, batch, batch_loss(model, batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(part) == 1:
-                raise out_of_memory_with_one_row() from error
-            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
-
-
-@torch.no_grad()
-def score_rows(model: FlatModel, rows: Sequence[Row]) -> np.ndarray:
-    """Log-probability (nats) of each row's trained tokens, summed; one chunk of logits at a time. float64 [rows]."""
-    scores = np.zeros(len(rows))
-    found: list[tuple[np.ndarray, Tensor]] = []
-    numbered = [replace(row, example=number) for number, row in enumerate(rows)]
-    for part, batch, loss in _losses(model, numbered):
-        where = np.asarray([row.example for row in part])[batch.owners]
-        found.append((where, loss.each))
-    for where, each in found:  # read only now: each reading waits for the device
-        np.add.at(scores, where, -each.cpu().double().numpy())
-    return scores
-
-
-@torch.no_grad()
-def mean_loss(model: FlatModel, rows: Sequence[Row]) -> tuple[float, float]:
-    """Mean loss per trained token, and the share of trained tokens that were the model's first choice."""
-    weight = 0.0
-    sums: list[tuple[Tensor, Tensor]] = []
-    for _, batch, loss in _losses(model, rows):
-        sums.append((loss.total, loss.correct))
-        weight += float(batch.weights.sum())
-    # read only now: each reading waits for the device
-    total, correct = (sum(torch.stack(column).tolist()) for column in zip(*sums, strict=True))
-    return total / weight, correct / weight

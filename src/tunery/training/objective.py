@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.models.flat import FlatModel
-from tunery.training.loss import batch_loss, mean_loss
+from tunery.training.loss import batch_loss
+from tunery.training.scoring import Scorer
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Objective(Protocol):
         """Add the gradient of (summed loss / weight) of one micro-batch to the parameters."""
         ...
 
-    def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
+    def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """(loss, metrics) of held-out rows, without gradients. The metrics are logged under "valid_" and their name."""
         ...
 
@@ -112,7 +113,7 @@ class NextToken:
         (loss.total / weight).backward()
         return Sums.of(loss.total.detach(), {"train_token_accuracy": loss.correct}, model, [batch])
 
-    def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
+    def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """See Objective."""
-        loss, accuracy = mean_loss(model, rows)
-        return loss, {"token_accuracy": accuracy}
+        scores = score(rows)
+        return scores.mean_loss, {"token_accuracy": scores.accuracy}

@@ -25,8 +25,9 @@ from torch import Tensor
 from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.attach import using
 from tunery.models.flat import FlatModel
-from tunery.training.loss import row_log_probabilities, score_rows
+from tunery.training.loss import row_log_probabilities
 from tunery.training.objective import Sums
+from tunery.training.scoring import Scorer
 
 RATE_SHARE = 1 / 5
 """Preference training wants a lower rate than supervised: the loss can always be lowered by driving both answers away
@@ -103,11 +104,11 @@ class Preference:
             (slope * row_log_probabilities(model, batch, 1)).sum().backward()
         return Sums.of(judged.loss.detach(), judged.metrics, model, batches)
 
-    def measure(self, model: FlatModel, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
+    def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """See Objective: the mean over the pairs."""
-        policy = score_rows(model, rows)
-        with using(model.model, self.reference):
-            reference = score_rows(model, rows)
+        policy = score(rows).log_probability
+        with using(score.model.model, self.reference):
+            reference = score(rows).log_probability
         return judge_scores(policy, reference, self.beta)
 
     @torch.no_grad()

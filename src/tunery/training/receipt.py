@@ -25,6 +25,7 @@ from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.loop import Loop
 from tunery.training.objective import Objective
+from tunery.training.scoring import Scorer
 from tunery.training.start import Attached
 from tunery.training.throughput import matmul_fraction, training_flops
 from tunery.versions import version_of
@@ -66,11 +67,12 @@ def check_reload(model: FlatModel, objective: Objective, prepared: Prepared, fol
     """
     _, _, held_out = prepared.held_out
     rows = (held_out if held_out.rows else prepared.train).first(RELOAD_ROWS)
-    in_memory, _ = objective.measure(model, rows)
+    score = Scorer(model)
+    in_memory, _ = objective.measure(score, rows)
     load_adapter(model.model, folder, name="reloaded")
     set_active(model.model, "reloaded")
     try:
-        from_disk, _ = objective.measure(model, rows)
+        from_disk, _ = objective.measure(score, rows)
     finally:
         set_active(model.model, "default")
         remove(model.model, "reloaded")
@@ -204,7 +206,7 @@ def build_receipt(
         "precision": _precision_section(base),
         "speed": _speed_section(loop),
         "memory": {
-            "peak_bytes": peak_memory(device) + (loop.workers.peak_bytes if loop.workers else 0),
+            "peak_bytes": peak_memory(device) + (loop.workers.pool.peak_bytes if loop.workers else 0),
             "estimated_bytes": expected_bytes,
         },
         "versions": versions(),
