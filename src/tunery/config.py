@@ -280,7 +280,7 @@ class TrainConfig(_Settings):
     )
     cpu_workers: PositiveInt | Auto = Field(
         default="auto",
-        description="processes that compute the rows of a step side by side on a CPU, each with its part of the cores. "
+        description="processes that compute and score rows side by side on a CPU, each with its part of the cores. "
         "auto: what is estimated to be fastest; 1 elsewhere than under Linux and for quantised bases",
     )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
