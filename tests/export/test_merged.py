@@ -159,7 +159,10 @@ def test_memory_stays_within_1_3_times_the_merged_model(
         tmp_path / "base", "llama", dtype, tied=False, hidden_size=1024, intermediate_size=2816, head_dim=256,
         initializer_range=0.02, **({"num_hidden_layers": 12} if targets == "all-linear" else {"vocab_size": 65536}),
     )  # fmt: skip
-    run = make_run(tmp_path / "big", base, "chat", wanted, "train.precision=bfloat16", "train.max_steps=1")
+    run = make_run(
+        tmp_path / "big", base, "chat", wanted, "train.precision=bfloat16", "train.max_steps=1",
+        "train.batch_size=1", "data.validation=1",
+    )  # fmt: skip
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     assert size > 250e6
     (tmp_path / "measure.py").write_text(MEASURE)
