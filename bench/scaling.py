@@ -53,6 +53,7 @@ def measure(trainer: Trainer, rows: Sequence[Row], label: Any) -> Point:
         started = time.perf_counter()
         trainer.step(number, rows)
         seconds.append(time.perf_counter() - started)
+    trainer.close()
     sums = trainer.needed(rows)
     attention = 12.0 * attention_width(model.config) * sums.pairs
     point = {

@@ -53,10 +53,17 @@ class Trainer:
         self.workers: Workers | None = None
 
     def start(self, batches: Sequence[Sequence[Row]]) -> None:
-        """Start as many workers as a task with these batches would."""
+        """Start as many workers as a task with these batches would, in place of those there are."""
+        self.close()
         parameters, unit = list(self.adapter.values()), self.objective.unit
         count = wanted_workers(self.model, batches, unit, torch.get_num_threads())
         self.workers = start_workers(self.model, parameters, self.clock, self.objective, count)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self.workers is not None:
+            self.workers.close()
+            self.workers = None
 
     def load(self, folder: Path) -> None:
         """Start from the adapter in a folder."""
