@@ -18,6 +18,7 @@ import click
 from tunery.errors import ConfigError, TuneryError
 from tunery.export.targets import FORMATS, ROWS
 from tunery.startup import collector_paused
+from tunery.versions import install_command
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -96,7 +97,7 @@ def _require(extra: str, packages: Sequence[str]) -> None:
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"tunery {extra} needs packages that are not installed: {', '.join(missing)}",
-            f"pip install 'tunery[{extra}]'",
+            install_command(extra),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_a_changed_tokenizer_or_row_is_another_entry() -> None:
             token_cache.entry_key(renderer(), [dataclasses.replace(rows[0], **change), *rows[1:]], 60, "cut") != before
         )
     assert token_cache.entry_key(renderer(), rows[::-1], 60, "cut") != before
+
+
+def test_a_change_to_any_of_the_code_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "data"
+    shutil.copytree(token_cache._CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(token_cache, "_CODE", code)
+    before = token_cache.entry_key(renderer(), examples(), 60, "cut")
+    for file in code.glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        file.write_text(source + "# changed\n", encoding="utf-8")
+        assert token_cache.entry_key(renderer(), examples(), 60, "cut") != before, file.name
+        file.write_text(source, encoding="utf-8")
+    assert token_cache.entry_key(renderer(), examples(), 60, "cut") == before
 
 
 def test_a_damaged_entry_is_made_again(own_cache: Path) -> None:

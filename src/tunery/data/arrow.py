@@ -13,6 +13,7 @@ from typing import Any
 from tunery.data.source import EXTENSIONS, Item, Row, Source, shown_path
 from tunery.errors import ConfigError, DataError
 from tunery.paths import file_sha256
+from tunery.versions import install_command
 
 _BATCH_ROWS = 1000
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[^:\s]+))?")
@@ -22,9 +23,7 @@ def _library(module: str, shown: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(
-            f"{shown}: reading this needs the `datasets` library", "pip install 'tunery[datasets]'"
-        ) from None
+        raise ConfigError(f"{shown}: reading this needs the `datasets` library", install_command("datasets")) from None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tunery.errors import AdapterError, ConfigError
 from tunery.export.sample import Prompt
 from tunery.export.scores import Probe, Scores
 from tunery.paths import read_json, write_json
+from tunery.versions import install_command
 
 ASKED_FOR = 1024
 """Likeliest tokens asked for at each place. Those of the tuned model that are not among them count with the rest."""
@@ -56,7 +57,7 @@ def require_llama() -> None:
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(
             "a GGUF file is checked in llama.cpp, and the package xllamacpp is not installed",
-            "pip install xllamacpp   (or pip install '.[export]' in tunery's folder)",
+            install_command("export"),
         )
 
 

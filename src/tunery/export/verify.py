@@ -31,7 +31,7 @@ from tunery.lora.attach import place, remove
 from tunery.models.load import attention_settings, load_base
 from tunery.models.quantized import bitsandbytes, installed
 from tunery.models.quiet import quiet
-from tunery.versions import version_of
+from tunery.versions import install_command, version_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def require_runtime(form: str) -> None:
     elif importlib.util.find_spec(RUNTIMES[form]) is None:
         raise ConfigError(
             "an adapter for PEFT is checked in PEFT, which is not installed",
-            "pip install peft   (or pip install '.[export]' in tunery's folder)",
+            install_command("export"),
         )
 
 

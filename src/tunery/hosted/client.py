@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError
 from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, Server, code_of, explain
+from tunery.versions import install_command
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -52,7 +53,7 @@ class Service:
         try:
             import openai
         except ImportError:
-            raise ConfigError("a hosted model needs the package openai", "pip install 'tunery[hosted]'") from None
+            raise ConfigError("a hosted model needs the package openai", install_command("hosted")) from None
         address = base_url(config)
         key = os.environ.get(config.key_variable, "").strip()
         if not key and not is_local(address):

@@ -18,7 +18,7 @@ from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat, prepare_kernels
-from tunery.models.device import on_device
+from tunery.models.device import is_out_of_memory, on_device
 from tunery.models.flops import layer_windows, visible_pairs
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import LeanRMSNorm, replace_norms
@@ -210,9 +210,9 @@ def inspect_model(model: Any) -> FlatModel:
     def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
         try:
             return differs(candidate, batches, expected) <= allowed
-        except torch.OutOfMemoryError:
-            raise  # says nothing about the model
-        except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
+        except (TypeError, AttributeError, ValueError, KeyError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise  # says nothing about the model
             return False  # the model's class does not offer this way of running
 
     prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))

@@ -39,18 +39,6 @@ def require_finite_validation(loss: float, step: int) -> None:
         raise DivergedError(f"after step {step} the validation loss is {loss}. The step was not saved", CALMER)
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory: you tried to allocate")
-"""What PyTorch's allocators say: on a GPU, on a CPU, and on a CPU under Windows."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = str(error)
-    return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)
-
-
 def out_of_memory_with_one_row(recomputing: bool = False, noun: str = "row") -> ModelError:
     """The error when there is nothing left to halve."""
     return ModelError(

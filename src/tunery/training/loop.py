@@ -16,6 +16,7 @@ from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
 from tunery.lora.layer import DropoutClock
 from tunery.lora.shared import forget_outputs
+from tunery.models.device import is_out_of_memory
 from tunery.models.flat import FlatModel
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
@@ -24,7 +25,6 @@ from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
     free_cached_memory,
-    is_out_of_memory,
     require_finite,
     require_finite_validation,
 )

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from tunery.errors import CheckpointError, ConfigError
 from tunery.paths import disk_errors, write_atomic
+from tunery.versions import install_command
 
 Line = dict[str, Any]
 
@@ -224,9 +225,7 @@ def require_tracker(name: str) -> None:
     try:
         importlib.import_module(_NEEDS[name])
     except ImportError:
-        raise ConfigError(
-            f"train.report_to: {name} is asked for but not installed", f"pip install 'tunery[{name}]'"
-        ) from None
+        raise ConfigError(f"train.report_to: {name} is asked for but not installed", install_command(name)) from None
 
 
 def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first_step: int) -> Sink:

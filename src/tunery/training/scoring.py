@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, deal, flatten, micro_batches
 from tunery.lora.attach import active_adapter, using
+from tunery.models.device import is_out_of_memory
 from tunery.models.flat import FlatModel
-from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
+from tunery.training.guard import out_of_memory_with_one_row
 from tunery.training.loss import BatchLoss, batch_loss
 from tunery.training.worker_pool import Function, WorkerLostError, WorkerPool, can_fork, pair_cost, wanted_workers
 

@@ -22,10 +22,10 @@ import torch
 from tunery.data.batching import Row, deal
 from tunery.errors import ResumableError
 from tunery.fast.compile import compile_in_calling_thread
+from tunery.models.device import is_out_of_memory
 from tunery.models.flat import FlatModel
 from tunery.models.flops import attention_width, step_flops
 from tunery.training.forking import anonymous_bytes, follow_parent, signals_held_back, thread_count
-from tunery.training.guard import is_out_of_memory
 
 JOIN_SECONDS = 10.0
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunery.errors import ConfigError
 from tunery.serve.errors import ApiError, shorten
+from tunery.versions import install_command
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"
 """Between the parts of a JSON text. Bounded, so that a small model cannot go on with blanks until its limit."""
@@ -47,9 +48,7 @@ def _matchers() -> Any:
     try:
         from llguidance import LLMatcher
     except ImportError as error:
-        raise ConfigError(
-            "answers in a given form need the library llguidance", "pip install 'tunery[serve]'"
-        ) from error
+        raise ConfigError("answers in a given form need the library llguidance", install_command("serve")) from error
     return LLMatcher
 
 
