@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from tests.evaluation.test_report import evaluation, receipt, run_dir
+from tunery.evaluation import proof
+from tunery.evaluation.proof import last_part
 from tunery.evaluation.record import read_run
 from tunery.export.card import hub_id, write_card
 
@@ -107,3 +110,36 @@ def test_an_existing_folder_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path,
     root = run_dir(tmp_path / "run", proof=receipt(model={"name": "models/mine"}))
     (root / "task.yaml").write_text(json.dumps({"name": "x"}))
     assert hub_id(read_run(root)) is None
+
+
+PRIVATE = "/home/ada/secret"
+
+
+def test_no_path_of_the_machine_reaches_a_card_whatever_a_label_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = tuple(
+        (title, tuple(replace(entry, label=f"Label {number}") for number, entry in enumerate(entries)))
+        for title, entries in proof._FACTS
+    )
+    monkeypatch.setattr(proof, "_FACTS", renamed)
+    _, body = card(
+        tmp_path,
+        model={"name": f"{PRIVATE}/my-model", "source": f"{PRIVATE}/my-model", "sha256": "ab" * 32},
+        template={"source": f"{PRIVATE}/template.jinja"},
+        lora={"start": {"path": f"{PRIVATE}/older/adapter", "sha256": "cd" * 32}, "rank": 8},
+        data={"kind": "classification", "files": {f"{PRIVATE}/reviews.csv": "ef" * 32}},
+        precision={"dtype": "float32", "reason": f"timed, kept in {PRIVATE}/cache/probe.json"},
+        warnings=[f"rows of {PRIVATE}/reviews.csv ('{PRIVATE}/more.csv') were cut", "see https://example.org/a/b"],
+    )
+    assert "ada" not in body
+    assert "secret" not in body
+    assert "older" not in body  # where the starting adapter lay; its hash says which it is
+    assert body.count("my-model") >= 2
+    for shown in ("template.jinja", "reviews.csv", "more.csv", "probe.json", "cd" * 32, "https://example.org/a/b"):
+        assert shown in body
+
+
+def test_a_windows_path_is_a_path() -> None:
+    assert last_part(r"C:\Users\ada\models\mine") == "mine"
+    assert last_part("owner/name/") == "name"

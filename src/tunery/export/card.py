@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
-from tunery.evaluation.proof import facts, reproduction, warnings_of
+from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
 from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
 from tunery.export.licences import front_matter
 from tunery.paths import safe_name, write_atomic
@@ -24,9 +24,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 MERGED_FORMS = ("merged", "gguf", "ollama")
 """Forms in which the base is inside."""
 
-_PRIVATE_FACTS = ("From", "Goes on from")
-"""Where base and starting adapter lay on the machine that trained is nobody else's business; the card names the base
-itself, and gives the hash of the adapter."""
+_PATH = re.compile(r"""(?<![^\s('"`])(?:~|[A-Za-z]:[\\/]|/)[^\s'"`,;()]*[\\/]([^\s'"`,;()\\/]+)""")
+"""A path of the machine within a text; its group is the last part."""
 
 
 def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
@@ -113,7 +112,7 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
     receipt, task = record.receipt, _task(record)
     name = pick(receipt, "model", "name") or pick(receipt, "model", "source") or pick(task, "model") or "its base model"
     base = hub_id(record)
-    last_part = re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]
+    last = last_part(str(name))
     interval = interval_of(record.evaluation, "tuned")
     instruction = pick(task, "data", "instruction")
     return {
@@ -121,8 +120,8 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
         "form": form,
         "merged": form in MERGED_FORMS,
         "name": _plain(record.name),
-        "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last_part),
-        "base_python": json.dumps(base or f"path/to/{last_part}", ensure_ascii=False),
+        "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last),
+        "base_python": json.dumps(base or f"path/to/{last}", ensure_ascii=False),
         "version": _plain(str(pick(receipt, "tunery") or "")),
         "created": _plain(str(pick(receipt, "created") or "")[:10]),
         "headline": _plain(headline(record)),
@@ -134,23 +133,21 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
         "run": f"runs/{safe_name(record.name)}",
         "short": safe_name(record.name).lower(),
         "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
-        "facts": [
-            (title, [(what, _plain(_last_part(what, value))) for what, value in rows if what not in _PRIVATE_FACTS])
-            for title, rows in facts(receipt)
-        ],
+        "facts": [(title, public) for title, found in facts(receipt) if (public := _public(found))],
         "limits": _limits(record),
         "hashes": [
-            (
-                _plain(f"Data: {Path(what[6:]).name}" if what.startswith("Data: ") else what),
-                re.sub(r"[^\w:.-]", "", digest),
-            )
-            for what, digest in reproduction(record)["hashes"]
+            (_plain(f"{each.label}: {last_part(each.file)}" if each.file else each.label), _digest(each.digest))
+            for each in hashes(record)
         ],
     }
 
 
-def _last_part(what: str, value: str) -> str:
-    return re.split(r"[/\\]", value)[-1] if what in ("Base", "Template from") else value
+def _public(found: Sequence[Fact]) -> list[tuple[str, str]]:
+    return [(fact.label, _plain(_PATH.sub(r"\1", fact.public))) for fact in found if fact.public is not None]
+
+
+def _digest(text: str) -> str:
+    return re.sub(r"[^\w:.-]", "", text)
 
 
 def _limits(record: RunRecord) -> list[str]:
@@ -162,4 +159,4 @@ def _limits(record: RunRecord) -> list[str]:
         "expect less on other data.",
         "It keeps the base model's knowledge, biases and licence terms.",
     ]
-    return limits + [_plain(f"{warning}.") for warning in warnings_of(record.receipt)]
+    return limits + [_plain(_PATH.sub(r"\1", f"{warning}.")) for warning in warnings_of(record.receipt)]
