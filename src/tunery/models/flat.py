@@ -169,10 +169,14 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def inspect_model(model: Any) -> FlatModel:
+def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
     """Find out, by trying on three short rows, whether the model can run flattened and whether we can apply its head.
 
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
+
+    Args:
+        kernels: try the device's attention kernels for a run that follows. An engine with attention of its own does
+            without: on a GPU compiling them takes seconds.
     """
     config = model.config.get_text_config()
     rows = probe_rows(min(config.vocab_size, 1000))
@@ -215,7 +219,8 @@ def inspect_model(model: Any) -> FlatModel:
                 raise  # says nothing about the model
             return False  # the model's class does not offer this way of running
 
-    prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
+    if kernels:
+        prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
             candidate = FlatModel(model, flattened, candidate_head)
