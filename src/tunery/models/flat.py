@@ -71,12 +71,14 @@ class FlatModel:
             layers) one row at a time.
         head: the output projection when we can apply it ourselves; otherwise None, and the model computes logits.
         last_layer: computes only what is asked for, where the model allows that.
+        kernels: whether the device's attention kernels are used.
     """
 
     model: Any
     flattened: bool
     head: Head | None
     last_layer: LastLayer | None = None
+    kernels: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +124,7 @@ class FlatModel:
         inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
         if self.flattened:
             inputs["position_ids"] = self.tensor(batch.positions)[None]
-            inputs["segments"] = FlatLayout(batch.groups, self.device)
+            inputs["segments"] = FlatLayout(batch.groups, self.device, self.kernels)
         elif sum(len(group.lengths) for group in batch.groups) > 1:
             raise ValueError("this model takes one row at a time")
         return inputs
@@ -175,7 +177,7 @@ def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
 
     Args:
-        kernels: try the device's attention kernels for a run that follows. An engine with attention of its own does
+        kernels: use the device's attention kernels, which are tried here. An engine with attention of its own does
             without: on a GPU compiling them takes seconds.
     """
     config = model.config.get_text_config()
@@ -223,7 +225,7 @@ def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
         prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
-            candidate = FlatModel(model, flattened, candidate_head)
+            candidate = FlatModel(model, flattened, candidate_head, kernels=kernels)
             if works(candidate, batches, expected):
                 return _with_last_layer(candidate, works, merged, wanted) if flattened and candidate_head else candidate
     return FlatModel(model, False, None)
