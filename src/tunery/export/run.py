@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tunery.config import TEMPLATED_KINDS
 from tunery.console import Console
@@ -30,18 +30,11 @@ from tunery.export.targets import FORMATS, ROWS
 from tunery.export.verify import require_runtime, score_tuned, verify
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from tunery.paths import file_sha256, read_json, safe_name, write_json
+from tunery.progress import Note, Watcher
 from tunery.versions import version_of
 
 DEFAULT_NUMBERS = {"gguf": "f16", "ollama": "q8_0", "gguf-adapter": "f32"}
 """Number format of a GGUF file when none is asked for."""
-
-
-class Notes(Protocol):
-    """Who is told what is being done."""
-
-    def note(self, text: str) -> None:
-        """Say one sentence."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ def export_run(
     content: str | None = None,
     private: bool = True,
     dry_run: bool = False,
-    view: Notes | None = None,
+    view: Watcher | None = None,
 ) -> Export:
     """Export a finished run, and prove that the export does what the adapter does.
 
@@ -112,23 +105,23 @@ def export_run(
     return Export(target, record, upload)
 
 
-def _make(subject: Subject, form: str, numbers: str, target: Path, rows: int, device: str, view: Notes) -> None:
+def _make(subject: Subject, form: str, numbers: str, target: Path, rows: int, device: str, view: Watcher) -> None:
     """Write an export, load it back, compare, and give it its name."""
     notes = _preflight(subject, form)
     sample = draw_sample(subject, rows)
     if form == "ollama" and subject.kind in TEMPLATED_KINDS:
         pieces_of(subject, sample.prompts)  # before minutes of work
     notes += [sample.note] if sample.note else []
-    for note in notes:
-        view.note(note)
-    view.note(f"scoring {len(sample.probes)} {sample.origin} rows with the adapter in tunery")
+    for text in notes:
+        view.note(Note(text))
+    view.note(Note(f"scoring {len(sample.probes)} {sample.origin} rows with the adapter in tunery"))
     tuned = score_tuned(subject, sample, device)
 
     def fill(folder: Path) -> None:
-        view.note(f"writing {form} ({numbers})")
+        view.note(Note(f"writing {form} ({numbers})"))
         more = WRITERS[form](subject, sample, numbers, folder)
         write_card(subject.paths.root, folder, form)
-        view.note("loading it back and comparing")
+        view.note(Note("loading it back and comparing"))
         verdict = verify(subject, sample, tuned, form, numbers, folder, device)
         write_json(folder / RECORD, _record(subject, sample, form, numbers, verdict.as_dict(), notes + more, folder))
 
@@ -136,12 +129,12 @@ def _make(subject: Subject, form: str, numbers: str, target: Path, rows: int, de
 
 
 def _publish(
-    target: Path, record: Mapping[str, Any], repository: str, private: bool, dry_run: bool, view: Notes
+    target: Path, record: Mapping[str, Any], repository: str, private: bool, dry_run: bool, view: Watcher
 ) -> dict[str, Any]:
     """Upload an export, or say what would be uploaded."""
     upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target, record["format"])}
     if not dry_run:
-        view.note(f"uploading {len(upload['files'])} files to {repository}")
+        view.note(Note(f"uploading {len(upload['files'])} files to {repository}"))
         upload["address"] = hub.upload(target, repository, private=private, facts=record)
     return upload
 

@@ -14,6 +14,7 @@ from tunery.hosted.client import Service, is_local
 from tunery.hosted.failures import NO_TRAINING, code_of, said_by, training_closed
 from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.state import DONE
+from tunery.progress import Note
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -128,7 +129,7 @@ def find(service: Service, training_file: str) -> dict[str, Any] | None:
     made = service.call("looking for the job", lambda client: _made_on(client, training_file))
     for job in made[1:]:
         if job["status"] not in DONE:
-            service.note(f"{job['id']} is cancelled: it is the same job as {made[0]['id']}")
+            service.note(Note(f"{job['id']} is cancelled: it is the same job as {made[0]['id']}"))
             cancel(service, job["id"])
     return made[0] if made else None
 

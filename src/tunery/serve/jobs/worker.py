@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tunery.errors import (
     TuneryError,
 )
 from tunery.paths import disk_errors
+from tunery.progress import Note
 from tunery.serve.jobs.folder import JobFolder, append_line, write_error
 
 LOCK_SECONDS = 120
@@ -168,11 +170,10 @@ class StatusView:
         every = validation_every(self._task.train, total) if self._task.data.validation is not None else None
         self._write(kind="plan", total=total, done=done, eval_every=every)
 
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
-        said, arrow, hint = without_paths(text, self._folder).partition(" → ")
-        level = "warn" if arrow or said.startswith("memory ran out") else "info"
-        self._write(kind="note", text=said if "--" in hint else f"{said}{arrow}{hint}", level=level)
+    def note(self, note: Note) -> None:
+        """Something for the user, without options of a command line that was not theirs."""
+        text = without_paths(str(replace(note, command=None)), self._folder)
+        self._write(kind="note", text=text, level=note.level)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl, where the server finds it."""
