@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def _guarded(work: Callable[[], Any]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _say("tunery: interrupted")
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, e.g. `tunery check … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

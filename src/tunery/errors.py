@@ -9,14 +9,19 @@ from __future__ import annotations
 
 
 class TuneryError(Exception):
-    """Something the user can act on: what is wrong and where (the message), and what to do about it (the hint)."""
+    """Something the user can act on: what is wrong and where (the message), and what to do about it (the hint).
+
+    Args:
+        param: the field of an API request that it is about.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None):
+    def __init__(self, message: str, hint: str | None = None, *, param: str | None = None):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.param = param
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  → {self.hint}"

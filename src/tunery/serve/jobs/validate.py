@@ -58,8 +58,7 @@ class BadFileError(DataError):
     """
 
     def __init__(self, param: str, message: str):
-        super().__init__(message)
-        self.param = param
+        super().__init__(message, param=param)
 
 
 def validate(folder: JobFolder) -> Facts:

@@ -112,7 +112,7 @@ def _say_why(folder: JobFolder, error: TuneryError) -> None:
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "server_error")
     hint = _HINTS.get(code) or (error.hint if error.hint and "--" not in error.hint else None)
     message = error.message if hint is None else f"{error.message}. What helps: {hint}"
-    param = getattr(error, "param", "training_file" if isinstance(error, DataError) else None)
+    param = error.param or ("training_file" if isinstance(error, DataError) else None)
     with contextlib.suppress(TuneryError, OSError):  # a full disk has no room for its own report either
         write_error(folder, code, without_paths(message, folder), param)
 
