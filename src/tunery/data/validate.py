@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from tunery.data.conversation import QUOTES, Report, kind_of, read_conversation, report_missing
-from tunery.data.detect import Shape, did_you_mean
+from tunery.data.detect import Shape, known_here
 from tunery.data.example import Example, Place, Problem
 from tunery.data.preference import read_pair
 from tunery.data.source import Row, printable
@@ -131,6 +131,6 @@ def _label(report: Report, row: dict[str, Any], key: str, labels: Mapping[str, s
         return label
     name = labels.get(label, labels.get(_same_label(label)))
     if name is None:
-        report.add(key, f"{printable(label)!r} is not one of the labels", did_you_mean(label, labels))
+        report.add(key, f"{printable(label)!r} is not one of the labels", known_here(label, labels))
         return ""
     return name

@@ -15,6 +15,7 @@ from tunery.hosted.failures import explain, is_about_question, said_by
 from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.questions import Question
 from tunery.progress import Note, Say
+from tunery.text import plural
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -224,7 +225,7 @@ def ask_all(asker: Asker, book: AnswerBook, questions: Sequence[Question], paral
     """
     missing = book.missing(asker.model, questions, asker.longest)
     if missing:
-        note(Note(f"asking {asker.model} {len(missing):,} question{'s' * (len(missing) > 1)}"))
+        note(Note(f"asking {asker.model} {plural(len(missing), 'question')}"))
         book.add(asker.model, missing[0], asker.longest, asker.ask(missing[0]))
         _ask_in_parallel(asker, book, missing[1:], parallel, note)
     answers = [book.get(asker.model, question, asker.longest) for question in questions]

@@ -29,6 +29,7 @@ from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.progress import Note, View
 from tunery.startup import seconds_since_start
+from tunery.text import gigabytes
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.guard import MicroBatchLimit, stop_signals
@@ -276,7 +277,7 @@ def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: Flat
         Note(
             f"training {len(attached.matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
             f"{plan.objective.noun}s, "
-            f"learning rate {plan.peak:g}, about {sizing.expected_bytes / 1e9:.1f} GB of memory"
+            f"learning rate {plan.peak:g}, about {gigabytes(sizing.expected_bytes)} of memory"
         )
     )
     if not model.flattened:

@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 
 from tunery.errors import DivergedError, ModelError
+from tunery.text import plural
 
 CALMER = (
     "start over with a lower rate (--resume never --set train.learning_rate=1e-4) or a longer warm-up "
@@ -73,7 +74,7 @@ class MicroBatchLimit:
     @property
     def words(self) -> str:
         """The limit for a person: "8 rows"."""
-        return f"{self.rows} {self.noun}{'s' if self.rows > 1 else ''}"
+        return plural(self.rows, self.noun)
 
     def halve(self, error: BaseException) -> None:
         """Make room after `error`.
