@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from tunery.errors import ConfigError, TuneryError
-from tunery.export.targets import FORMATS, ROWS
+from tunery.export.limits import ROWS
+from tunery.export.targets import FORMATS, TARGETS
 from tunery.startup import collector_paused
-from tunery.versions import install_command
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -95,6 +95,8 @@ def _guarded(work: Callable[[], Any]) -> int:
 
 def _require(extra: str, packages: Sequence[str]) -> None:
     """Refuse a command whose packages are not installed."""
+    from tunery.versions import install_command
+
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"tunery {extra} needs packages that are not installed: {', '.join(missing)}",
@@ -353,7 +355,7 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
 @click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
 @click.option(
     "--content",
-    type=click.Choice([f for f in FORMATS if f != "hub"]),
+    type=click.Choice(list(TARGETS)),
     help="hub: which format to upload; left out, peft.",
 )
 @click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")

@@ -18,12 +18,10 @@ from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
 from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
 from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
 from tunery.export.licences import front_matter
+from tunery.export.targets import TARGETS
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-MERGED_FORMS = ("merged", "gguf", "ollama")
-"""Forms in which the base is inside."""
-
 _PATH = re.compile(r"""(?<![^\s('"`])(?:~|[A-Za-z]:[\\/]|/)[^\s'"`,;()]*[\\/]([^\s'"`,;()\\/]+)""")
 """A path of the machine within a text; its group is the last part."""
 
@@ -34,7 +32,7 @@ def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
     Args:
         run_dir: the run directory it is drawn from.
         folder: where README.md goes, usually the folder of the adapter.
-        form: what lies in the folder, a key of tunery.export.targets.FORMATS.
+        form: what lies in the folder, a key of tunery.export.targets.TARGETS.
 
     Returns:
         The path of README.md.
@@ -81,18 +79,14 @@ def _task(record: RunRecord) -> Mapping[str, Any]:
     return task if isinstance(task, dict) else {}
 
 
-_LIBRARIES = {"merged": "transformers", "gguf": "gguf", "gguf-adapter": "gguf", "ollama": "gguf"}
-"""Form → the library that the hub shows for it; PEFT for others."""
-
-
 def _front_matter(record: RunRecord, form: str) -> str:
     base, license_ = hub_id(record), pick(record.receipt, "model", "license")
-    relation = "finetune" if form in MERGED_FORMS else "adapter"
+    relation = "finetune" if TARGETS[form].holds_base else "adapter"
     tags = ["lora", "tunery", *([f"base_model:{relation}:{base}"] if base else [])]
     values: dict[str, Any] = {}
     if base:
         values["base_model"] = base
-    values |= {"library_name": _LIBRARIES.get(form, "peft"), "pipeline_tag": "text-generation", "tags": tags}
+    values |= {"library_name": TARGETS[form].hub_library, "pipeline_tag": "text-generation", "tags": tags}
     if license_:
         values |= front_matter(str(license_))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -118,7 +112,7 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
     return {
         "front_matter": _front_matter(record, form),
         "form": form,
-        "merged": form in MERGED_FORMS,
+        "merged": TARGETS[form].holds_base,
         "name": _plain(record.name),
         "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last),
         "base_python": json.dumps(base or f"path/to/{last}", ensure_ascii=False),
