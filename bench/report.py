@@ -113,9 +113,15 @@ def head(results: Mapping[str, Any]) -> list[str]:
     machine = results["machine"]
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GB of memory"
     return [
-        f"{machine['name']}, {machine['threads']} threads, {memory}; {results['created']}, commit {results['commit']}, "
-        f"`{results['command']}`.\n"
+        f"{processor(machine)}, {machine['threads']} threads, {memory}; {results['created']}, commit "
+        f"{results['commit']}, `{results['command']}`.\n"
     ]
+
+
+def processor(machine: Mapping[str, Any]) -> str:
+    """Its name, and whether it multiplies matrices of bfloat16: one name stands for several generations."""
+    words = {True: " with bfloat16 instructions", False: " without bfloat16 instructions"}
+    return f"{machine['name']}{words.get(machine.get('bfloat16_instructions'), '')}"
 
 
 def workload_section(results: Mapping[str, Any], workload: Mapping[str, Any]) -> list[str]:

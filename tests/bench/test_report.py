@@ -114,6 +114,20 @@ def test_the_page_says_where_when_how_and_on_what() -> None:
     assert "**4.0** (3.0 to 5.0)" in text
 
 
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({}, "A processor, 2"),
+        ({"bfloat16_instructions": None}, "A processor, 2"),
+        ({"bfloat16_instructions": True}, "A processor with bfloat16 instructions, 2"),
+        ({"bfloat16_instructions": False}, "A processor without bfloat16 instructions, 2"),
+    ],
+)
+def test_the_page_says_what_kind_of_processor_it_was(known: dict[str, bool | None], words: str) -> None:
+    found = results(peft=run([9, 4, 6, 5], CURVE))
+    assert report.head(found | {"machine": found["machine"] | known})[0].startswith(words)
+
+
 def test_the_columns_of_a_table_line_up() -> None:
     lines = report.table(("a", "longer"), [["wide cell", "1"], ["x", "22"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
