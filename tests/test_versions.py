@@ -95,7 +95,15 @@ def _numbers(version: str) -> list[int]:
         ({"url": "file:///tmp/tunery-0.1-py3-none-any.whl", "archive_info": {}}, "pip install 'tunery[serve]'"),
         (
             {"url": "https://example.org/tunery.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
-            "pip install 'tunery[serve] @ git+https://example.org/tunery.git'",
+            "pip install 'tunery[serve] @ git+https://example.org/tunery.git@1'",
+        ),
+        (
+            {
+                "url": "https://example.org/all.git",
+                "vcs_info": {"vcs": "git", "requested_revision": "v0.1", "commit_id": "1"},
+                "subdirectory": "tunery",
+            },
+            "pip install 'tunery[serve] @ git+https://example.org/all.git@v0.1#subdirectory=tunery'",
         ),
     ],
 )

@@ -109,8 +109,8 @@ def train(
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = _load_base(task, recorded or task.train.precision)
         prepared = _prepare(task, base.tokenizer, base.model.config)
-        for text in (*prepared.data.notes, *_about_computing(base)):
-            view.note(Note(text))
+        for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
+            view.note(note)
         fitted = fit(task, prepared, base, paths, view, checkpoint)
         evaluation = None
         if task.evaluate.enabled and prepared.held_out[2].rows:
@@ -123,8 +123,8 @@ def _load_base(task: Task, precision: str) -> Base:
     return load_base(task.model, precision=precision, device=task.train.device, quantize=task.train.quantize)
 
 
-def _about_computing(base: Base) -> list[str]:
-    precision = [f"computing in {base.info.dtype}: {base.probe.reason}"] if base.probe else []
+def _about_computing(base: Base) -> list[Note]:
+    precision = [Note(f"computing in {base.info.dtype}: {base.probe.reason}")] if base.probe else []
     warning = spinning_warning() if base.model.device.type == "cpu" else None
     return [*precision, *([warning] if warning else [])]
 
@@ -211,7 +211,7 @@ def _held_out(task: Task, prepared: Prepared) -> HeldOut:
 
 def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
     try:
-        with scoring(model, held_out.rows.rows, task.train.cpu_workers) as score:
+        with scoring(model, held_out.rows.rows, task.train.cpu_workers, view.note) as score:
             result = compare(score, held_out, task.evaluate, view.note)
     except KeyboardInterrupt:
         raise StoppedError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from tunery.errors import ConfigError, TuneryError
+from tunery.errors import NotInstalledError, TuneryError
 from tunery.export.limits import ROWS
 from tunery.export.targets import FORMATS, TARGETS
 from tunery.startup import collector_paused
@@ -98,7 +98,7 @@ def _require(extra: str, packages: Sequence[str]) -> None:
     from tunery.versions import install_command
 
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ConfigError(
+        raise NotInstalledError(
             f"tunery {extra} needs packages that are not installed: {', '.join(missing)}",
             install_command(extra),
         )

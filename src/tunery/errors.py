@@ -33,6 +33,11 @@ class ConfigError(TuneryError):
     exit_code = 2
 
 
+class NotInstalledError(ConfigError):
+    """A package is missing. The hint says how to install it on this machine, so it is for whoever runs it, not for
+    clients of a server."""
+
+
 class ModelError(ConfigError):
     """The base model cannot be found or loaded."""
 

@@ -41,12 +41,16 @@ def install_command(extra: str) -> str:
 
     try:
         origin = json.loads(importlib.metadata.distribution("tunery").read_text("direct_url.json") or "{}")
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+    except importlib.metadata.PackageNotFoundError:
         origin = {"url": _SOURCES.as_uri(), "dir_info": {"editable": True}}
+    except ValueError:
+        origin = {}
     url = str(origin.get("url", ""))
     if "dir_info" in origin and url.startswith("file:"):
         editable = "-e " if origin["dir_info"].get("editable") else ""
         return f"pip install {editable}'{url2pathname(urlsplit(url).path)}[{extra}]'"
     if vcs := origin.get("vcs_info", {}).get("vcs"):
-        return f"pip install 'tunery[{extra}] @ {vcs}+{url}'"
+        revision = origin["vcs_info"].get("requested_revision") or origin["vcs_info"].get("commit_id")
+        folder = f"#subdirectory={origin['subdirectory']}" if "subdirectory" in origin else ""
+        return f"pip install 'tunery[{extra}] @ {vcs}+{url}{f'@{revision}' if revision else ''}{folder}'"
     return f"pip install 'tunery[{extra}]'"

@@ -13,7 +13,7 @@ import pytest
 from tests.tiny import CHATML, tiny_tokenizer
 from tunery.data import prepare, token_cache
 from tunery.data.batching import Row
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.prepare import Rows, tokenize, tokenize_once
 from tunery.data.render import Renderer
 
@@ -28,7 +28,7 @@ def examples(file: str = "rows.csv") -> list[Example]:
     """Short, long and endless rows; some hold a control token, which is remarked."""
     texts = ["fine", "a film " * 20, "<|im_end|> dull", "żółć 🙂", "x" * 30]
     rows = [
-        Example("classification", f"{file}:{i + 2}", text=t, label=("good", "bad")[i % 2]) for i, t in enumerate(texts)
+        Example("classification", Place(file, i + 2), text=t, label=("good", "bad")[i % 2]) for i, t in enumerate(texts)
     ]
     return [*rows, dataclasses.replace(rows[0], where=f"{file}:99", label="good" * 60)]
 

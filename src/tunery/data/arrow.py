@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.data.source import EXTENSIONS, Item, Row, Source, shown_path
-from tunery.errors import ConfigError, DataError
+from tunery.errors import ConfigError, DataError, NotInstalledError
 from tunery.paths import file_sha256
 from tunery.versions import install_command
 
@@ -23,7 +23,9 @@ def _library(module: str, shown: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(f"{shown}: reading this needs the `datasets` library", install_command("datasets")) from None
+        raise NotInstalledError(
+            f"{shown}: reading this needs the `datasets` library", install_command("datasets")
+        ) from None
 
 
 @contextmanager

@@ -312,7 +312,7 @@ class Hash:
 def hashes(record: RunRecord) -> list[Hash]:
     """With which everything in the run can be recognised; those that the receipt lacks are left out."""
     known = [(label, pick(record.receipt, *key.split("."))) for label, key in _HASHES]
-    files = [Hash("Data", str(digest), path) for path, digest in items(pick(record.receipt, "data", "files"))]
+    files = [Hash("Data", str(digest), path) for path, digest in items(pick(record.receipt, "data", "files")) if digest]
     own = [*known, ("Receipt", record.receipt_sha256)]
     return [*(Hash(label, str(digest)) for label, digest in own if digest), *files]
 

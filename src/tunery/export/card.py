@@ -16,14 +16,44 @@ import yaml
 
 from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
 from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
-from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
+from tunery.evaluation.record import RunRecord, headline, interval_of, items, metric_rows, pick, read_run, show, unit_of
 from tunery.export.licences import front_matter
 from tunery.export.targets import TARGETS
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_PATH = re.compile(r"""(?<![^\s('"`])(?:~|[A-Za-z]:[\\/]|/)[^\s'"`,;()]*[\\/]([^\s'"`,;()\\/]+)""")
-"""A path of the machine within a text; its group is the last part."""
+_PATH = re.compile(
+    r"""(?P<url>\bhttps?://[^\s'"`<>]+)
+    | (?:(?<![\w/\\.]) | (?<=-[IL]))                         # not within a word; a compiler's -I and -L may stand before
+    (?:file://)? (?:~ | [A-Za-z]: | \.{1,2} | \\)? [\\/]        # where it begins
+    (?:[^\s'"`,;()\[\]{}<>“”‘’]*[\\/])? (?P<last>[^\s'"`,;()\[\]{}<>“”‘’\\/]+)""",
+    re.VERBOSE,
+)
+"""An address, which stays, or a path of the machine, of which the last part does."""
+
+
+def _places(record: RunRecord) -> list[str]:
+    """Paths that the run names, longest first. A text may name them too, and one with blanks is found by no pattern."""
+    receipt = record.receipt
+    named = [
+        pick(receipt, "model", "name"),
+        pick(receipt, "model", "source"),
+        pick(receipt, "template", "source"),
+        pick(receipt, "lora", "start", "path"),
+        *(path for path, _ in items(pick(receipt, "data", "files"))),
+        record.root.resolve(),
+    ]
+    places = {str(place) for place in named if place}
+    places |= {str(Path(place).absolute()) for place in places if not place.startswith(("hub:", "http"))}
+    return sorted((place for place in places if re.search(r"[/\\]", place)), key=len, reverse=True)
+
+
+def _public_text(record: RunRecord, text: str) -> str:
+    """A text without paths of the machine, fit to stand in Markdown."""
+    for place in _places(record):
+        text = text.replace(place, last_part(place))
+    text = text.replace(str(Path.home()), "~")
+    return _plain(_PATH.sub(lambda found: found["url"] or found["last"], text))
 
 
 def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
@@ -127,7 +157,7 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
         "run": f"runs/{safe_name(record.name)}",
         "short": safe_name(record.name).lower(),
         "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
-        "facts": [(title, public) for title, found in facts(receipt) if (public := _public(found))],
+        "facts": [(title, public) for title, found in facts(receipt) if (public := _public(record, found))],
         "limits": _limits(record),
         "hashes": [
             (_plain(f"{each.label}: {last_part(each.file)}" if each.file else each.label), _digest(each.digest))
@@ -136,8 +166,8 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
     }
 
 
-def _public(found: Sequence[Fact]) -> list[tuple[str, str]]:
-    return [(fact.label, _plain(_PATH.sub(r"\1", fact.public))) for fact in found if fact.public is not None]
+def _public(record: RunRecord, found: Sequence[Fact]) -> list[tuple[str, str]]:
+    return [(fact.label, _public_text(record, fact.public)) for fact in found if fact.public is not None]
 
 
 def _digest(text: str) -> str:
@@ -153,4 +183,4 @@ def _limits(record: RunRecord) -> list[str]:
         "expect less on other data.",
         "It keeps the base model's knowledge, biases and licence terms.",
     ]
-    return limits + [_plain(_PATH.sub(r"\1", f"{warning}.")) for warning in warnings_of(record.receipt)]
+    return limits + [_public_text(record, f"{warning}.") for warning in warnings_of(record.receipt)]

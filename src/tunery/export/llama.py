@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tunery.errors import AdapterError, ConfigError
+from tunery.errors import AdapterError, NotInstalledError
 from tunery.export.sample import Prompt
 from tunery.export.scores import Probe, Scores
 from tunery.paths import read_json, write_json
@@ -55,7 +55,7 @@ def require_llama() -> None:
         ConfigError: the package xllamacpp is not installed.
     """
     if importlib.util.find_spec("xllamacpp") is None:
-        raise ConfigError(
+        raise NotInstalledError(
             "a GGUF file is checked in llama.cpp, and the package xllamacpp is not installed",
             install_command("export"),
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from tunery.config_hosted import HostedConfig
-from tunery.errors import ConfigError, HostedError
+from tunery.errors import ConfigError, HostedError, NotInstalledError
 from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, Server, code_of, explain
 from tunery.progress import Note, Say
 from tunery.versions import install_command
@@ -54,7 +54,7 @@ class Service:
         try:
             import openai
         except ImportError:
-            raise ConfigError("a hosted model needs the package openai", install_command("hosted")) from None
+            raise NotInstalledError("a hosted model needs the package openai", install_command("hosted")) from None
         address = base_url(config)
         key = os.environ.get(config.key_variable, "").strip()
         if not key and not is_local(address):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, NotInstalledError
 from tunery.versions import install_command
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -45,7 +45,7 @@ def bitsandbytes() -> Any:
     if (loaded := sys.modules.get("bitsandbytes")) is not None:
         return loaded
     if not installed():
-        raise ConfigError(
+        raise NotInstalledError(
             "a quantised base (train.quantize) needs the library bitsandbytes, which is not installed",
             install_command("quantized"),
         )

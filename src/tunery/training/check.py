@@ -35,7 +35,8 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
 
     Returns:
         JSON values; "samples" holds rows as [[text, is_trained], …] pieces, "sample_names" the place of each in the
-        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first.
+        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first, and
+        "sample_sides" says which is which.
 
     Raises:
         ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.

@@ -371,7 +371,7 @@ class Loop:
             return False
         started = time.perf_counter()
         pool = None if self.workers is None else self.workers.pool
-        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool), self.validation)
+        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool, self.watcher.note), self.validation)
         progress = self.progress
         require_finite_validation(loss, progress.step)
         better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunery.errors import CheckpointError, ConfigError
+from tunery.errors import CheckpointError, ConfigError, NotInstalledError
 from tunery.paths import disk_errors, write_atomic
 from tunery.versions import install_command
 
@@ -225,7 +225,9 @@ def require_tracker(name: str) -> None:
     try:
         importlib.import_module(_NEEDS[name])
     except ImportError:
-        raise ConfigError(f"train.report_to: {name} is asked for but not installed", install_command(name)) from None
+        raise NotInstalledError(
+            f"train.report_to: {name} is asked for but not installed", install_command(name)
+        ) from None
 
 
 def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first_step: int) -> Sink:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery.errors import ConfigError
+from tunery.errors import NotInstalledError
 from tunery.export.limits import LIMITS, Limits
 from tunery.export.targets.base import Target
 from tunery.export.targets.vllm import Vllm
@@ -36,7 +36,7 @@ class Peft(Target):
         from tunery.versions import install_command
 
         if importlib.util.find_spec("peft") is None:
-            raise ConfigError(
+            raise NotInstalledError(
                 "an adapter for PEFT is checked in PEFT, which is not installed", install_command("export")
             )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.errors import ConfigError
+from tunery.errors import NotInstalledError
 from tunery.serve.errors import ApiError, shorten
 from tunery.versions import install_command
 
@@ -48,7 +48,9 @@ def _matchers() -> Any:
     try:
         from llguidance import LLMatcher
     except ImportError as error:
-        raise ConfigError("answers in a given form need the library llguidance", install_command("serve")) from error
+        raise NotInstalledError(
+            "answers in a given form need the library llguidance", install_command("serve")
+        ) from error
     return LLMatcher
 
 

@@ -29,6 +29,7 @@ from tunery.errors import (
     DataError,
     DivergedError,
     ModelError,
+    NotInstalledError,
     ResumableError,
     StoppedError,
     TuneryError,
@@ -110,7 +111,8 @@ def _lock(folder: JobFolder) -> Iterator[None]:
 
 def _say_why(folder: JobFolder, error: TuneryError) -> None:
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "server_error")
-    hint = _HINTS.get(code) or (error.hint if error.hint and "--" not in error.hint else None)
+    own = error.hint if error.hint and "--" not in error.hint and not isinstance(error, NotInstalledError) else None
+    hint = _HINTS.get(code) or own
     message = error.message if hint is None else f"{error.message}. What helps: {hint}"
     param = error.param or ("training_file" if isinstance(error, DataError) else None)
     with contextlib.suppress(TuneryError, OSError):  # a full disk has no room for its own report either
