@@ -24,8 +24,8 @@ from tunery.paths import safe_name, write_atomic
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATH = re.compile(
     r"""(?P<url>\bhttps?://[^\s'"`<>]+)
-    | (?:(?<![\w/\\.]) | (?<=-[IL]))                         # not within a word; a compiler's -I and -L may stand before
-    (?:file://)? (?:~ | [A-Za-z]: | \.{1,2} | \\)? [\\/]        # where it begins
+    | (?:(?<![\w/\\.]) | (?<=-[IL]))  # not within a word, but after a compiler's -I and -L
+    (?:file://)? (?:~ | [A-Za-z]: | \.{1,2} | \\)? [\\/]  # where it begins
     (?:[^\s'"`,;()\[\]{}<>“”‘’]*[\\/])? (?P<last>[^\s'"`,;()\[\]{}<>“”‘’\\/]+)""",
     re.VERBOSE,
 )
