@@ -120,8 +120,9 @@ def head(results: Mapping[str, Any]) -> list[str]:
 
 def processor(machine: Mapping[str, Any]) -> str:
     """Its name, and whether it multiplies matrices of bfloat16: one name stands for several generations."""
-    words = {True: " with bfloat16 instructions", False: " without bfloat16 instructions"}
-    return f"{machine['name']}{words.get(machine.get('bfloat16_instructions'), '')}"
+    known: bool | None = machine.get("bfloat16_instructions")
+    words = "" if known is None else f" {'with' if known else 'without'} bfloat16 instructions"
+    return f"{machine['name']}{words}"
 
 
 def workload_section(results: Mapping[str, Any], workload: Mapping[str, Any]) -> list[str]:
@@ -174,15 +175,16 @@ def goal_rows(results: Mapping[str, Any]) -> list[list[str]]:
     for workload in results["workloads"]:
         chosen = next(p for p in plan.WORKLOADS if p.name == workload["name"])
         figures = {f.name: f for f in all_figures(results, workload)}
-        if fastest := _fastest_peer(figures):
+        if nearest := _fastest_peer(figures):
+            fastest, ratio = nearest
             what, goal = f"{chosen.title}: the fastest peer, {fastest.title}", chosen.speed_goal
-            rows.append(_goal(what, f"≥ {goal:g} ×", fastest.ratio.median, goal, "{:.1f} ×"))
+            rows.append(_goal(what, f"≥ {goal:g} ×", ratio, goal, "{:.1f} ×"))
         dtype = next((run["dtype"] for run in _own_runs(workload) if "dtype" in run), None)
         if (share := figures["tunery"].share) is not None and (goal := chosen.share_goal.get(str(dtype))) is not None:
             what = f"{chosen.title}: share of the matrix-multiply rate in {dtype}"
             rows.append(_goal(what, f"≥ {goal:.0%}", share, goal, "{:.0%}"))
-        if chosen.name == "long-text" and fastest:
-            rows += _memory_goal(figures["tunery"], fastest)
+        if chosen.name == "long-text" and nearest:
+            rows += _memory_goal(figures["tunery"], nearest[0])
     return rows
 
 
@@ -190,10 +192,10 @@ def _own_runs(workload: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [comparison["tunery"] for comparison in workload["comparisons"].values()]
 
 
-def _fastest_peer(figures: Mapping[str, Figures]) -> Figures | None:
-    """The peer that comes nearest to tunery."""
-    peers = [peer for peer in figures.values() if peer.ratio]
-    return min(peers, key=lambda peer: peer.ratio.median, default=None)
+def _fastest_peer(figures: Mapping[str, Figures]) -> tuple[Figures, float] | None:
+    """The peer that comes nearest to tunery, and how many times as fast tunery is."""
+    peers = [(peer, peer.ratio.median) for peer in figures.values() if peer.ratio]
+    return min(peers, key=lambda pair: pair[1], default=None)
 
 
 def _goal(what: str, goal: str, value: float, least: float, form: str) -> list[str]:

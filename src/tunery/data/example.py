@@ -24,8 +24,8 @@ class Place(str):
         place.file, place.line = file, line
         return place
 
-    def __getnewargs__(self) -> tuple[str, int]:
-        return self.file, self.line
+    def __reduce__(self) -> tuple[type[Place], tuple[str, int]]:
+        return Place, (self.file, self.line)
 
 
 @dataclass(frozen=True, slots=True)
