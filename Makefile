@@ -72,7 +72,7 @@ gpu-site:  ## .site: what a GPU machine without a network lacks for `bash bench/
 	@$(PYTHON) -m bench.gpu_site
 
 torture: $(VENV_TEST)/.installed  ## server and workers killed 20 times, 20 bursts of 64 clients: as if nothing had happened, 12 min
-	TUNERY_KILLS=20 TUNERY_BURSTS=20 $(BIN_TEST)/python -m pytest -m torture
+	TUNERY_KILLS=20 TUNERY_BURSTS=20 $(BIN_TEST)/python -m pytest -m torture -o timeout=0 -o faulthandler_timeout=0
 
 bench-export: $(VENV_TEST)/.installed runs/sentiment/receipt.json  ## exports of `make demo` in llama.cpp: accuracy on 500 held-out reviews, 30 min
 	$(BIN_TEST)/python -m bench.export_accuracy runs/sentiment $(ARGS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.neighbour import NEIGHBOURS, STEPS
 from bench.neighbour_serve import ANSWER_TOKENS, CLIENTS, GOAL
-from bench.report import table
+from bench.report import processor, table
 
 ABOUT = f"""\
 The sentiment task, batch 16, as in the first table: {STEPS} steps alone, then {STEPS} beside a program that computes
@@ -26,7 +26,7 @@ def neighbour_section(results: Mapping[str, Any]) -> list[str]:
     """Training beside each neighbour, and serving beside training."""
     machine = results["machine"]
     where = (
-        f"{machine['name']}, {machine['threads']} threads; {results['created']}, commit {results['commit']}, "
+        f"{processor(machine)}, {machine['threads']} threads; {results['created']}, commit {results['commit']}, "
         f"`{results['command']}`.\n"
     )
     parts = ["## Beside other programs\n", where]

@@ -128,9 +128,11 @@ def heading(threads: int, device: str = "cpu") -> dict[str, Any]:
     """Where, when, and from which sources."""
     import torch
 
-    from tunery.models.device import describe_device
+    from tunery.models.device import describe_device, has_bfloat16_instructions
 
     machine = {**describe_device(torch.device(device)), "threads": threads, "system": platform.platform()}
+    if device == "cpu":
+        machine["bfloat16_instructions"] = has_bfloat16_instructions()
     return {
         "created": datetime.date.today().isoformat(),
         "commit": commit(),

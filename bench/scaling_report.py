@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import plan
-from bench.report import table
+from bench.report import processor, table
 
 REVIEWS = "16 film reviews as chat rows."
 ABOUT = {
@@ -34,7 +34,7 @@ unless said otherwise; the median of two steps after one to warm up.
 def scaling_section(results: Mapping[str, Any]) -> list[str]:
     """A table for each axis measured."""
     machine = results["machine"]
-    where = f"{machine['name']}, {machine['threads']} threads; {results['created']}, commit {results['commit']}.\n"
+    where = f"{processor(machine)}, {machine['threads']} threads; {results['created']}, commit {results['commit']}.\n"
     parts = ["## Scaling\n", where, MODEL]
     for name, points in results["axes"].items():
         title, label, about = ABOUT[name]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import plan
-from bench.report import table
+from bench.report import processor, table
 
 MIXED_GOAL, PEFT_GOAL = 0.85, 3.0
 AGREEMENT = 0.25
@@ -30,7 +30,7 @@ def serve_section(results: Mapping[str, Any]) -> list[str]:
     """Where, goals, speeds, and the time to the first token."""
     machine = results["machine"]
     where = (
-        f"{machine['name']}, {machine['threads']} threads; {results['created']}, commit {results['commit']}, "
+        f"{processor(machine)}, {machine['threads']} threads; {results['created']}, commit {results['commit']}, "
         f"`{results['command']}`.\n"
     )
     about = ABOUT.format(

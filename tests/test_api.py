@@ -32,6 +32,7 @@ from tunery.errors import (
     StoppedError,
 )
 from tunery.lora.attach import adapter_state
+from tunery.progress import Note
 from tunery.training.checkpoint import export_checkpoint
 
 
@@ -66,8 +67,8 @@ class Interrupting(Console):
         super().__init__(quiet=True)
         self.step, self.number, self.said = step, number, []
 
-    def note(self, text: str) -> None:
-        self.said.append(text)
+    def note(self, note: Note) -> None:
+        self.said.append(str(note))
 
     def log(self, line: Mapping[str, Any]) -> None:
         if line["step"] == self.step and "train_loss" in line:

@@ -26,6 +26,7 @@ from tunery.errors import AdapterError, CheckpointError, ConfigError, StoppedErr
 from tunery.lora.attach import active_adapter, adapter_names, adapter_state
 from tunery.lora.mlp import LeanMLP
 from tunery.models.flat import inspect_model
+from tunery.progress import Note
 from tunery.training import check, sizing, throughput
 from tunery.training.start import REFERENCE, attach_adapter
 
@@ -44,8 +45,8 @@ class Watching(Console):
         super().__init__(quiet=True)
         self.stop_after, self.said = stop_after, []
 
-    def note(self, text: str) -> None:
-        self.said.append(text)
+    def note(self, note: Note) -> None:
+        self.said.append(str(note))
 
     def log(self, line: Mapping[str, Any]) -> None:
         if line["step"] == self.stop_after and "train_loss" in line:

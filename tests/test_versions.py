@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +81,55 @@ def test_the_oldest_versions_that_are_tested_are_the_lower_bounds() -> None:
 def _numbers(version: str) -> list[int]:
     parts = [int(part) for part in version.split(".")]
     return parts + [0] * (4 - len(parts))
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'tunery[serve]'"),
+        (
+            {"url": "file:///home/a%20b/tunery", "dir_info": {"editable": True}},
+            "pip install -e '/home/a b/tunery[serve]'",
+        ),
+        ({"url": "file:///home/me/tunery", "dir_info": {}}, "pip install '/home/me/tunery[serve]'"),
+        ({"url": "file:///tmp/tunery-0.1-py3-none-any.whl", "archive_info": {}}, "pip install 'tunery[serve]'"),
+        (
+            {"url": "https://example.org/tunery.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
+            "pip install 'tunery[serve] @ git+https://example.org/tunery.git@1'",
+        ),
+        (
+            {
+                "url": "https://example.org/all.git",
+                "vcs_info": {"vcs": "git", "requested_revision": "v0.1", "commit_id": "1"},
+                "subdirectory": "tunery",
+            },
+            "pip install 'tunery[serve] @ git+https://example.org/all.git@v0.1#subdirectory=tunery'",
+        ),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="paths as POSIX writes them")
+def test_an_extra_is_installed_from_where_tunery_was(
+    origin: dict[str, Any] | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            return json.dumps(origin) if origin and name == "direct_url.json" else None
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    assert versions.install_command("serve") == command
+
+
+def test_an_extra_for_sources_that_were_never_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def distribution(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    assert versions.install_command("hosted") == f"pip install -e '{PYPROJECT.parent}[hosted]'"
+
+
+def test_every_extra_that_an_error_names_exists() -> None:
+    extras = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = (PYPROJECT.parent / "src" / "tunery").rglob("*.py")
+    named = {name for file in sources for name in re.findall(r'install_command\("(\w+)"\)', file.read_text("utf-8"))}
+    assert named
+    assert named <= set(extras)

@@ -26,11 +26,12 @@ from tunery.hosted.state import require_local
 from tunery.models.flat import FlatModel
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
+from tunery.progress import Note, View
 from tunery.startup import spinning_warning
 from tunery.task_file import absolute, load_task
 from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
-from tunery.training.fit import View, fit
+from tunery.training.fit import fit
 from tunery.training.lr_test import RangeTest, range_test
 from tunery.training.scoring import scoring
 from tunery.training.start import read_start
@@ -108,7 +109,7 @@ def train(
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = _load_base(task, recorded or task.train.precision)
         prepared = _prepare(task, base.tokenizer, base.model.config)
-        for note in (*prepared.data.notes, *_about_computing(base)):
+        for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
             view.note(note)
         fitted = fit(task, prepared, base, paths, view, checkpoint)
         evaluation = None
@@ -122,8 +123,8 @@ def _load_base(task: Task, precision: str) -> Base:
     return load_base(task.model, precision=precision, device=task.train.device, quantize=task.train.quantize)
 
 
-def _about_computing(base: Base) -> list[str]:
-    precision = [f"computing in {base.info.dtype}: {base.probe.reason}"] if base.probe else []
+def _about_computing(base: Base) -> list[Note]:
+    precision = [Note(f"computing in {base.info.dtype}: {base.probe.reason}")] if base.probe else []
     warning = spinning_warning() if base.model.device.type == "cpu" else None
     return [*precision, *([warning] if warning else [])]
 
@@ -136,7 +137,7 @@ def _set_aside(paths: RunPaths, view: View) -> None:
     while (kept := paths.root.with_name(f"{paths.root.name}.old-{number}")).exists():
         number += 1
     paths.root.rename(kept)
-    view.note(f"the earlier run is kept as {kept}")
+    view.note(Note(f"the earlier run is kept as {kept}"))
 
 
 def _checkpoint(paths: RunPaths, resume: str) -> Path | None:
@@ -192,9 +193,9 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     held_out = receipt["data"]["validation_rows"] or receipt["data"]["test_rows"]
     if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):
         write_atomic(paths.task, task.to_yaml())
-        view.note(f"{paths.root} is trained; evaluating it")
+        view.note(Note(f"{paths.root} is trained; evaluating it"))
         return Run(paths.root, receipt, evaluate(paths.root, view=view))
-    view.note(f"{paths.root} is already finished; to start over use --resume never")
+    view.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
     if not paths.report.exists():
         _write_pages(paths)
     return Run(paths.root, receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None)
@@ -210,7 +211,7 @@ def _held_out(task: Task, prepared: Prepared) -> HeldOut:
 
 def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
     try:
-        with scoring(model, held_out.rows.rows, task.train.cpu_workers) as score:
+        with scoring(model, held_out.rows.rows, task.train.cpu_workers, view.note) as score:
             result = compare(score, held_out, task.evaluate, view.note)
     except KeyboardInterrupt:
         raise StoppedError(
@@ -268,8 +269,8 @@ def evaluate(
 def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -> dict[str, Any]:
     facts, config = tuned.receipt["data"], tuned.task.data
     more = read_more(str(data), config, facts["kind"], tuple(facts["labels"]), facts["columns"])
-    for note in more.notes:
-        view.note(note)
+    for text in more.notes:
+        view.note(Note(text))
     _note_overlap(tuned.task, more.test, view)
     rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
     held_out = HeldOut(
@@ -285,11 +286,15 @@ def _note_overlap(task: Task, examples: Sequence[Example], view: View) -> None:
     try:
         trained = {text_key(example) for example in read_data(task.data, task.seed).train}
     except TuneryError:
-        view.note("the training data are no longer there, so it was not checked whether these rows are among them")
+        view.note(
+            Note("the training data are no longer there, so it was not checked whether these rows are among them")
+        )
         return
     overlap = sum(text_key(example) in trained for example in examples)
     if overlap:
-        view.note(f"{overlap:,} of these {len(examples):,} rows have a text that was trained: the result flatters")
+        view.note(
+            Note(f"{overlap:,} of these {len(examples):,} rows have a text that was trained: the result flatters")
+        )
 
 
 def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> Mapping[str, Any]:
@@ -333,5 +338,5 @@ def learning_rate_test(
     base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)
     if (multiplier := task.train.learning_rate_multiplier) != 1:
-        view.note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})")
-    return range_test(task, prepared, base, steps, lambda step, of: view.note(f"step {step}/{of}"))
+        view.note(Note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})"))
+    return range_test(task, prepared, base, steps, lambda step, of: view.note(Note(f"step {step}/{of}")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 import click
 
-from tunery.errors import ConfigError, TuneryError
-from tunery.export.targets import FORMATS, ROWS
+from tunery.errors import NotInstalledError, TuneryError
+from tunery.export.limits import ROWS
+from tunery.export.targets import FORMATS, TARGETS
 from tunery.startup import collector_paused
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -77,7 +79,7 @@ def _guarded(work: Callable[[], Any]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _say("tunery: interrupted")
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, e.g. `tunery check … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -93,10 +95,12 @@ def _guarded(work: Callable[[], Any]) -> int:
 
 def _require(extra: str, packages: Sequence[str]) -> None:
     """Refuse a command whose packages are not installed."""
+    from tunery.versions import install_command
+
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ConfigError(
+        raise NotInstalledError(
             f"tunery {extra} needs packages that are not installed: {', '.join(missing)}",
-            f"pip install 'tunery[{extra}]'",
+            install_command(extra),
         )
 
 
@@ -351,7 +355,7 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
 @click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
 @click.option(
     "--content",
-    type=click.Choice([f for f in FORMATS if f != "hub"]),
+    type=click.Choice(list(TARGETS)),
     help="hub: which format to upload; left out, peft.",
 )
 @click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")

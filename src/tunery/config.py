@@ -61,8 +61,7 @@ class DataConfig(_Settings):
 
     train: str | tuple[str, ...] = Field(
         description="file(s) to learn from: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .md, .parquet, a "
-        " `datasets` folder, or "
-        "hub:OWNER/NAME (with :SPLIT if you like)"
+        "`datasets` folder, or hub:OWNER/NAME (with :SPLIT if you like)"
     )
     validation: Annotated[float, Field(gt=0)] | str | None = Field(
         default=0.1,

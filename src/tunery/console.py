@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunery.progress import Note
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -24,10 +26,11 @@ class Console:
         self._total = 0
         self._valid = ""
 
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
+    def note(self, note: Note) -> None:
+        """Something for the user."""
         if self.quiet:
             return
+        text = str(note)
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
@@ -59,14 +62,14 @@ class Console:
         if "valid_loss" in line:
             self._valid = f" · validation {line['valid_loss']:.4f}"
             if self._progress is None:
-                self.note(f"step {line['step']}/{self._total} · validation loss {line['valid_loss']:.4f}")
+                self.note(Note(f"step {line['step']}/{self._total} · validation loss {line['valid_loss']:.4f}"))
             return
         speed = line.get("data_tokens_per_second")  # a hosted model's is not told
         words = f"loss {line['train_loss']:.4f}{self._valid}" + (f" · {speed:,.0f} tokens/s" if speed else "")
         if self._progress is not None and self._bar is not None:
             self._progress.update(self._bar, completed=line["step"], words=words)
         elif line["step"] in (1, self._total) or line["step"] % max(1, self._total // 20) == 0:
-            self.note(f"step {line['step']}/{self._total} · {words}")
+            self.note(Note(f"step {line['step']}/{self._total} · {words}"))
 
     def close(self) -> None:
         """Take the bar away."""

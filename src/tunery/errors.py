@@ -9,14 +9,19 @@ from __future__ import annotations
 
 
 class TuneryError(Exception):
-    """Something the user can act on: what is wrong and where (the message), and what to do about it (the hint)."""
+    """Something the user can act on: what is wrong and where (the message), and what to do about it (the hint).
+
+    Args:
+        param: the field of an API request that it is about.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None):
+    def __init__(self, message: str, hint: str | None = None, *, param: str | None = None):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.param = param
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  → {self.hint}"
@@ -26,6 +31,11 @@ class ConfigError(TuneryError):
     """A setting is missing, misspelt or out of range; a file or folder that a setting names does not exist."""
 
     exit_code = 2
+
+
+class NotInstalledError(ConfigError):
+    """A package is missing. The hint says how to install it on this machine, so it is for whoever runs it, not for
+    clients of a server."""
 
 
 class ModelError(ConfigError):

@@ -14,7 +14,7 @@ from tunery.errors import ConfigError
 from tunery.hosted.consent import Consent
 from tunery.hosted.migrate import Migration, Move
 from tunery.hosted.migrate import migrate as move_here
-from tunery.training.fit import View
+from tunery.progress import View
 
 
 def migrate(

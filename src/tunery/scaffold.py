@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from tunery.errors import ConfigError
 from tunery.paths import write_atomic
+from tunery.text import did_you_mean
 
 
 def templates() -> dict[str, Traversable]:
@@ -32,9 +32,9 @@ def create(template: str, folder: Path) -> list[Path]:
     """
     known = templates()
     if template not in known:
-        close = difflib.get_close_matches(template, known, 1, 0.4)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no template {template!r}", f"{meant}there are: {', '.join(known)}")
+        meant = did_you_mean(template, known, 0.4)
+        there = f"there are: {', '.join(known)}"
+        raise ConfigError(f"there is no template {template!r}", f"{meant} {there}" if meant else there)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", "name a folder, new or empty")
     contents = {folder / source.name: source.read_bytes() for source in known[template].iterdir() if source.is_file()}

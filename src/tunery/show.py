@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunery.text import duration, file_size, gigabytes, plural
+
 if TYPE_CHECKING:
     from tunery.api import Run
     from tunery.export.run import Export
@@ -35,22 +37,6 @@ SCORES = {
 
 def _console() -> Console:
     return Console(soft_wrap=True, highlight=False)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 # --------------------------------------------------------------------------- check
@@ -152,13 +138,13 @@ def _check_training(console: Console, training: Mapping[str, Any]) -> None:
         f"({training['precision']}{_stored(training['quantization'])} on {training['device']})."
     )
     console.print(
-        f"{_plural(training['steps'], 'step')} of {_plural(training['batch_size'], training['unit'])}, "
+        f"{plural(training['steps'], 'step')} of {plural(training['batch_size'], training['unit'])}, "
         f"learning rate {training['learning_rate']:g}; shared beginnings leave {share:.0%} of the tokens to compute."
     )
     fits = training["memory_bytes"] <= training["available_bytes"]
     console.print(
-        f"Estimate: {_duration(training['seconds'])} of training and {_gb(training['memory_bytes'])} of memory "
-        f"({_gb(training['available_bytes'])} are free).",
+        f"Estimate: {duration(training['seconds'])} of training and {gigabytes(training['memory_bytes'])} of memory "
+        f"({gigabytes(training['available_bytes'])} are free).",
         style="" if fits else "yellow",
     )
 
@@ -202,13 +188,13 @@ def _hosted_receipt(console: Console, receipt: Mapping[str, Any]) -> None:
     billed, cost, seconds = hosted["billed_tokens"], hosted["cost"], receipt["speed"]["total_seconds"]
     lines = [
         f"rows      {data['train_rows']:,} trained, {data['validation_rows']:,} for validation",
-        f"job       {hosted['job']} at {hosted['address']}" + ("" if seconds is None else f", {_duration(seconds)}"),
+        f"job       {hosted['job']} at {hosted['address']}" + ("" if seconds is None else f", {duration(seconds)}"),
     ]
     if billed is not None:
         lines.append(f"billed    {billed:,} tokens" + ("" if cost is None else f", about ${cost:,.2f}"))
     if training["first_loss"] is not None:
         lines.append(
-            f"training  {_plural(training['steps'], 'step')}, loss {training['first_loss']:.4f} → "
+            f"training  {plural(training['steps'], 'step')}, loss {training['first_loss']:.4f} → "
             f"{training['final_loss']:.4f}"
         )
     _say_receipt(console, lines, receipt["warnings"])
@@ -227,7 +213,7 @@ def migration(done: Migration) -> None:
     console = _console()
     if done.run is None:
         console.print(
-            f"\nCaptured: {done.folder / 'capture'}, with {_plural(done.answers, 'answer')} of the tuned model"
+            f"\nCaptured: {done.folder / 'capture'}, with {plural(done.answers, 'answer')} of the tuned model"
         )
         console.print(f"Train:    tunery migrate {done.folder} --to MODEL", soft_wrap=True)
         return
@@ -275,17 +261,17 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         f"tokens    {tokens['data']:,} in the data, {tokens['computed']:,} computed "
         f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained "
         f"at {tokens.get('predicting_positions', tokens['trained']):,} predicting positions; {end}",
-        f"adapter   {moved} of {_plural(len(lora['tensors']), 'tensor')} moved, "
+        f"adapter   {moved} of {plural(len(lora['tensors']), 'tensor')} moved, "
         f"{lora['trainable_parameters']:,} parameters, rank {lora['rank']}; sha256 {receipt['adapter']['sha256'][:12]}",
-        f"training  {_plural(training['steps'], 'step')} ({training['stopped']}), loss {training['first_loss']:.4f} → "
+        f"training  {plural(training['steps'], 'step')} ({training['stopped']}), loss {training['first_loss']:.4f} → "
         f"{training['final_loss']:.4f}",
         f"reloaded  the saved adapter gives loss {reload['loss_from_disk']:.6f}, "
         f"in memory {reload['loss_in_memory']:.6f}",
         f"speed     {speed['data_tokens_per_second']:,.0f} data tokens/s, "
         f"{_of_the_rate(speed['matmul_share'])}({receipt['precision']['dtype']}"
         f"{_stored(receipt['model'].get('quantization'))}); "
-        f"{_duration(speed['train_seconds'])} of training",
-        f"memory    {_gb(memory['peak_bytes'])} at the peak, {_gb(memory['estimated_bytes'])} estimated",
+        f"{duration(speed['train_seconds'])} of training",
+        f"memory    {gigabytes(memory['peak_bytes'])} at the peak, {gigabytes(memory['estimated_bytes'])} estimated",
     ]
     _say_receipt(console, lines, receipt["warnings"])
 
@@ -314,8 +300,8 @@ def export(done: Export) -> None:
     console.print(
         Text(
             f"\n{record['format']} ({record['numbers']}), loaded back in {comparison['runtime']} and compared on "
-            f"{_plural(difference['positions'], 'answer token')} of "
-            f"{_plural(record['rows']['count'], 'row')} ({record['rows']['origin']})",
+            f"{plural(difference['positions'], 'answer token')} of "
+            f"{plural(record['rows']['count'], 'row')} ({record['rows']['origin']})",
             style="bold",
         )
     )
@@ -329,12 +315,12 @@ def export(done: Export) -> None:
         limit = f"   limit {format(limits[key], form)}" if key in limits else ""
         console.print(f"  {name:<38}{format(difference[key], form):>10}{limit}")
     console.print(
-        f"  {_plural(comparison['identical_prompts'], 'prompt')} and "
-        f"{_plural(comparison['identical_texts'], 'text')} give the same tokens; "
+        f"  {plural(comparison['identical_prompts'], 'prompt')} and "
+        f"{plural(comparison['identical_texts'], 'text')} give the same tokens; "
         f"{_found(update)}"
     )
     for name, file in record["files"].items():
-        console.print(Text(f"  {_size(file['bytes']):>10}  {name}", style="dim"))
+        console.print(Text(f"  {file_size(file['bytes']):>10}  {name}", style="dim"))
     console.print(Text(f"Export:   {done.path}"), soft_wrap=True)
     if done.upload:
         _upload(console, done.upload)
@@ -342,19 +328,11 @@ def export(done: Export) -> None:
 
 def _found(update: Mapping[str, Any]) -> str:
     """In how many layers the update was found, and how much of it."""
-    words = f"the update is found in {update['measured']} of {_plural(update['layers'], 'layer')}"
+    words = f"the update is found in {update['measured']} of {plural(update['layers'], 'layer')}"
     if not update["measured"]:
         return f"{words}: it is smaller than what rounding does"
     words += f", {update['mean_share']:.0%} of it on average"
     return f"{words}, least {update['least_share']:.0%} in {update['least_in']}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _upload(console: Console, upload: Mapping[str, Any]) -> None:
@@ -363,10 +341,11 @@ def _upload(console: Console, upload: Mapping[str, Any]) -> None:
         return
     console.print(
         Text(
-            f"\n{_plural(len(upload['files']), 'file')}, {_size(upload['bytes'])}, would go to {upload['repository']}:"
+            f"\n{plural(len(upload['files']), 'file')}, {file_size(upload['bytes'])}, would go to "
+            f"{upload['repository']}:"
         )
     )
     for name, size in upload["files"].items():
-        console.print(Text(f"  {_size(size):>10}  {name}"))
+        console.print(Text(f"  {file_size(size):>10}  {name}"))
     console.print(f"Files of other formats would be removed there: {', '.join(upload['removes'])}", markup=False)
     console.print(Text(f"\n{upload['card']}", style="dim"))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunery.progress import Note
+
 SPIN_COUNT = 2000
 """How often a waiting OpenMP thread looks for work before it sleeps. GNU OpenMP's own default is 300,000."""
 
@@ -35,13 +37,16 @@ def limit_openmp_spinning() -> None:
 _too_late = False
 
 
-def spinning_warning() -> str | None:
+def spinning_warning() -> Note | None:
     """What to say where `limit_openmp_spinning` came too late for a computation on a CPU."""
     if not _too_late or sys.platform != "linux":
         return None
-    return (
+    return Note(
         "torch was imported before tunery, so its OpenMP threads spin while they wait: beside another program that "
-        f"computes, training becomes many times slower → import tunery first, or set GOMP_SPINCOUNT={SPIN_COUNT}"
+        "computes, training becomes many times slower",
+        level="warn",
+        code="spinning",
+        hint=f"import tunery first, or set GOMP_SPINCOUNT={SPIN_COUNT}",
     )
 
 

@@ -6,7 +6,6 @@ file:line:field. Paths in the file are relative to the file; paths given with `-
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from tunery.config import BUILT_IN_MODELS, Task, all_settings, sections
 from tunery.errors import ConfigError
 from tunery.paths import safe_name
+from tunery.text import similar_names
 
 FieldPath = tuple[str, ...]
 
@@ -111,8 +111,8 @@ def _apply_override(values: dict[str, Any], assignment: str) -> FieldPath:
 def _did_you_mean(field: FieldPath) -> str:
     settings = [name for name, _ in all_settings()]
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
-    close = difflib.get_close_matches(".".join(field), settings, 1, 0.75)
-    close = close or [by_leaf[leaf] for leaf in difflib.get_close_matches(field[-1], by_leaf, 1, 0.6)]
+    close = similar_names(".".join(field), settings, 1, 0.75)
+    close = close or [by_leaf[leaf] for leaf in similar_names(field[-1], by_leaf)]
     section = dict(sections(Task)).get(field[:-1])
     if close:
         return f"did you mean {close[0]}?"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import tomllib
 from pathlib import Path
 
 UNKNOWN = "unknown"
+
+_SOURCES = Path(__file__).parents[2]
+"""The clone, if tunery runs from one."""
 
 
 def version_of(distribution: str) -> str:
@@ -21,10 +25,32 @@ def version_of(distribution: str) -> str:
         return _source_version() if distribution == "tunery" else UNKNOWN
 
 
-def _source_version(folder: Path = Path(__file__).parents[2]) -> str:
+def _source_version(folder: Path = _SOURCES) -> str:
     """The version of the sources that lie in `folder`, if tunery's do."""
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
     except (OSError, ValueError):
         return UNKNOWN
     return str(project.get("version", UNKNOWN)) if project.get("name") == "tunery" else UNKNOWN
+
+
+def install_command(extra: str) -> str:
+    """How to install the packages of an extra of pyproject.toml, from where tunery itself was installed (PEP 610)."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(importlib.metadata.distribution("tunery").read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        origin = {"url": _SOURCES.as_uri(), "dir_info": {"editable": True}}
+    except ValueError:
+        origin = {}
+    url = str(origin.get("url", ""))
+    if "dir_info" in origin and url.startswith("file:"):
+        editable = "-e " if origin["dir_info"].get("editable") else ""
+        return f"pip install {editable}'{url2pathname(urlsplit(url).path)}[{extra}]'"
+    if vcs := origin.get("vcs_info", {}).get("vcs"):
+        revision = origin["vcs_info"].get("requested_revision") or origin["vcs_info"].get("commit_id")
+        folder = f"#subdirectory={origin['subdirectory']}" if "subdirectory" in origin else ""
+        return f"pip install 'tunery[{extra}] @ {vcs}+{url}{f'@{revision}' if revision else ''}{folder}'"
+    return f"pip install 'tunery[{extra}]'"

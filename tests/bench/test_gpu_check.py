@@ -33,6 +33,9 @@ def environment(out: Path) -> dict[str, str]:
     return {**os.environ, "OUT": str(out), "PYTHON": sys.executable, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
+pytestmark = pytest.mark.timeout(400)  # each part has its own limit
+
+
 def results(out: Path) -> list[Line]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 

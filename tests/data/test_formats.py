@@ -8,6 +8,7 @@ from tunery.data.example import Problem
 from tunery.data.formats import PASSAGE_CHARACTERS, open_source
 from tunery.data.source import Row
 from tunery.errors import ConfigError, DataError
+from tunery.versions import install_command
 
 
 def put(folder: Path, name: str, content: str | bytes) -> str:
@@ -292,7 +293,7 @@ class TestArrow:
         monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
         with pytest.raises(ConfigError) as error:
             items(tmp_path, "a.parquet", b"PAR1")
-        assert error.value.hint == "pip install 'tunery[datasets]'"
+        assert error.value.hint == install_command("datasets")
 
 
 def test_a_hundred_thousand_lines_take_seconds(tmp_path):

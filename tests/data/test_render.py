@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny import tiny_tokenizer
 from tunery.data.detect import Shape
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.prepare import tokenize, tokenize_once
 from tunery.data.render import Renderer
 from tunery.data.source import Row as RawRow
@@ -31,7 +31,7 @@ THINKING = (  # as Qwen3: reasoning is shown in the last turn only
 
 def conversation(*turns: tuple[str, str] | dict) -> Example:
     messages = [t if isinstance(t, dict) else {"role": t[0], "content": t[1]} for t in turns]
-    return Example("chat", "chat.jsonl:3", messages=tuple(messages))
+    return Example("chat", Place("chat.jsonl", 3), messages=tuple(messages))
 
 
 def trained_text(renderer: Renderer, example: Example) -> list[str]:
@@ -148,7 +148,7 @@ def test_rows_the_template_refuses_are_all_listed_or_dropped_and_counted() -> No
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     good = conversation(("user", "u"), ("assistant", "a"))
     bad = [
-        Example("chat", f"chat.jsonl:{n}", ({"role": "system", "content": "s"}, *good.messages)) for n in (7, 8)
+        Example("chat", Place("chat.jsonl", n), ({"role": "system", "content": "s"}, *good.messages)) for n in (7, 8)
     ]  # fmt: skip
     for _ in range(2):  # also after it was seen once
         with pytest.raises(
@@ -163,7 +163,7 @@ def test_rows_the_template_refuses_are_all_listed_or_dropped_and_counted() -> No
 def test_completion_trains_the_completion_and_the_end_token_even_where_a_token_would_straddle() -> None:
     tokenizer = tiny_tokenizer()
     renderer = Renderer(tokenizer)
-    example = Example("completion", "c.jsonl:1", prompt="the answer is ", completion="hello")
+    example = Example("completion", Place("c.jsonl", 1), prompt="the answer is ", completion="hello")
     ids, trained = renderer.encode(renderer.render(example))[0]
     prompt = renderer.encode_prompt("the answer is ", begin=True)
     assert ids[: len(prompt)] == prompt
@@ -173,14 +173,14 @@ def test_completion_trains_the_completion_and_the_end_token_even_where_a_token_w
 
 def test_text_is_trained_as_a_whole_and_long_text_goes_on_in_further_rows() -> None:
     renderer = Renderer(tiny_tokenizer())
-    example = Example("text", "t.txt:1", text="hello there " * 60)
+    example = Example("text", Place("t.txt", 1), text="hello there " * 60)
     whole = tokenize(renderer, [example], 10_000, "cut").rows[0]
     parts = tokenize(renderer, [example], 50, "cut")
     assert all(len(row.ids) <= 50 for row in parts.rows)
     assert len(parts.rows) > 2
     joined = [token for row in parts.rows for token in row.ids.tolist()]
     assert joined == whole.ids.tolist()[: len(joined)]
-    assert parts.truncated == ([] if len(joined) == len(whole.ids) else ["t.txt:1"])
+    assert parts.truncated == ([] if len(joined) == len(whole.ids) else [Place("t.txt", 1)])
 
 
 def test_a_long_prompt_is_cut_from_its_front_and_the_answer_kept_whole() -> None:
@@ -214,7 +214,7 @@ def test_an_answer_too_long_for_the_limit_is_dropped_and_said() -> None:
 
 def test_classification_cuts_the_text_and_keeps_instruction_and_label() -> None:
     renderer = Renderer(tiny_tokenizer(CHATML), labels=["good", "bad"], instruction="Good or bad?")
-    example = Example("classification", "r.csv:9", text="what a film " * 100, label="good")
+    example = Example("classification", Place("r.csv", 9), text="what a film " * 100, label="good")
     row = tokenize(renderer, [example], 80, "cut").rows[0]
     text = str(renderer.tokenizer.decode(row.ids.tolist()))
     assert len(row.ids) <= 80

@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.split import content_key, draw, hold_out, shuffled, text_key, without_duplicates, without_texts
 from tunery.errors import ConfigError
 
 
 def labelled(*pairs: tuple[str, str]) -> list[Example]:
-    return [Example("classification", f"f:{line}", text=text, label=label) for line, (text, label) in enumerate(pairs)]
+    return [
+        Example("classification", Place("f", line), text=text, label=label) for line, (text, label) in enumerate(pairs)
+    ]
 
 
 def numbered(count: int, labels: str = "ab") -> list[Example]:
@@ -18,7 +20,7 @@ def numbered(count: int, labels: str = "ab") -> list[Example]:
 
 
 def chat(*said: tuple[str, str]) -> Example:
-    return Example("chat", "f:1", messages=tuple({"role": role, "content": content} for role, content in said))
+    return Example("chat", Place("f", 1), messages=tuple({"role": role, "content": content} for role, content in said))
 
 
 class TestTextKey:
@@ -34,7 +36,7 @@ class TestTextKey:
         assert text_key(one) != text_key(chat(("user", "hi"), ("assistant", "a"), ("user", "more"), ("assistant", "b")))
 
     def test_rows_without_input_go_by_their_answer(self):
-        empty = [Example("completion", "f:1", prompt=" ", completion=answer) for answer in ("a", "b")]
+        empty = [Example("completion", Place("f", 1), prompt=" ", completion=answer) for answer in ("a", "b")]
         assert text_key(empty[0]) != text_key(empty[1])
         assert text_key(chat(("assistant", "a"))) != text_key(chat(("assistant", "b")))
 

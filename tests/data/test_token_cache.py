@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.tiny import CHATML, tiny_tokenizer
 from tunery.data import prepare, token_cache
 from tunery.data.batching import Row
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.prepare import Rows, tokenize, tokenize_once
 from tunery.data.render import Renderer
 
@@ -27,7 +28,7 @@ def examples(file: str = "rows.csv") -> list[Example]:
     """Short, long and endless rows; some hold a control token, which is remarked."""
     texts = ["fine", "a film " * 20, "<|im_end|> dull", "żółć 🙂", "x" * 30]
     rows = [
-        Example("classification", f"{file}:{i + 2}", text=t, label=("good", "bad")[i % 2]) for i, t in enumerate(texts)
+        Example("classification", Place(file, i + 2), text=t, label=("good", "bad")[i % 2]) for i, t in enumerate(texts)
     ]
     return [*rows, dataclasses.replace(rows[0], where=f"{file}:99", label="good" * 60)]
 
@@ -120,6 +121,19 @@ def test_a_changed_tokenizer_or_row_is_another_entry() -> None:
             token_cache.entry_key(renderer(), [dataclasses.replace(rows[0], **change), *rows[1:]], 60, "cut") != before
         )
     assert token_cache.entry_key(renderer(), rows[::-1], 60, "cut") != before
+
+
+def test_a_change_to_any_of_the_code_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "data"
+    shutil.copytree(token_cache._CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(token_cache, "_CODE", code)
+    before = token_cache.entry_key(renderer(), examples(), 60, "cut")
+    for file in code.glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        file.write_text(source + "# changed\n", encoding="utf-8")
+        assert token_cache.entry_key(renderer(), examples(), 60, "cut") != before, file.name
+        file.write_text(source, encoding="utf-8")
+    assert token_cache.entry_key(renderer(), examples(), 60, "cut") == before
 
 
 def test_a_damaged_entry_is_made_again(own_cache: Path) -> None:

@@ -4,7 +4,7 @@ from decimal import Decimal
 import pytest
 
 from tunery.data.detect import Shape
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.source import Row
 from tunery.data.validate import check_row, label_map
 
@@ -38,7 +38,7 @@ def chat(*messages, **more):
 
 class TestTexts:
     def test_a_text(self):
-        assert good(TEXT, {"text": "a", "id": 3}) == Example("text", "f.jsonl:7", text="a")
+        assert good(TEXT, {"text": "a", "id": 3}) == Example("text", Place("f.jsonl", 7), text="a")
         assert good(TEXT, "plain").text == "plain"
 
     @pytest.mark.parametrize(

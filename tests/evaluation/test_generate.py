@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_llama_config, tiny_tokenizer
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
@@ -57,7 +57,7 @@ def test_a_drawn_answer_is_repeated_by_its_seed(model: torch.nn.Module) -> None:
 
 def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: torch.nn.Module) -> None:
     renderer = Renderer(tiny_tokenizer(), labels=["good", "good film", "bad"], instruction="which?")
-    examples = [Example("classification", f"r:{i}", text=f"film {i}", label="bad") for i in range(3)]
+    examples = [Example("classification", Place("r", i), text=f"film {i}", label="bad") for i in range(3)]
     given = label_rows(renderer, examples, 200)
     scores = score_labels(Scorer(inspect_model(model)), given, 3)
     assert given.truth.tolist() == [2, 2, 2]
@@ -88,7 +88,7 @@ def test_the_base_side_of_a_comparison_is_the_base(model: torch.nn.Module) -> No
 
 def test_all_labels_of_a_long_text_are_scored_after_the_same_prompt() -> None:
     renderer = Renderer(tiny_tokenizer(), labels=["a", "bb bb bb bb bb bb"], instruction="which?")
-    long, short = (Example("classification", "r:1", text="film " * n, label="a") for n in (100, 2))
+    long, short = (Example("classification", Place("r", 1), text="film " * n, label="a") for n in (100, 2))
     given = label_rows(renderer, [long, short], 80)
     assert given.examples == [0, 1]
     prompts = [row.ids[: int(np.flatnonzero(row.weights)[0])].tolist() for row in given.rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from tests.evaluation.test_report import evaluation, receipt, run_dir
+from tunery.evaluation import proof
+from tunery.evaluation.proof import last_part
 from tunery.evaluation.record import read_run
 from tunery.export.card import hub_id, write_card
 
@@ -107,3 +110,61 @@ def test_an_existing_folder_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path,
     root = run_dir(tmp_path / "run", proof=receipt(model={"name": "models/mine"}))
     (root / "task.yaml").write_text(json.dumps({"name": "x"}))
     assert hub_id(read_run(root)) is None
+
+
+PRIVATE = "/home/zyxq/qqhidden"
+
+
+def test_no_path_of_the_machine_reaches_a_card_whatever_a_label_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = tuple(
+        (title, tuple(replace(entry, label=f"Label {number}") for number, entry in enumerate(entries)))
+        for title, entries in proof._FACTS
+    )
+    monkeypatch.setattr(proof, "_FACTS", renamed)
+    _, body = card(
+        tmp_path,
+        model={"name": f"{PRIVATE}/my-model", "source": f"{PRIVATE}/my-model", "sha256": "ab" * 32},
+        template={"source": f"{PRIVATE}/template.jinja"},
+        lora={"start": {"path": f"{PRIVATE}/qqolder/adapter", "sha256": "cd" * 32}, "rank": 8},
+        data={"kind": "classification", "files": {f"{PRIVATE}/qq mine/reviews.csv": "ef" * 32}},
+        precision={"dtype": "float32", "reason": f"timed, kept in {PRIVATE}/cache/probe.json"},
+        warnings=[f"rows of {PRIVATE}/qq mine/reviews.csv ('{PRIVATE}/more.csv') were cut", "see https://a.org/qa/b"],
+    )
+    assert "zyxq" not in body
+    assert "qq" not in body
+    assert body.count("my-model") >= 2
+    for shown in ("template.jinja", "reviews.csv", "more.csv", "probe.json", "cd" * 32, "https://a.org/qa/b"):
+        assert shown in body
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("g++ -I/home/zyxq/.venv/include x.cpp", "g++ -Iinclude x.cpp"),
+        ("path=/home/zyxq/x/y.csv", "path=y.csv"),
+        ("at file:///home/zyxq/x", "at x"),
+        ("[/home/zyxq/x/y] and “/home/zyxq/z”", "[y] and “z”"),
+        (r"\\zyxq\share\x", "x"),
+        (r"in C:\zyxq\share\x.csv.", "in x.csv."),
+        ("../zyxq/secret/x.csv", "x.csv"),
+        ("~/zyxq/x.csv", "x.csv"),
+        ("12 of 20 words/tokens, owner/name, 3/4, https://example.org/zy/x", None),
+    ],
+)
+def test_a_text_that_is_published_names_the_last_part_of_a_path(tmp_path: Path, said: str, shown: str | None) -> None:
+    _, body = card(tmp_path, warnings=[said])
+    limits = re.sub(r"\\([^\w\s])", r"\1", body.partition("## Limits")[2].partition("## ")[0])
+    assert f"- {shown or said}." in limits
+    assert "zyxq" not in body
+
+
+def test_the_home_folder_is_not_named(tmp_path: Path) -> None:
+    _, body = card(tmp_path, warnings=[f"made by {Path.home()}"])
+    assert str(Path.home()) not in body
+
+
+def test_a_windows_path_is_a_path() -> None:
+    assert last_part(r"C:\Users\ada\models\mine") == "mine"
+    assert last_part("owner/name/") == "name"

@@ -18,9 +18,9 @@ import tunery
 from tests.export.runs import QUIET
 from tunery import paths
 from tunery.errors import ConfigError, ResumableError, TuneryError
-from tunery.export import run as export_module
 from tunery.export.folder import RECORD, check_target, sweep, write_export
 from tunery.export.room import memory_errors, place_with_room
+from tunery.export.targets import TARGETS
 
 
 @pytest.mark.parametrize("out", [".", "..", "inside/.."])
@@ -139,7 +139,7 @@ def test_an_export_is_terminable(
         time.sleep(10)
         return []
 
-    monkeypatch.setitem(export_module.WRITERS, "merged", write)
+    monkeypatch.setattr(TARGETS["merged"], "write", write)
     with pytest.raises(TuneryError, match="terminated") as caught:
         tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", view=QUIET)
     assert caught.value.exit_code == 143

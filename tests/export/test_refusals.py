@@ -19,6 +19,7 @@ from tests.export.runs import QUIET, make_run, save_base
 from tunery.errors import AdapterError, ConfigError
 from tunery.export import run as export_module
 from tunery.export.subject import Subject
+from tunery.export.targets import DESTINATIONS, FORMATS, TARGETS
 from tunery.lora.attach import Piece
 
 FORMS = ("peft", "merged", "gguf", "gguf-adapter", "ollama")
@@ -35,19 +36,19 @@ def refused(run: Path, to: str, out: Path, **more: Any) -> AdapterError:
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, form: str, change: Callable[[Subject, Path], Any]) -> None:
     """Do something to an export between writing and checking."""
-    write = export_module.WRITERS[form]
+    write = TARGETS[form].write
 
     def wrapped(subject: Subject, sample: Any, numbers: str, folder: Path) -> list[str]:
         notes = write(subject, sample, numbers, folder)
         change(subject, folder)
         return notes
 
-    monkeypatch.setitem(export_module.WRITERS, form, wrapped)
+    monkeypatch.setattr(TARGETS[form], "write", wrapped)
 
 
 def write_with_a_zeroed_tensor(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Have one tensor of the adapter be zero while the export is written."""
-    write = export_module.WRITERS[form]
+    write = TARGETS[form].write
 
     def wrapped(subject: Subject, sample: Any, numbers: str, folder: Path) -> list[str]:
         path = list(subject.pieces)[2]
@@ -62,7 +63,7 @@ def write_with_a_zeroed_tensor(monkeypatch: pytest.MonkeyPatch, form: str) -> No
         finally:
             subject.pieces, subject.weights.deltas = whole, deltas
 
-    monkeypatch.setitem(export_module.WRITERS, form, wrapped)
+    monkeypatch.setattr(TARGETS[form], "write", wrapped)
 
 
 @pytest.mark.parametrize("form", ["merged", "gguf", "gguf-adapter", "ollama"])
@@ -258,3 +259,19 @@ def test_the_command_line(run_of: Callable[[str], Path], tmp_path: Path) -> None
     done = tunery_export("--to", "gguf", "--quantize", "q9")
     assert (done.returncode, done.stdout) == (2, "")
     assert "q4_k_m" in done.stderr
+
+
+def test_every_target_says_what_the_command_line_the_hub_and_the_checks_need() -> None:
+    for name, target in TARGETS.items():
+        assert target.name == name
+        assert target.about
+        assert target.files
+        assert target.hub_library
+        assert FORMATS[name] == target.about
+        assert DESTINATIONS[name] is target
+        dtype = target.default_dtype or "float32"
+        assert target.limits(dtype).agreement > 0.5
+        if target.default_dtype:
+            target.check_dtype(target.default_dtype)
+            with pytest.raises(ConfigError):
+                target.check_dtype("q17")

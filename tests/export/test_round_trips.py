@@ -18,7 +18,7 @@ from tunery.errors import ConfigError
 from tunery.export import weights as weights_module
 from tunery.export.run import Export
 from tunery.export.subject import open_run
-from tunery.export.targets import limits_of
+from tunery.export.targets import TARGETS
 
 SHAPES = ("llama", "gpt2", "qwen3")
 
@@ -33,7 +33,7 @@ def check(done: Export, form: str, numbers: str) -> None:
     assert record == done.record
     assert (record["format"], record["numbers"]) == (form, numbers)
     comparison = record["comparison"]
-    limits = limits_of(form, numbers if form != "gguf-adapter" else "f32")
+    limits = TARGETS[form].limits(numbers if form != "gguf-adapter" else "f32")
     assert comparison["difference"]["positions"] >= 16
     assert comparison["difference"]["mean_difference"] <= limits.mean
     assert comparison["difference"]["max_difference"] <= limits.maximum
@@ -147,7 +147,9 @@ def test_a_base_in_sixteen_bits_keeps_its_format(dtype: torch.dtype, tmp_path: P
     assert {t.dtype for t in load_file(done.path / "model.safetensors").values()} == {dtype}
     check(export(run, "peft", tmp_path / "peft"), "peft", "float32")
     done = export(run, "gguf-adapter", tmp_path / "adapter")
-    assert done.record["comparison"]["limits"] == limits_of("gguf", {"bfloat16": "bf16"}.get(name, "f16")).as_dict()
+    assert (
+        done.record["comparison"]["limits"] == TARGETS["gguf"].limits({"bfloat16": "bf16"}.get(name, "f16")).as_dict()
+    )
 
 
 @pytest.mark.parametrize("shape", ["llama", "gpt2", "gemma3"])
@@ -193,7 +195,7 @@ def test_a_base_from_a_gguf_file_is_exported_from_its_converted_copy(
     check(export(run, "merged", tmp_path / "merged"), "merged", "float32")
     check(export(run, "gguf", tmp_path / "gguf"), "gguf", "f16")
     done = export(run, "gguf-adapter", tmp_path / "adapter")
-    assert done.record["comparison"]["limits"] == limits_of("gguf-adapter", "q8_0").as_dict()
+    assert done.record["comparison"]["limits"] == TARGETS["gguf-adapter"].limits("q8_0").as_dict()
 
 
 def test_llama_3s_rotary_scaling(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tunery.export.limits import LIMITS, Limits
 from tunery.export.scores import Scores, compare, make_probe
-from tunery.export.targets import LIMITS, Limits, limits_of
+from tunery.export.targets import TARGETS
 
 
 def scores(probabilities: np.ndarray, targets: list[int], ids: np.ndarray | None = None) -> Scores:
@@ -52,7 +53,9 @@ def test_a_choice_that_is_as_likely_is_the_same() -> None:
 def test_a_format_with_few_bits_has_the_same_idea_of_a_tie() -> None:
     """1.5 nats are no tie, however far such a format's log-probabilities may be."""
     p, q = np.array([[0.75, 0.17, 0.08]]), np.array([[0.17, 0.75, 0.08]])
-    assert compare(scores(p, [2]), scores(q, [2])).beyond(Limits(9.0, 9.0, 9.0, limits_of("gguf", "q4_0").agreement))
+    assert compare(scores(p, [2]), scores(q, [2])).beyond(
+        Limits(9.0, 9.0, 9.0, TARGETS["gguf"].limits("q4_0").agreement)
+    )
 
 
 @pytest.mark.parametrize("known", [1, 3, 8])
@@ -108,7 +111,7 @@ def test_every_number_format_has_limits() -> None:
     from tunery.export.gguf_types import NUMBERS
 
     for numbers in NUMBERS:
-        assert limits_of("gguf", numbers) is LIMITS[f"gguf {numbers}"]
-        assert limits_of("ollama", numbers) is limits_of("gguf", numbers)
-    bits = [limits_of("gguf", n) for n in NUMBERS]
+        assert TARGETS["gguf"].limits(numbers) is LIMITS[f"gguf {numbers}"]
+        assert TARGETS["ollama"].limits(numbers) is TARGETS["gguf"].limits(numbers)
+    bits = [TARGETS["gguf"].limits(n) for n in NUMBERS]
     assert [b.kl for b in bits] == sorted(b.kl for b in bits)

@@ -14,6 +14,7 @@ from tests.hosted.fake import KEY, MODEL, Fake, serving
 from tunery.config_hosted import HostedConfig
 from tunery.hosted import client as client_module
 from tunery.hosted.client import Service
+from tunery.progress import Note
 
 
 @pytest.fixture
@@ -34,10 +35,17 @@ def fake(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]
         yield running
 
 
+class Said(list[str]):
+    """Notes as people read them."""
+
+    def append(self, note: object) -> None:
+        super().append(str(note))
+
+
 @pytest.fixture
 def notes() -> list[str]:
     """What a service said while it tried again."""
-    return []
+    return Said()
 
 
 @pytest.fixture
@@ -80,8 +88,8 @@ class Watching:
         self.started: tuple[int, int] | None = None
         self.closed = False
 
-    def note(self, text: str) -> None:
-        self.said.append(text)
+    def note(self, note: Note) -> None:
+        self.said.append(str(note))
 
     def start(self, total: int, done: int) -> None:
         self.started = (total, done)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import tiny_tokenizer
 from tunery.config import DataConfig
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
 from tunery.data.wording import Wording
@@ -23,7 +23,7 @@ def rows(examples: list[Example], wording: Wording | None = None) -> list[dict[s
 
 
 def test_a_classification_asks_as_a_model_trained_here_is_asked() -> None:
-    example = Example("classification", "f:1", text="a fine film", label="good")
+    example = Example("classification", Place("f", 1), text="a fine film", label="good")
     wording = Wording(labels=("bad", "good"), instruction="good or bad?", system="be brief")
     renderer = Renderer(tiny_tokenizer(), labels=("bad", "good"), instruction="good or bad?", system="be brief")
     (row,) = rows([example], wording)
@@ -46,16 +46,16 @@ def test_a_conversation_keeps_weights_tools_and_calls() -> None:
         {"role": "tool", "content": "42", "tool_call_id": "c1"},
         {"role": "assistant", "content": "it is 42"},
     )
-    (row,) = rows([Example("chat", "f:1", messages=messages, tools=tools)], Wording(system="be kind"))
+    (row,) = rows([Example("chat", Place("f", 1), messages=messages, tools=tools)], Wording(system="be kind"))
     assert row["tools"] == list(tools)
     assert row["messages"][0] == {"role": "system", "content": "be kind"}
     assert row["messages"][2] == {"role": "assistant", "content": "hm", "weight": 0}
     assert row["messages"][4] == {"role": "assistant", "content": None, "tool_calls": [call]}
-    assert "é" in lines([Example("chat", "f:1", messages=messages)], Wording())[0]
+    assert "é" in lines([Example("chat", Place("f", 1), messages=messages)], Wording())[0]
 
 
 def test_a_completion_becomes_a_conversation() -> None:
-    example = Example("completion", "f:1", prompt="Say hi", completion="hi")
+    example = Example("completion", Place("f", 1), prompt="Say hi", completion="hi")
     assert rows([example]) == [
         {"messages": [{"role": "user", "content": "Say hi"}, {"role": "assistant", "content": "hi"}]}
     ]
@@ -83,13 +83,15 @@ def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path:
 @pytest.mark.parametrize(
     ("example", "words"),
     [
-        (Example("completion", "f:3", prompt=" ", completion="x"), "f:3: the prompt is empty"),
+        (Example("completion", Place("f", 3), prompt=" ", completion="x"), "f:3: the prompt is empty"),
         (
-            Example("chat", "f:4", messages=({"role": "assistant", "content": "a", "reasoning_content": "b"},)),
+            Example("chat", Place("f", 4), messages=({"role": "assistant", "content": "a", "reasoning_content": "b"},)),
             "f:4: messages with reasoning_content",
         ),
         (
-            Example("preference", "f:5", chosen=({"role": "assistant"},) * 3, rejected=({"role": "assistant"},)),
+            Example(
+                "preference", Place("f", 5), chosen=({"role": "assistant"},) * 3, rejected=({"role": "assistant"},)
+            ),
             "f:5: the chosen answer has 3 messages",
         ),
     ],

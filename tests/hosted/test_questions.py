@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.wording import Wording
 from tunery.hosted.evaluate import NO_LABEL, label_scores
 from tunery.hosted.questions import Question, questions, read_label
@@ -51,11 +51,11 @@ def test_a_question_ends_where_the_answer_begins() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
     asked, left_out = questions(
         [
-            Example("classification", "f:1", text="t", label="a"),
-            Example("chat", "f:2", messages=chat),
-            Example("completion", "f:3", prompt="p", completion="c"),
-            Example("preference", "f:4", messages=chat[:1], chosen=(chat[1],), rejected=(chat[3],)),
-            Example("chat", "f:5", messages=(chat[0], call)),
+            Example("classification", Place("f", 1), text="t", label="a"),
+            Example("chat", Place("f", 2), messages=chat),
+            Example("completion", Place("f", 3), prompt="p", completion="c"),
+            Example("preference", Place("f", 4), messages=chat[:1], chosen=(chat[1],), rejected=(chat[3],)),
+            Example("chat", Place("f", 5), messages=(chat[0], call)),
         ],
         wording,
     )

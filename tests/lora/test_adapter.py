@@ -16,7 +16,7 @@ from torch import nn
 from tests.lora.test_attach import logits, randomise
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.errors import AdapterError
-from tunery.lora.adapter import load_adapter, save_adapter, write_adapter_files
+from tunery.lora.adapter import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter, write_adapter_files
 from tunery.lora.attach import (
     active_adapter,
     adapter_names,
@@ -77,6 +77,14 @@ def test_we_load_what_peft_saves(shape: str, tmp_path: Path) -> None:
     ours = tiny_model(shape, F64)
     load_adapter(ours, tmp_path)
     assert relative(logits(ours), expected) < 1e-10
+
+
+def test_a_copy_of_the_embedding_passes_before_the_base_is_loaded(tmp_path: Path) -> None:
+    made_by_peft("llama", tmp_path, r=4, lora_alpha=6, target_modules=["q_proj", "embed_tokens"])
+    assert any("embed_tokens" in name and "lora" not in name for name in load_file(tmp_path / WEIGHTS_FILE))
+    empty = tiny_model("llama", F64).to("meta")
+    pieces = read_adapter(dict(empty.named_modules()), tmp_path)
+    assert any(name.endswith("embed_tokens") for name in pieces)
 
 
 def test_patterns_of_rank_and_alpha_survive_both_ways(tmp_path: Path) -> None:

@@ -219,6 +219,16 @@ def test_a_kernel_that_fails_or_gives_other_numbers_is_not_used_and_said(
     assert ("no kernel image is available" if fault == "fails" else "differs by") in reason
 
 
+def test_an_engine_with_attention_of_its_own_compiles_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: Any) -> Tensor:
+        raise AssertionError("compiled for nothing")
+
+    monkeypatch.setattr(attention_flex, "_compiled", lambda: compiled)
+    flat = inspect_model(tuned()[0], kernels=False)
+    assert flat.flattened
+    assert attention_gpu.refusals() == []
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("InductorError: CUDA out of memory. Tried")]
 )

@@ -126,3 +126,16 @@ def test_a_row_at_a_time_refuses_a_merged_batch() -> None:
     model = tiny_model("llama").eval()
     with pytest.raises(ValueError, match="one row"):
         FlatModel(model, flattened=False, head=None).logits(flatten(make_rows(2)))
+
+
+def test_memory_that_runs_out_while_a_model_is_looked_at_says_nothing_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama").eval()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FlatModel, "hidden", full)
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            inspect_model(model)
+    assert inspect_model(model).flattened

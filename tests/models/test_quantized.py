@@ -29,6 +29,7 @@ from tunery.models.flat import inspect_model
 from tunery.models.flops import step_flops
 from tunery.models.load import load_base
 from tunery.training.loss import batch_loss
+from tunery.versions import install_command
 
 needs_library = pytest.mark.skipif(not quantized.installed(), reason="needs bitsandbytes")
 MODES = ("nf4", "int8")
@@ -259,7 +260,7 @@ def test_without_the_library_the_error_names_the_command(saved: Path, monkeypatc
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="bitsandbytes, which is not installed") as caught:
         load(saved, "nf4")
-    assert "pip install bitsandbytes" in str(caught.value.hint)
+    assert caught.value.hint == install_command("quantized")
     assert load(saved, "none").info.quantization is None
 
 

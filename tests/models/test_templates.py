@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.tiny import CHATML, tiny_tokenizer
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.errors import ModelError
 from tunery.models.templates import PLAIN_TEMPLATE, ensure_template
@@ -61,7 +61,7 @@ def test_what_is_asked_is_the_beginning_of_what_is_trained_and_the_end_token_is_
     tokenizer = tiny_tokenizer(None)
     ensure_template(tokenizer)
     renderer = Renderer(tokenizer)
-    example = Example("chat", "a:1", messages=(*TALK, {"role": "assistant", "content": "See you"}))
+    example = Example("chat", Place("a", 1), messages=(*TALK, {"role": "assistant", "content": "See you"}))
     ids, trained = renderer.encode(renderer.render(example))[0]
     answers = tokenizer.decode([token for token, on in zip(ids, trained, strict=True) if on])
     assert answers == "Hi!<|im_end|>See you<|im_end|>"

@@ -12,6 +12,7 @@ from tunery.cli import cli
 from tunery.errors import ConfigError
 from tunery.serve import settings as serve_settings
 from tunery.serve.settings import make_settings, named, read_task_defaults
+from tunery.versions import install_command
 
 
 def test_bases_and_aliases_are_seen_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,4 +103,4 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli, ["serve", "--base", "b"])
     assert isinstance(result.exception, ConfigError)
     assert "uvicorn" in result.exception.message
-    assert result.exception.hint == "pip install 'tunery[serve]'"
+    assert result.exception.hint == install_command("serve")

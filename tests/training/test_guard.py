@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tunery.errors import DivergedError, ModelError
-from tunery.training.guard import MicroBatchLimit, is_out_of_memory, require_finite, stop_signals
+from tunery.models.device import is_out_of_memory
+from tunery.training.guard import MicroBatchLimit, require_finite, stop_signals
 
 
 @pytest.mark.parametrize(

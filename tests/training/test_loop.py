@@ -15,6 +15,7 @@ from tunery.config import TrainConfig
 from tunery.errors import DivergedError, StoppedError
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel
+from tunery.progress import Note
 from tunery.training import objective
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, StopRequest
@@ -31,7 +32,7 @@ class Lines:
     def log(self, line: Mapping[str, Any]) -> None:
         self.lines.append({key: value for key, value in line.items() if "second" not in key})
 
-    def note(self, text: str) -> None: ...
+    def note(self, note: Note) -> None: ...
 
 
 def make_loop(folder: Path, ahead: int, **plan: Any) -> tuple[Loop, Lines]:

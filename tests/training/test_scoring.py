@@ -110,3 +110,34 @@ def test_the_tasks_number_of_workers_is_kept(model: FlatModel) -> None:
         assert alone.pool is None
         assert two.pool is not None
         assert two.pool.count == 2
+
+
+def test_where_memory_runs_out_in_a_worker_this_process_scores_alone_and_says_so(
+    model: FlatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, here, said = make_rows(9, 6), os.getpid(), []
+    alone = score(model, rows).mean_loss
+
+    def full(asked: Any) -> Any:
+        if os.getpid() != here:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return in_double(scoring_functions(model)["score"])(asked)
+
+    pool = WorkerPool({"score": full}, 2, 1)
+    try:
+        several = Scorer(model, pool, said.append)
+        assert [several(rows).mean_loss for _ in range(2)] == pytest.approx([alone, alone], rel=1e-9)
+    finally:
+        pool.close()
+    (note,) = said
+    assert note.level == "warn"
+    assert "memory ran out in a worker process" in note.message
+
+
+def test_where_no_process_can_be_started_this_one_scores(model: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    with scoring.scoring(model, make_rows(8, 4), 2) as scorer:
+        assert scorer.pool is None

@@ -68,7 +68,7 @@ def test_a_dtype_that_was_chosen_wrongly_is_named(model: FlatModel, monkeypatch:
     monkeypatch.setattr(throughput, "probe_precision", lambda _: again)
     look = check(model, 0.02, chosen=True)
     said = [look.look(Step(), 10.0) for _ in range(3)][2]
-    assert str(said).endswith("→ start over with --resume never --set train.precision=bfloat16")
+    assert str(said).endswith("→ start over in bfloat16: --resume never --set train.precision=bfloat16")
 
 
 @pytest.mark.parametrize(("fraction", "seconds"), [(0.3, 10.0), (0.02, 0.01)])

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tunery.data.source import EXTENSIONS, Item, Row, Source, shown_path
-from tunery.errors import ConfigError, DataError
+from tunery.errors import ConfigError, DataError, NotInstalledError
 from tunery.paths import file_sha256
+from tunery.versions import install_command
 
 _BATCH_ROWS = 1000
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[^:\s]+))?")
@@ -22,8 +23,8 @@ def _library(module: str, shown: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(
-            f"{shown}: reading this needs the `datasets` library", "pip install 'tunery[datasets]'"
+        raise NotInstalledError(
+            f"{shown}: reading this needs the `datasets` library", install_command("datasets")
         ) from None
 
 

@@ -6,13 +6,13 @@ The form is that of OpenAI's fine-tuning files (messages with role, content, wei
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from tunery.data.detect import did_you_mean
+from tunery.data.detect import known_here
 from tunery.data.example import Problem
+from tunery.text import did_you_mean
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
@@ -49,8 +49,7 @@ def kind_of(value: Any) -> str:
 
 def report_missing(report: Report, row: Mapping[str, Any], key: str, at: str = "") -> None:
     """Note that `row` (found at the path `at`) lacks a key, and which one may have been meant."""
-    close = difflib.get_close_matches(key, list(row), 1, 0.6)
-    report.add(f"{at}{key}", "missing", f"did you mean {close[0]}?" if close else f"add {key} to the row")
+    report.add(f"{at}{key}", "missing", did_you_mean(key, row) or f"add {key} to the row")
 
 
 # --------------------------------------------------------------------------- conversations
@@ -141,7 +140,7 @@ def _role(report: Report, field: str, message: dict[str, Any]) -> str:
             field, "the role function is no longer used", "write role tool, with the tool_call_id that it answers"
         )
     elif role not in _ROLES:
-        report.add(field, f"unknown role {str(role)[:40]!r}", did_you_mean(str(role), _ROLES))
+        report.add(field, f"unknown role {str(role)[:40]!r}", known_here(str(role), _ROLES))
     return role if isinstance(role, str) else ""
 
 
@@ -151,7 +150,7 @@ def _unknown_key(report: Report, at: str, key: str) -> None:
     elif key == "audio":
         report.add(f"{at}.{key}", "audio is not supported", "remove it; text is what is trained")
     else:
-        report.add(f"{at}.{key}", "unknown key", did_you_mean(key, _MESSAGE_KEYS))
+        report.add(f"{at}.{key}", "unknown key", known_here(key, _MESSAGE_KEYS))
 
 
 def _weight(report: Report, field: str, message: dict[str, Any], role: str, result: dict[str, Any]) -> None:
@@ -215,7 +214,7 @@ def _tool_call_id(report: Report, field: str, message: dict[str, Any], role: str
     elif call is None:
         report.add(field, "missing", "name the id of the tool call that this message answers")
     elif not isinstance(call, str) or call not in calls:
-        known = did_you_mean(str(call), sorted(calls)) if calls else "put the assistant's tool_calls before it"
+        known = known_here(str(call), sorted(calls)) if calls else "put the assistant's tool_calls before it"
         report.add(field, f"no earlier message makes the tool call {str(call)[:40]!r}", known)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -10,6 +9,7 @@ from typing import Any, get_args
 from tunery.config import DataConfig, Kind
 from tunery.data.source import printable
 from tunery.errors import ConfigError
+from tunery.text import did_you_mean
 
 REQUIRED: dict[Kind, tuple[str, ...]] = {
     "chat": ("messages",),
@@ -67,7 +67,7 @@ def detect(values: Sequence[dict[str, Any] | str], config: DataConfig) -> Shape:
     if names:
         for role, column in _set_columns(config).items():
             if column not in names:
-                raise ConfigError(f"data.columns.{role}: there is no column {column!r}", did_you_mean(column, names))
+                raise ConfigError(f"data.columns.{role}: there is no column {column!r}", known_here(column, names))
     kind = _find_kind(names, plain, config) if config.kind == "auto" else config.kind
     _refuse_unused_settings(kind, config)
     if plain and kind != "text":
@@ -88,7 +88,7 @@ def check_columns(shape: Shape, values: Sequence[dict[str, Any] | str], shown: s
         if column not in names:
             raise ConfigError(
                 f"{shown} has no column {column!r}, the {role} in the other files",
-                did_you_mean(column, names),
+                known_here(column, names),
             )
 
 
@@ -97,13 +97,12 @@ def column_names(values: Iterable[dict[str, Any] | str]) -> list[str]:
     return list(dict.fromkeys(key for value in values if isinstance(value, dict) for key in value))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def known_here(name: str, known: Iterable[str]) -> str:
     """A hint that names the closest of the known names, and all of them (shortened)."""
-    known = list(known)
-    listed = ", ".join(map(printable, known[:30]))
+    known = list(map(printable, known))
     more = f" and {len(known) - 30} more" if len(known) > 30 else ""
-    close = difflib.get_close_matches(name, known, 1, 0.6)
-    return (f"did you mean {printable(close[0])}? " if close else "") + f"known here: {listed}{more}"
+    meant = did_you_mean(printable(name), known)
+    return (f"{meant} " if meant else "") + f"known here: {', '.join(known[:30])}{more}"
 
 
 def _set_columns(config: DataConfig) -> dict[str, str]:

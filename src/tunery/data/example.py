@@ -11,6 +11,23 @@ from tunery.config import Kind
 Message = Mapping[str, Any]
 
 
+class Place(str):
+    """Where a row stands: the text "file:line" for people, and its two parts for programs."""
+
+    __slots__ = ("file", "line")
+
+    file: str
+    line: int
+
+    def __new__(cls, file: str, line: int) -> Place:
+        place = super().__new__(cls, f"{file}:{line}")
+        place.file, place.line = file, line
+        return place
+
+    def __reduce__(self) -> tuple[type[Place], tuple[str, int]]:
+        return Place, (self.file, self.line)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row. `kind` says which of the other fields hold content.
@@ -19,11 +36,11 @@ class Example:
     `tools`; completion: `prompt`, `completion`; text: `text`; classification: `text` and `label`; preference:
     `messages` and `tools` before two answers, `chosen` (the better one) and `rejected`, each a list of messages that
     begins and ends with one of the assistant.
-    `where` is "file:line", for messages to the user.
+    `where` is for messages to the user.
     """
 
     kind: Kind
-    where: str
+    where: Place
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     prompt: str = ""

@@ -39,6 +39,7 @@ from tunery.data.source import (
 )
 from tunery.errors import ConfigError, DataError
 from tunery.paths import file_sha256
+from tunery.text import plural
 
 PASSAGE_CHARACTERS = 4000
 """About 1,000 tokens: short enough that a book gives rows to hold out, long enough to fill a training window."""
@@ -293,7 +294,7 @@ def _header(record: list[str], shown: str, line: int) -> list[str]:
 
 
 def _wrong_width(record: list[str], header: list[str], delimiter: str, shown: str, line: int) -> Problem:
-    message = f"{len(record)} field{'s' * (len(record) != 1)}, but the header names {len(header)}"
+    message = f"{plural(len(record), 'field')}, but the header names {len(header)}"
     if len(record) > len(header):
         name = {"\t": "tab", ";": "semicolon"}.get(delimiter, "comma")
         return Problem(shown, line, ROW, message, f'put a field that contains a {name} in "quotes"')

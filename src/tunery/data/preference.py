@@ -17,7 +17,7 @@ from tunery.data.conversation import (
     read_tools,
     report_missing,
 )
-from tunery.data.detect import did_you_mean
+from tunery.data.detect import known_here
 
 _INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
 _LIST = 'write [{"role": …, "content": …}, …]'
@@ -85,7 +85,7 @@ def _openai_input(
     report: Report, key: str, value: Mapping[str, Any], calls: set[str]
 ) -> tuple[Messages, tuple[dict[str, Any], ...]]:
     for unknown in sorted(set(value) - set(_INPUT_KEYS)):
-        report.add(f"{key}.{unknown}", "unknown key", did_you_mean(unknown, _INPUT_KEYS))
+        report.add(f"{key}.{unknown}", "unknown key", known_here(unknown, _INPUT_KEYS))
     parallel = value.get("parallel_tool_calls")
     if parallel is not None and not isinstance(parallel, bool):
         report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {kind_of(parallel)}", "write true")

@@ -190,9 +190,8 @@ def render_all(
         try:
             rows = renderer.render(example)
         except DataError as error:
-            file, _, line = example.where.rpartition(":")
-            message = error.message.removeprefix(f"{example.where}: ")
-            refused.append(Problem(file, int(line), ROW, message, error.hint or "change the row, or remove it"))
+            place, message = example.where, error.message.removeprefix(f"{example.where}: ")
+            refused.append(Problem(place.file, place.line, ROW, message, error.hint or "change the row, or remove it"))
             continue
         yield number, rows
 

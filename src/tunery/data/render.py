@@ -22,6 +22,7 @@ from tunery.data.messages import plain_message
 from tunery.data.wording import Wording
 from tunery.errors import DataError
 from tunery.paths import text_sha256
+from tunery.text import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,7 @@ class Remarks:
 
     def sentences(self) -> list[str]:
         """Each remark with its number of rows."""
-        return [f"{sentence} ({count:,} row{'s' if count > 1 else ''})" for sentence, count in self.counts.items()]
+        return [f"{sentence} ({plural(count, 'row')})" for sentence, count in self.counts.items()]
 
 
 class Renderer(Wording):

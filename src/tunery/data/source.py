@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, TextIO
 
 from tunery.data.example import Problem
 from tunery.errors import ConfigError, DataError
+from tunery.text import plural, similar_names
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
 PROBLEMS_SHOWN = 100
@@ -65,7 +65,7 @@ def missing_file(path: Path, shown: str) -> ConfigError:
     if not path.parent.is_dir():
         return ConfigError(f"no file {shown}: the folder {shown_path(path.parent)} does not exist", "check data.train")
     names = sorted(os.listdir(path.parent))
-    close = difflib.get_close_matches(path.name, names, 3, 0.5)
+    close = similar_names(path.name, names, 3, 0.5)
     readable = [name for name in names if name.lower().endswith(EXTENSIONS)][:8]
     if close:
         return ConfigError(f"no file {shown}", f"did you mean {' or '.join(close)}?")
@@ -79,7 +79,7 @@ def bad_rows(problems: Sequence[Problem], rows: int, of: int, hint: str) -> Data
     Args:
         rows, of: so many of all rows have them.
     """
-    lines = [f"{len(problems):,} problem{'s' * (len(problems) > 1)} in {rows:,} of {of:,} rows:"]
+    lines = [f"{plural(len(problems), 'problem')} in {rows:,} of {of:,} rows:"]
     lines += [printable(str(problem), 500) for problem in problems[:PROBLEMS_SHOWN]]
     if len(problems) > PROBLEMS_SHOWN:
         lines.append(f"… and {len(problems) - PROBLEMS_SHOWN:,} more")

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 LIMIT_BYTES = 4 << 30
 """The entries together. Beyond it, those not used for longest go; a single one of more than half is not kept."""
 
-_CODE = ("render.py", "messages.py", "prepare.py", "batching.py", "token_cache.py")
 _CHUNK = 1000
+_CODE = Path(__file__).parent
+"""The code that tokens follow from: all of it here, so that none is forgotten."""
 
 
 def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> str:
@@ -51,11 +52,9 @@ def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_l
 
 
 def _code_sha256() -> bytes:
-    folder = Path(__file__).parent
     digest = hashlib.sha256(version_of("tunery").encode())
-    for name in _CODE:
-        with contextlib.suppress(OSError):  # an installation without sources goes by its version
-            digest.update((folder / name).read_bytes())
+    for file in sorted(_CODE.glob("*.py")):  # an installation without sources goes by its version
+        digest.update(file.read_bytes())
     return digest.digest()
 
 

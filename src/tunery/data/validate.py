@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 from tunery.data.conversation import QUOTES, Report, kind_of, read_conversation, report_missing
-from tunery.data.detect import Shape, did_you_mean
-from tunery.data.example import Example, Problem
+from tunery.data.detect import Shape, known_here
+from tunery.data.example import Example, Place, Problem
 from tunery.data.preference import read_pair
 from tunery.data.source import Row, printable
 
@@ -31,7 +31,7 @@ def check_row(file: str, row: Row, shape: Shape, labels: Mapping[str, str] | Non
         The example, or all problems of the row, each with the path of its field (`messages[2].content`).
     """
     report = Report(file, row.line)
-    where = f"{file}:{row.line}"
+    where = Place(file, row.line)
     if isinstance(row.value, str):
         if shape.kind != "text":
             report.add("(row)", f"plain text cannot be a row of kind {shape.kind}", "give a table or JSON lines")
@@ -131,6 +131,6 @@ def _label(report: Report, row: dict[str, Any], key: str, labels: Mapping[str, s
         return label
     name = labels.get(label, labels.get(_same_label(label)))
     if name is None:
-        report.add(key, f"{printable(label)!r} is not one of the labels", did_you_mean(label, labels))
+        report.add(key, f"{printable(label)!r} is not one of the labels", known_here(label, labels))
         return ""
     return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
 from tunery.lora.attach import disabled
 from tunery.models.flat import FlatModel
+from tunery.progress import Note, Say
 from tunery.training.preference import judge_scores
 from tunery.training.scoring import Scorer
 
@@ -52,7 +53,7 @@ class HeldOut:
     beta: float = DEFAULT_BETA
 
 
-def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
+def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
     """Measure the base and the tuned model alike.
 
     Args:
@@ -86,20 +87,18 @@ def _loss_scores(loss: float) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
-def _classification(
-    score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
-) -> dict[str, Any]:
+def _classification(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
     labels = held_out.renderer.labels
     examples = held_out.examples[: config.max_rows]
     given = label_rows(held_out.renderer, examples, held_out.limit, held_out.too_long)
     left_out = len(examples) - len(given.examples)
     if left_out:
-        note(f"{left_out:,} held-out rows are too long and left out")
+        note(Note(f"{left_out:,} held-out rows are too long and left out"))
     result: dict[str, Any] = {"rows": len(given.examples), "left_out": left_out, "labels": list(labels)}
     said: dict[str, list[str]] = {}
     right: dict[str, list[bool]] = {}
     for side in SIDES:
-        note(f"scoring {len(given.examples):,} rows with the {side} model")
+        note(Note(f"scoring {len(given.examples):,} rows with the {side} model"))
         with _side(score.model, side):
             scores = score_labels(score, given, len(labels))
         predicted, share = scores.predicted, scores.probability
@@ -177,14 +176,14 @@ def _samples(
     ]
 
 
-def _text(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]) -> dict[str, Any]:
+def _text(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
     model = score.model
     rows = held_out.rows.first(config.max_rows)
     questions = _questions(model, held_out, rows, config)
     result: dict[str, Any] = {"rows": len(rows), "generated_rows": len(questions)}
     answers: dict[str, list[str]] = {}
     for side in SIDES:
-        note(f"measuring {len(rows):,} rows and writing {len(questions)} answers with the {side} model")
+        note(Note(f"measuring {len(rows):,} rows and writing {len(questions)} answers with the {side} model"))
         with _side(model, side):
             scores = score(rows)
             answers[side], overlap = _answers(model, held_out, questions, config)
@@ -192,9 +191,7 @@ def _text(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callab
     return {**result, "samples": _samples(held_out, questions, answers, config)}
 
 
-def _preference(
-    score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Callable[[str], None]
-) -> dict[str, Any]:
+def _preference(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
     model = score.model
     rows = held_out.rows.first(config.max_rows)
     pairs = len(rows) // 2
@@ -203,7 +200,7 @@ def _preference(
     answers: dict[str, list[str]] = {}
     scores: dict[str, np.ndarray] = {}
     for side in SIDES:
-        note(f"measuring {pairs:,} pairs and writing {len(questions)} answers with the {side} model")
+        note(Note(f"measuring {pairs:,} pairs and writing {len(questions)} answers with the {side} model"))
         with _side(model, side):
             scores[side] = score(rows).log_probability
             answers[side], overlap = _answers(model, held_out, questions, config)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import TextIteratorStreamer
 
 from tunery.errors import ConfigError
-from tunery.training.guard import is_out_of_memory
+from tunery.models.device import is_out_of_memory
 
 BATCH = 8
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tunery.evaluation.record import NOTHING, RunRecord, as_number, items, listed, pick, show
 from tunery.paths import safe_name
@@ -130,142 +131,197 @@ def tensor_rows(receipt: Receipt) -> list[TensorRow]:
     ]
 
 
-_FACTS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+Shown = Literal["public", "place", "private"]
+"""On a page that is published a fact stands as it is, or by the last part of a path or hub id, or not at all: where
+things lay on the machine that trained is nobody else's business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something the receipt says.
+
+    Attributes:
+        key: where it stands in the receipt, as "model.source".
+        label: for people; nothing depends on its wording.
+        value: in words; for people who may see everything.
+        public: the same for everyone; None where it is private.
+    """
+
+    key: str
+    label: str
+    value: str
+    public: str | None
+
+
+def last_part(path: str) -> str:
+    """The last part of a path or a hub id."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    label: str
+    key: str
+    form: str
+    shown: Shown = "public"
+
+    def fact(self, receipt: Receipt) -> Fact | None:
+        """None where the receipt does not say."""
+        value = pick(receipt, *self.key.split("."))
+        if isinstance(value, list | tuple):
+            value = ", ".join(map(str, value))
+        if (said := show(value, self.form)) == NOTHING:
+            return None
+        public = {"public": said, "place": last_part(said), "private": None}[self.shown]
+        return Fact(self.key, self.label, said, public)
+
+
+_FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
     (
         "Data",
         (
-            ("Kind", "data.kind", "words"),
-            ("Rows read", "data.rows_read", "count"),
-            ("Training rows", "data.train_rows", "count"),
-            ("Validation rows", "data.validation_rows", "count"),
-            ("Test rows", "data.test_rows", "count"),
-            ("Skipped as bad", "data.rows_skipped", "count"),
-            ("Dropped", "data.dropped", "count"),
-            ("Dropped as too long", "data.dropped_too_long", "count"),
-            ("Cut to length", "data.truncated", "count"),
-            ("Repeated rows", "data.duplicates", "count"),
-            ("Removed, also held out", "data.overlap_removed", "count"),
+            _Entry("Kind", "data.kind", "words"),
+            _Entry("Rows read", "data.rows_read", "count"),
+            _Entry("Training rows", "data.train_rows", "count"),
+            _Entry("Validation rows", "data.validation_rows", "count"),
+            _Entry("Test rows", "data.test_rows", "count"),
+            _Entry("Skipped as bad", "data.rows_skipped", "count"),
+            _Entry("Dropped", "data.dropped", "count"),
+            _Entry("Dropped as too long", "data.dropped_too_long", "count"),
+            _Entry("Cut to length", "data.truncated", "count"),
+            _Entry("Repeated rows", "data.duplicates", "count"),
+            _Entry("Removed, also held out", "data.overlap_removed", "count"),
         ),
     ),
     (
         "Tokens",
         (
-            ("In the data seen", "tokens.data", "count"),
-            ("Trained", "tokens.trained", "count"),
-            ("In preferred answers", "preference.train.chosen_tokens", "count"),
-            ("In rejected answers", "preference.train.rejected_tokens", "count"),
-            ("Computed", "tokens.computed", "count"),
-            ("Predicting positions", "tokens.predicting_positions", "count"),
-            ("End of turn", "tokens.end_of_turn_token", "words"),
-            ("Template from", "template.source", "words"),
+            _Entry("In the data seen", "tokens.data", "count"),
+            _Entry("Trained", "tokens.trained", "count"),
+            _Entry("In preferred answers", "preference.train.chosen_tokens", "count"),
+            _Entry("In rejected answers", "preference.train.rejected_tokens", "count"),
+            _Entry("Computed", "tokens.computed", "count"),
+            _Entry("Predicting positions", "tokens.predicting_positions", "count"),
+            _Entry("End of turn", "tokens.end_of_turn_token", "words"),
+            _Entry("Template from", "template.source", "words", "place"),
         ),
     ),
     (
         "Model and adapter",
         (
-            ("Base", "model.name", "words"),
-            ("From", "model.source", "words"),
-            ("Architecture", "model.architecture", "words"),
-            ("Parameters", "model.parameters", "count"),
-            ("Licence", "model.license", "words"),
-            ("Goes on from", "lora.start.path", "words"),
-            ("Rank", "lora.rank", "count"),
-            ("Alpha", "lora.alpha", "rate"),
-            ("Dropout", "lora.dropout", "rate"),
-            ("Targets", "lora.targets", "words"),
-            ("Trainable parameters", "lora.trainable_parameters", "count"),
-            ("Adapter file", "adapter.bytes", "bytes"),
+            _Entry("Base", "model.name", "words", "place"),
+            _Entry("From", "model.source", "words", "private"),
+            _Entry("Architecture", "model.architecture", "words"),
+            _Entry("Parameters", "model.parameters", "count"),
+            _Entry("Licence", "model.license", "words"),
+            _Entry("Goes on from", "lora.start.path", "words", "private"),
+            _Entry("Rank", "lora.rank", "count"),
+            _Entry("Alpha", "lora.alpha", "rate"),
+            _Entry("Dropout", "lora.dropout", "rate"),
+            _Entry("Targets", "lora.targets", "words"),
+            _Entry("Trainable parameters", "lora.trainable_parameters", "count"),
+            _Entry("Adapter file", "adapter.bytes", "bytes"),
         ),
     ),
     (
         "Server",
         (
-            ("Address", "hosted.address", "words"),
-            ("Job", "hosted.job", "words"),
-            ("Tuned model", "hosted.tuned_model", "words"),
-            ("Tokens billed", "hosted.billed_tokens", "count"),
-            ("Dollars, about", "hosted.cost", "points"),
-            ("Learning-rate multiplier", "training.learning_rate_multiplier", "rate"),
+            _Entry("Address", "hosted.address", "words"),
+            _Entry("Job", "hosted.job", "words"),
+            _Entry("Tuned model", "hosted.tuned_model", "words"),
+            _Entry("Tokens billed", "hosted.billed_tokens", "count"),
+            _Entry("Dollars, about", "hosted.cost", "points"),
+            _Entry("Learning-rate multiplier", "training.learning_rate_multiplier", "rate"),
         ),
     ),
     (
         "Training",
         (
-            ("Steps", "training.steps", "count"),
-            ("Epochs", "training.epochs", "rate"),
-            ("Batch size", "training.batch_size", "count"),
-            ("Learning rate", "training.learning_rate", "rate"),
-            ("Beta", "preference.beta", "rate"),
-            ("Seed", "training.seed", "words"),
-            ("First loss", "training.first_loss", "loss"),
-            ("Final loss", "training.final_loss", "loss"),
-            ("Validation loss", "training.valid_loss", "loss"),
-            ("Best step", "training.best_step", "count"),
-            ("Ended", "training.stopped", "words"),
-            ("Went back to step", "training.restored_step", "count"),
-            ("Out-of-memory retries", "training.out_of_memory_retries", "count"),
-            ("Resumed from step", "training.resumed_from", "words"),
+            _Entry("Steps", "training.steps", "count"),
+            _Entry("Epochs", "training.epochs", "rate"),
+            _Entry("Batch size", "training.batch_size", "count"),
+            _Entry("Learning rate", "training.learning_rate", "rate"),
+            _Entry("Beta", "preference.beta", "rate"),
+            _Entry("Seed", "training.seed", "words"),
+            _Entry("First loss", "training.first_loss", "loss"),
+            _Entry("Final loss", "training.final_loss", "loss"),
+            _Entry("Validation loss", "training.valid_loss", "loss"),
+            _Entry("Best step", "training.best_step", "count"),
+            _Entry("Ended", "training.stopped", "words"),
+            _Entry("Went back to step", "training.restored_step", "count"),
+            _Entry("Out-of-memory retries", "training.out_of_memory_retries", "count"),
+            _Entry("Resumed from step", "training.resumed_from", "words"),
         ),
     ),
     (
         "Device, speed and memory",
         (
-            ("Device", "device.name", "words"),
-            ("Threads", "device.threads", "count"),
-            ("Processes that computed a step", "device.workers", "count"),
-            ("Number format", "precision.dtype", "words"),
-            ("Chosen because", "precision.reason", "words"),
-            ("Base stored as", "model.quantization", "words"),
-            ("Data tokens a second", "speed.data_tokens_per_second", "count"),
-            ("Computed tokens a second", "speed.computed_tokens_per_second", "count"),
-            ("Share of measured matmul rate", "speed.matmul_share", "percent"),
-            ("First step after", "speed.startup_seconds", "seconds"),
-            ("Training took", "speed.train_seconds", "seconds"),
-            ("Everything took", "speed.total_seconds", "seconds"),
-            ("Peak memory", "memory.peak_bytes", "bytes"),
-            ("Memory estimated", "memory.estimated_bytes", "bytes"),
+            _Entry("Device", "device.name", "words"),
+            _Entry("Threads", "device.threads", "count"),
+            _Entry("Processes that computed a step", "device.workers", "count"),
+            _Entry("Number format", "precision.dtype", "words"),
+            _Entry("Chosen because", "precision.reason", "words"),
+            _Entry("Base stored as", "model.quantization", "words"),
+            _Entry("Data tokens a second", "speed.data_tokens_per_second", "count"),
+            _Entry("Computed tokens a second", "speed.computed_tokens_per_second", "count"),
+            _Entry("Share of measured matmul rate", "speed.matmul_share", "percent"),
+            _Entry("First step after", "speed.startup_seconds", "seconds"),
+            _Entry("Training took", "speed.train_seconds", "seconds"),
+            _Entry("Everything took", "speed.total_seconds", "seconds"),
+            _Entry("Peak memory", "memory.peak_bytes", "bytes"),
+            _Entry("Memory estimated", "memory.estimated_bytes", "bytes"),
         ),
     ),
 )
 
 
-def facts(receipt: Receipt) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(group, [(what, value)]) of what the receipt holds; entries it lacks are left out, and so are empty groups."""
-    groups = []
-    for title, entries in _FACTS:
-        rows = []
-        for label, path, form in entries:
-            value = pick(receipt, *path.split("."))
-            if isinstance(value, list | tuple):
-                value = ", ".join(map(str, value))
-            if (shown := show(value, form)) != NOTHING:
-                rows.append((label, shown))
-        if rows:
-            groups.append((title, rows))
-    return groups
+def facts(receipt: Receipt) -> list[tuple[str, list[Fact]]]:
+    """(group, facts) of what the receipt holds; entries it lacks are left out, and so are empty groups."""
+    groups = ((title, [entry.fact(receipt) for entry in entries]) for title, entries in _FACTS)
+    return [(title, kept) for title, found in groups if (kept := [fact for fact in found if fact])]
 
 
 def reproduction(record: RunRecord) -> dict[str, Any]:
-    """Commands, versions and hashes with which the run can be repeated and recognised."""
+    """Commands and versions with which the run can be repeated."""
     receipt = record.receipt
     versions = [(name, str(version)) for name, version in items(pick(receipt, "versions"))]
     pins = {"tunery": pick(receipt, "tunery"), **dict(versions)}
     wanted = [f"{name}=={pins[name]}" for name in ("tunery", "torch", "transformers") if pins.get(name)]
     file = f"{safe_name(record.name)}.yaml"
-    hashes = [
-        ("Task", pick(receipt, "task_sha256")),
-        ("Base model", pick(receipt, "model", "sha256")),
-        ("Chat template", pick(receipt, "template", "sha256")),
-        ("Rows as trained", pick(receipt, "data", "rows_sha256", "train")),
-        ("Starting adapter", pick(receipt, "lora", "start", "sha256")),
-        ("Adapter", pick(receipt, "adapter", "sha256")),
-        ("Receipt", record.receipt_sha256),
-        *((f"Data: {path}", digest) for path, digest in items(pick(receipt, "data", "files"))),
-    ]
     install = [f"pip install {' '.join(map(shlex.quote, wanted))}"] if wanted else []
     return {
         "commands": [*install, f"tunery check {file}", f"tunery train {file}"],
         "file": file,
         "versions": versions,
-        "hashes": [(name, str(digest)) for name, digest in hashes if digest],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Hash:
+    """The SHA-256 of something the run was made of or has made.
+
+    Attributes:
+        file: the data file that it is of, as the task names it; "" for everything else.
+    """
+
+    label: str
+    digest: str
+    file: str = ""
+
+
+def hashes(record: RunRecord) -> list[Hash]:
+    """With which everything in the run can be recognised; those that the receipt lacks are left out."""
+    known = [(label, pick(record.receipt, *key.split("."))) for label, key in _HASHES]
+    files = [Hash("Data", str(digest), path) for path, digest in items(pick(record.receipt, "data", "files")) if digest]
+    own = [*known, ("Receipt", record.receipt_sha256)]
+    return [*(Hash(label, str(digest)) for label, digest in own if digest), *files]
+
+
+_HASHES = (
+    ("Task", "task_sha256"),
+    ("Base model", "model.sha256"),
+    ("Chat template", "template.sha256"),
+    ("Rows as trained", "data.rows_sha256.train"),
+    ("Starting adapter", "lora.start.sha256"),
+    ("Adapter", "adapter.sha256"),
+)

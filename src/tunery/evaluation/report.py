@@ -14,7 +14,7 @@ from typing import Any
 
 from tunery.evaluation.charts import Interval, Series, interval_chart, line_chart, smooth
 from tunery.evaluation.page import render_page
-from tunery.evaluation.proof import checks, facts, reproduction, tensor_rows, warnings_of
+from tunery.evaluation.proof import checks, facts, hashes, reproduction, tensor_rows, warnings_of
 from tunery.evaluation.record import (
     RunRecord,
     as_number,
@@ -241,6 +241,7 @@ def _page(record: RunRecord) -> dict[str, Any]:
         "tensors": tensor_rows(receipt),
         "skipped": [str(entry) for entry in listed(pick(receipt, "data", "skipped"))],
         "reproduction": reproduction(record),
+        "hashes": hashes(record),
         "task_yaml": record.task_yaml,
         "receipt_sha256": record.receipt_sha256,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.config import Task
-from tunery.data.example import Example
+from tunery.data.example import Example, Place
 from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError, ConfigError
@@ -98,7 +98,9 @@ class TunedModel:
         labels = self.renderer.labels
         if not labels:
             raise ConfigError(f"{self.task.name} is not a classification run: it has no labels", "use answer() instead")
-        examples = [Example("classification", f"text {i + 1}", text=t, label=labels[0]) for i, t in enumerate(texts)]
+        examples = [
+            Example("classification", Place("text", i + 1), text=t, label=labels[0]) for i, t in enumerate(texts)
+        ]
         given = label_rows(self.renderer, examples, self.limit)
         if len(given.examples) < len(texts):
             raise ConfigError("a text is empty or too long to classify", f"the limit is {self.limit} tokens")

@@ -8,25 +8,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
-from tunery.evaluation.proof import facts, reproduction, warnings_of
-from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
+from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
+from tunery.evaluation.record import RunRecord, headline, interval_of, items, metric_rows, pick, read_run, show, unit_of
 from tunery.export.licences import front_matter
+from tunery.export.targets import TARGETS
 from tunery.paths import safe_name, write_atomic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-MERGED_FORMS = ("merged", "gguf", "ollama")
-"""Forms in which the base is inside."""
+_PATH = re.compile(
+    r"""(?P<url>\bhttps?://[^\s'"`<>]+)
+    | (?:(?<![\w/\\.]) | (?<=-[IL]))  # not within a word, but after a compiler's -I and -L
+    (?:file://)? (?:~ | [A-Za-z]: | \.{1,2} | \\)? [\\/]  # where it begins
+    (?:[^\s'"`,;()\[\]{}<>“”‘’]*[\\/])? (?P<last>[^\s'"`,;()\[\]{}<>“”‘’\\/]+)""",
+    re.VERBOSE,
+)
+"""An address, which stays, or a path of the machine, of which the last part does."""
 
-_PRIVATE_FACTS = ("From", "Goes on from")
-"""Where base and starting adapter lay on the machine that trained is nobody else's business; the card names the base
-itself, and gives the hash of the adapter."""
+
+def _places(record: RunRecord) -> list[str]:
+    """Paths that the run names, longest first. A text may name them too, and one with blanks is found by no pattern."""
+    receipt = record.receipt
+    named = [
+        pick(receipt, "model", "name"),
+        pick(receipt, "model", "source"),
+        pick(receipt, "template", "source"),
+        pick(receipt, "lora", "start", "path"),
+        *(path for path, _ in items(pick(receipt, "data", "files"))),
+        record.root.resolve(),
+    ]
+    places = {str(place) for place in named if place}
+    places |= {str(Path(place).absolute()) for place in places if not place.startswith(("hub:", "http"))}
+    return sorted((place for place in places if re.search(r"[/\\]", place)), key=len, reverse=True)
+
+
+def _public_text(record: RunRecord, text: str) -> str:
+    """A text without paths of the machine, fit to stand in Markdown."""
+    for place in _places(record):
+        text = text.replace(place, last_part(place))
+    text = text.replace(str(Path.home()), "~")
+    return _plain(_PATH.sub(lambda found: found["url"] or found["last"], text))
 
 
 def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
@@ -35,7 +62,7 @@ def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
     Args:
         run_dir: the run directory it is drawn from.
         folder: where README.md goes, usually the folder of the adapter.
-        form: what lies in the folder, a key of tunery.export.targets.FORMATS.
+        form: what lies in the folder, a key of tunery.export.targets.TARGETS.
 
     Returns:
         The path of README.md.
@@ -82,18 +109,14 @@ def _task(record: RunRecord) -> Mapping[str, Any]:
     return task if isinstance(task, dict) else {}
 
 
-_LIBRARIES = {"merged": "transformers", "gguf": "gguf", "gguf-adapter": "gguf", "ollama": "gguf"}
-"""Form → the library that the hub shows for it; PEFT for others."""
-
-
 def _front_matter(record: RunRecord, form: str) -> str:
     base, license_ = hub_id(record), pick(record.receipt, "model", "license")
-    relation = "finetune" if form in MERGED_FORMS else "adapter"
+    relation = "finetune" if TARGETS[form].holds_base else "adapter"
     tags = ["lora", "tunery", *([f"base_model:{relation}:{base}"] if base else [])]
     values: dict[str, Any] = {}
     if base:
         values["base_model"] = base
-    values |= {"library_name": _LIBRARIES.get(form, "peft"), "pipeline_tag": "text-generation", "tags": tags}
+    values |= {"library_name": TARGETS[form].hub_library, "pipeline_tag": "text-generation", "tags": tags}
     if license_:
         values |= front_matter(str(license_))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -113,16 +136,16 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
     receipt, task = record.receipt, _task(record)
     name = pick(receipt, "model", "name") or pick(receipt, "model", "source") or pick(task, "model") or "its base model"
     base = hub_id(record)
-    last_part = re.split(r"[/\\]", str(name).rstrip("/\\"))[-1]
+    last = last_part(str(name))
     interval = interval_of(record.evaluation, "tuned")
     instruction = pick(task, "data", "instruction")
     return {
         "front_matter": _front_matter(record, form),
         "form": form,
-        "merged": form in MERGED_FORMS,
+        "merged": TARGETS[form].holds_base,
         "name": _plain(record.name),
-        "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last_part),
-        "base_python": json.dumps(base or f"path/to/{last_part}", ensure_ascii=False),
+        "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last),
+        "base_python": json.dumps(base or f"path/to/{last}", ensure_ascii=False),
         "version": _plain(str(pick(receipt, "tunery") or "")),
         "created": _plain(str(pick(receipt, "created") or "")[:10]),
         "headline": _plain(headline(record)),
@@ -134,23 +157,21 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
         "run": f"runs/{safe_name(record.name)}",
         "short": safe_name(record.name).lower(),
         "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
-        "facts": [
-            (title, [(what, _plain(_last_part(what, value))) for what, value in rows if what not in _PRIVATE_FACTS])
-            for title, rows in facts(receipt)
-        ],
+        "facts": [(title, public) for title, found in facts(receipt) if (public := _public(record, found))],
         "limits": _limits(record),
         "hashes": [
-            (
-                _plain(f"Data: {Path(what[6:]).name}" if what.startswith("Data: ") else what),
-                re.sub(r"[^\w:.-]", "", digest),
-            )
-            for what, digest in reproduction(record)["hashes"]
+            (_plain(f"{each.label}: {last_part(each.file)}" if each.file else each.label), _digest(each.digest))
+            for each in hashes(record)
         ],
     }
 
 
-def _last_part(what: str, value: str) -> str:
-    return re.split(r"[/\\]", value)[-1] if what in ("Base", "Template from") else value
+def _public(record: RunRecord, found: Sequence[Fact]) -> list[tuple[str, str]]:
+    return [(fact.label, _public_text(record, fact.public)) for fact in found if fact.public is not None]
+
+
+def _digest(text: str) -> str:
+    return re.sub(r"[^\w:.-]", "", text)
 
 
 def _limits(record: RunRecord) -> list[str]:
@@ -162,4 +183,4 @@ def _limits(record: RunRecord) -> list[str]:
         "expect less on other data.",
         "It keeps the base model's knowledge, biases and licence terms.",
     ]
-    return limits + [_plain(f"{warning}.") for warning in warnings_of(record.receipt)]
+    return limits + [_public_text(record, f"{warning}.") for warning in warnings_of(record.receipt)]

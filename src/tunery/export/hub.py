@@ -11,22 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tunery.errors import ConfigError, ResumableError, TuneryError
+from tunery.export.targets import TARGETS
 from tunery.models.quiet import first_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-WRITTEN: dict[str, tuple[str, ...]] = {
-    "peft": ("adapter_config.json", "adapter_model.safetensors"),
-    "merged": (
-        "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors",
-        "model.safetensors.index.json",
-    ),
-    "gguf": ("*.gguf",),
-    "gguf-adapter": ("*.gguf",),
-    "ollama": ("*.gguf", "Modelfile"),
-}  # fmt: skip
-"""Format → the files by which a program knows it, as patterns."""
 
 
 def obsolete(folder: Path, form: str) -> list[str]:
@@ -37,8 +25,8 @@ def obsolete(folder: Path, form: str) -> list[str]:
         folder: of the export; what is in it is not named.
         form: its format.
     """
-    kept = {"*.gguf"} & set(WRITTEN[form])
-    patterns = {pattern for patterns in WRITTEN.values() for pattern in patterns} - kept
+    kept = {"*.gguf"} & set(TARGETS[form].files)
+    patterns = {pattern for target in TARGETS.values() for pattern in target.files} - kept
     return sorted(pattern for pattern in patterns if not (folder / pattern).exists())
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tunery.errors import AdapterError
-from tunery.export.gguf_adapter import pair, placed_pieces
+from tunery.export.gguf_lora import pair, placed_pieces
 from tunery.export.gguf_model import EMBEDDING, Entry, stored
 from tunery.export.weights import MergedWeights, slices_of
 

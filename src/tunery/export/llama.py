@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tunery.errors import AdapterError, ConfigError
+from tunery.errors import AdapterError, NotInstalledError
 from tunery.export.sample import Prompt
 from tunery.export.scores import Probe, Scores
 from tunery.paths import read_json, write_json
+from tunery.versions import install_command
 
 ASKED_FOR = 1024
 """Likeliest tokens asked for at each place. Those of the tuned model that are not among them count with the rest."""
@@ -54,9 +55,9 @@ def require_llama() -> None:
         ConfigError: the package xllamacpp is not installed.
     """
     if importlib.util.find_spec("xllamacpp") is None:
-        raise ConfigError(
+        raise NotInstalledError(
             "a GGUF file is checked in llama.cpp, and the package xllamacpp is not installed",
-            "pip install xllamacpp   (or pip install '.[export]' in tunery's folder)",
+            install_command("export"),
         )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tunery.errors import ConfigError
 from tunery.models.device import available_memory, pick_device
+from tunery.text import gigabytes
 
 
 def place_with_room(device: str, needed: int) -> str:
@@ -25,7 +26,7 @@ def place_with_room(device: str, needed: int) -> str:
         place = torch.device("cpu")
     if needed > (free := available_memory(place)):
         raise ConfigError(
-            f"a model of {needed / 1e9:.1f} GB is to be compared, and {free / 1e9:.1f} GB are free on {place}",
+            f"a model of {gigabytes(needed)} is to be compared, and {gigabytes(free)} are free on {place}",
             "close other programs" + ("" if place.type == "cpu" else ", or use --device cpu"),
         )
     return str(place)

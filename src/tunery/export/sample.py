@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tunery.data.example import Example, Message
+from tunery.data.example import Example, Message, Place
 from tunery.data.prepare import Rows, tokenize, tokenize_once
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
@@ -106,17 +106,21 @@ def _fixed(kind: str, renderer: Renderer) -> list[Example]:
     """Rows of the run's kind that do not depend on its data."""
     pairs = list(zip(_ASKED, _ANSWERED, strict=True))
     if kind == "text":
-        return [Example("text", f"text {i + 1}", text=f"{q} {a}") for i, (q, a) in enumerate(pairs)]
+        return [Example("text", Place("text", i + 1), text=f"{q} {a}") for i, (q, a) in enumerate(pairs)]
     if kind == "completion":
-        return [Example("completion", f"text {i + 1}", prompt=q, completion=f" {a}") for i, (q, a) in enumerate(pairs)]
+        return [
+            Example("completion", Place("text", i + 1), prompt=q, completion=f" {a}") for i, (q, a) in enumerate(pairs)
+        ]
     if kind == "classification":
         labels = renderer.labels
         return [
-            Example("classification", f"text {i + 1}", text=q, label=labels[i % len(labels)])
+            Example("classification", Place("text", i + 1), text=q, label=labels[i % len(labels)])
             for i, (q, _) in enumerate(pairs)
         ]
     return [
-        Example("chat", f"text {i + 1}", messages=({"role": "user", "content": q}, {"role": "assistant", "content": a}))
+        Example(
+            "chat", Place("text", i + 1), messages=({"role": "user", "content": q}, {"role": "assistant", "content": a})
+        )
         for i, (q, a) in enumerate(pairs)
     ]
 

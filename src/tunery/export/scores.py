@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunery.export.targets import KNOWN, POSITIONS, TIE, Limits
+from tunery.export.limits import KNOWN, POSITIONS, TIE, Limits
 
 TINY = 1e-9
 """Probability below which the rest of a vocabulary counts as nothing."""

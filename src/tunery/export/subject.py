@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,12 @@ class Subject:
     def limit(self) -> int:
         """The longest row of the run, in tokens."""
         return self.receipt["data"]["max_length"]
+
+    @property
+    def base_name(self) -> str:
+        """What the run calls its base; of one on this machine only the last part, if others will see it."""
+        name = self.task.model
+        return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if self.public and Path(name).exists() else name
 
     def module(self, path: str) -> nn.Module:
         """A layer of the base, without memory for its weights."""

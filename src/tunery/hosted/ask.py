@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ from tunery.hosted.client import Service
 from tunery.hosted.failures import explain, is_about_question, said_by
 from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.questions import Question
+from tunery.progress import Note, Say
+from tunery.text import plural
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -212,9 +214,7 @@ def _usage(usage: Any) -> dict[str, int]:
     return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
 
-def ask_all(
-    asker: Asker, book: AnswerBook, questions: Sequence[Question], parallel: int, note: Callable[[str], None]
-) -> list[Answer]:
+def ask_all(asker: Asker, book: AnswerBook, questions: Sequence[Question], parallel: int, note: Say) -> list[Answer]:
     """The answers to all questions, in order; only those are asked that are not in the book.
 
     Args:
@@ -225,16 +225,14 @@ def ask_all(
     """
     missing = book.missing(asker.model, questions, asker.longest)
     if missing:
-        note(f"asking {asker.model} {len(missing):,} question{'s' * (len(missing) > 1)}")
+        note(Note(f"asking {asker.model} {plural(len(missing), 'question')}"))
         book.add(asker.model, missing[0], asker.longest, asker.ask(missing[0]))
         _ask_in_parallel(asker, book, missing[1:], parallel, note)
     answers = [book.get(asker.model, question, asker.longest) for question in questions]
     return [answer for answer in answers if answer is not None]
 
 
-def _ask_in_parallel(
-    asker: Asker, book: AnswerBook, questions: Sequence[Question], parallel: int, note: Callable[[str], None]
-) -> None:
+def _ask_in_parallel(asker: Asker, book: AnswerBook, questions: Sequence[Question], parallel: int, note: Say) -> None:
     every = max(FEW, len(questions) // NOTES)
     waiting = iter(questions)
     running: dict[Future[Answer], Question] = {}
@@ -252,7 +250,7 @@ def _ask_in_parallel(
                     book.add(asker.model, running.pop(future), asker.longest, future.result())
                     done += 1
                     if done % every == 0 and done < len(questions):
-                        note(f"{done:,} of {len(questions):,} answered")
+                        note(Note(f"{done:,} of {len(questions):,} answered"))
         finally:
             for future, question in running.items():  # under way, and paid for: kept, whatever went wrong with others
                 if future.exception() is None:

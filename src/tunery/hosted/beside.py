@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from tunery.hosted.receipt import settled_hyperparameters
 from tunery.hosted.side_by_side import Pair, compare_sides
 from tunery.hosted.side_by_side_page import write_side_by_side
 from tunery.paths import RunPaths, write_json
+from tunery.progress import Say
 from tunery.versions import version_of
 
 SAMPLES = 24
@@ -43,7 +44,7 @@ def put_beside(
     answered: Sequence[Answered],
     run: Finished,
     tuned: TunedModel,
-    note: Callable[[str], None],
+    note: Say,
 ) -> dict[str, Any]:
     """Let the run's model answer what the hosted one answered, and compare.
 

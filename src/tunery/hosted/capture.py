@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from tunery.errors import CheckpointError, ConfigError, HostedError
 from tunery.hosted.client import Service
 from tunery.hosted.job import EventLog, as_job, content, retrieve
 from tunery.paths import disk_errors, file_sha256, read_json, write_atomic, write_json
+from tunery.progress import Note, Say
 from tunery.versions import version_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Capture:
 # --------------------------------------------------------------------------- from a server
 
 
-def fetch(service: Service, source: str, folder: Path, files: dict[str, Path], note: Callable[[str], None]) -> Capture:
+def fetch(service: Service, source: str, folder: Path, files: dict[str, Path], note: Say) -> Capture:
     """Fetch a job and its files. What is there already, whole, is not fetched again.
 
     Args:
@@ -90,7 +90,7 @@ def fetch(service: Service, source: str, folder: Path, files: dict[str, Path], n
         TuneryError: the job or its training file cannot be had. Without the other files it goes on, and says so.
     """
     job = _job(service, source)
-    note(f"{job['id']}: {job['model']}, {job['status']}")
+    note(Note(f"{job['id']}: {job['model']}, {job['status']}"))
     _require_same_job(folder, job)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / JOB, job)
@@ -144,7 +144,7 @@ def _is_whole(folder: Path, name: str) -> bool:
     return (folder / name).is_file() and file_sha256(folder / name) == known
 
 
-def _fetch_rows(service: Service, file: str, target: Path, note: Callable[[str], None]) -> None:
+def _fetch_rows(service: Service, file: str, target: Path, note: Say) -> None:
     try:
         found = content(service, file)
     except HostedError as error:
@@ -156,23 +156,23 @@ def _fetch_rows(service: Service, file: str, target: Path, note: Callable[[str],
         if target.name == TRAINING:
             raise lost from None
         target.unlink(missing_ok=True)  # what lies there is not what was captured
-        note(f"left out: {lost}")
+        note(Note(f"left out: {lost}"))
         return
     write_atomic(target, found)
-    note(f"{target.name}: {len(found):,} bytes ({file})")
+    note(Note(f"{target.name}: {len(found):,} bytes ({file})"))
 
 
-def _fetch_the_rest(service: Service, job: dict[str, Any], folder: Path, note: Callable[[str], None]) -> None:
+def _fetch_the_rest(service: Service, job: dict[str, Any], folder: Path, note: Say) -> None:
     """What is good to have, and does not stand in the way if it cannot be had."""
     try:
         EventLog(folder / EVENTS).fetch(service, job["id"])
     except HostedError as error:
-        note(f"left out: {error.message}")
+        note(Note(f"left out: {error.message}"))
     for file in job.get("result_files") or ():
         try:
             write_atomic(folder / RESULTS, content(service, str(file)))
         except HostedError as error:
-            note(f"left out: {error.message}")
+            note(Note(f"left out: {error.message}"))
 
 
 # --------------------------------------------------------------------------- from files, and from before

@@ -56,7 +56,8 @@ def check_hosted(task: Task, samples: int) -> dict[str, Any]:
         "remarks": plan.remarks,
         "samples": [_pieces(json.loads(line)) for line in plan.files["training"][:samples]],
         "sample_names": [example.where for example in data.train[:samples]],
-        "sample_lines": [int(example.where.rpartition(":")[2]) for example in data.train[:samples]],
+        "sample_sides": [None for _ in data.train[:samples]],
+        "sample_lines": [example.where.line for example in data.train[:samples]],
     }
 
 

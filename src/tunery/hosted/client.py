@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from tunery.config_hosted import HostedConfig
-from tunery.errors import ConfigError, HostedError
+from tunery.errors import ConfigError, HostedError, NotInstalledError
 from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, Server, code_of, explain
+from tunery.progress import Note, Say
+from tunery.versions import install_command
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -48,11 +50,11 @@ class Service:
         ConfigError: the client is not installed, the address is no address, or there is no key.
     """
 
-    def __init__(self, config: HostedConfig, note: Callable[[str], None]):
+    def __init__(self, config: HostedConfig, note: Say):
         try:
             import openai
         except ImportError:
-            raise ConfigError("a hosted model needs the package openai", "pip install 'tunery[hosted]'") from None
+            raise NotInstalledError("a hosted model needs the package openai", install_command("hosted")) from None
         address = base_url(config)
         key = os.environ.get(config.key_variable, "").strip()
         if not key and not is_local(address):
@@ -66,7 +68,7 @@ class Service:
                 f"export {config.key_variable}=… with the key alone",
             )
         if address.startswith("http://") and key and not is_local(address):
-            note(f"{address} is not encrypted: the key and the rows can be read on the way")
+            note(Note(f"{address} is not encrypted: the key and the rows can be read on the way"))
         self.server = Server(address, config.key_variable, key)
         self.note = note
         self._client: OpenAI = openai.OpenAI(
@@ -113,7 +115,7 @@ class Service:
                 tries += 1
                 waited += pause
                 if tries > 1 or pause > 2:
-                    self.note(f"{doing}: {_why(error)}; trying again in {pause:.0f} s")
+                    self.note(Note(f"{doing}: {_why(error)}; trying again in {pause:.0f} s"))
             except (AttributeError, TypeError, LookupError, ValueError) as error:  # what belongs into it is missing
                 raise self._other_than_expected(doing) from error
             sleep(pause)

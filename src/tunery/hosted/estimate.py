@@ -10,6 +10,7 @@ from typing import Any
 from tunery.hosted.prices import Price, dollars
 from tunery.hosted.questions import Question
 from tunery.hosted.tokens import LONGEST_ROW, TokenCounter
+from tunery.text import plural
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Estimate:
         about = "" if self.exact else "about "
         training = (
             f"training: {about}{self.training_tokens:,} tokens ({self.rows:,} rows, "
-            f"{self.epochs} epoch{'s' * (self.epochs > 1)}){_cost(self.training_cost)}"
+            f"{plural(self.epochs, 'epoch')}){_cost(self.training_cost)}"
         )
         told = [training, *(answers_sentence(one, about) for one in self.answers if one.questions)]
         if self.cost is None:
@@ -90,7 +91,7 @@ class Estimate:
 def answers_sentence(answers: Answers, about: str = "about ") -> str:
     """What asking one model takes, for a person."""
     return (
-        f"{answers.questions:,} question{'s' * (answers.questions != 1)} to {answers.model}: {about}{answers.asked:,} "
+        f"{plural(answers.questions, 'question')} to {answers.model}: {about}{answers.asked:,} "
         f"tokens asked, {about}{answers.answered:,} answered{_cost(answers.cost)}"
     )
 

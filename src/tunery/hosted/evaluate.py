@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from tunery.hosted.ask import Answer, AnswerBook, Asker, ask_all
 from tunery.hosted.client import Service, is_local
 from tunery.hosted.questions import Question, questions, read_label
 from tunery.hosted.tokens import TokenCounter
+from tunery.progress import Say
 
 USAGE = ("prompt_tokens", "completion_tokens")
 
@@ -70,7 +71,7 @@ def evaluate(
     names: dict[str, str],
     config: EvaluateConfig,
     parallel: int,
-    note: Callable[[str], None],
+    note: Say,
 ) -> dict[str, Any]:
     """Ask both sides and score what they say.
 

@@ -17,10 +17,11 @@ from tunery.hosted.plan import HostedPlan
 from tunery.hosted.settings import to_yaml
 from tunery.hosted.state import HostedState, events_path, results_path
 from tunery.paths import RunPaths, write_atomic
+from tunery.progress import Note
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks
 
 if TYPE_CHECKING:
-    from tunery.training.fit import View
+    from tunery.progress import View
 
 _STEP = re.compile(r"^Step \d+(/\d+)?:")
 """What a metrics event says besides its data."""
@@ -40,7 +41,7 @@ def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
             state.job = job
             state.save(paths)
             if job["status"] == "paused":  # the one status of which no event tells
-                view.note(PAUSED)
+                view.note(Note(PAUSED))
 
         job = Follower(service, log, telling.event, changed).follow(state.job_id or "")
     for result in job.get("result_files") or ():
@@ -91,8 +92,9 @@ class _Telling:
         for line in lines:
             self._line(line)
         if not lines and not _STEP.match(message):
-            level = str(event.get("level", "info"))
-            self.view.note(message if level == "info" else f"{level}: {message}")
+            level = event.get("level")
+            text = message if level in (None, "info") else f"{level}: {message}"
+            self.view.note(Note(text, level=level if level in ("warn", "error") else "info", code="server"))
 
     def _show(self, done: int) -> None:
         if not self.shown and self.curve.total_steps:
@@ -118,7 +120,7 @@ def _take_results(service: Service, file: str, curve: Curve, paths: RunPaths, vi
     try:
         found = content(service, file)
     except HostedError as error:
-        view.note(f"the result file {file} could not be fetched: {error.message}")
+        view.note(Note(f"the result file {file} could not be fetched: {error.message}"))
         return
     write_atomic(results_path(paths), found)
     curve.take_csv(found)

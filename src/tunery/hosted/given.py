@@ -87,7 +87,9 @@ def lines_from(path: Path, known: Sequence[Question]) -> list[dict[str, Any]]:
         line["reference"] = line.get("reference") or references.get(asked.key, "")
         found.append({"model": "given", "longest": 0, **line})
     if problems or not found:
-        raise DataError("\n".join(problems[:20]) or f"{path} holds no answers", "see docs/how-to.md, moving house")
+        raise DataError(
+            "\n".join(problems[:20]) or f"{path} holds no answers", "see docs/how-to.md, Move a model from OpenAI here"
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunery.errors import DataError
@@ -12,6 +12,7 @@ from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.tuned import TunedModel
 from tunery.hosted.ask import Answer
 from tunery.hosted.questions import Question
+from tunery.progress import Note, Say
 
 CHUNK = 32
 """Questions answered between two remarks on how far it is."""
@@ -36,9 +37,7 @@ class HereAnswers:
     single_seconds: float | None
 
 
-def answer_here(
-    tuned: TunedModel, questions: Sequence[Question], longest: int, note: Callable[[str], None]
-) -> HereAnswers:
+def answer_here(tuned: TunedModel, questions: Sequence[Question], longest: int, note: Say) -> HereAnswers:
     """Let the tuned model answer, the likeliest token each time.
 
     Args:
@@ -65,7 +64,7 @@ def answer_here(
             written = len(tokenizer(text, add_special_tokens=False)["input_ids"])
             tokens += written
             answers[number] = Answer(text, finish_reason="length" if written >= longest else "stop")
-        note(f"{min(at + CHUNK, len(order)):,} of {len(order):,} questions answered here")
+        note(Note(f"{min(at + CHUNK, len(order)):,} of {len(order):,} questions answered here"))
     seconds = time.perf_counter() - started
     timed = [_seconds_alone(tuned, prompts[i], sampling) for i in order[:: max(1, len(order) // TIMED)][:TIMED]]
     return HereAnswers(answers, seconds, tokens, statistics.median(timed) if timed else None)

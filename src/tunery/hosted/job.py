@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from tunery.hosted.client import Service, is_local
 from tunery.hosted.failures import NO_TRAINING, code_of, said_by, training_closed
 from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.state import DONE
+from tunery.progress import Note
+from tunery.text import similar_names
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -68,7 +69,7 @@ def _models_there(service: Service, model: str) -> str:
     names = sorted(service.call("listing models", lambda client: [one.id for one in client.models.list()]))
     if not names:
         return "the server lists no models; check the address and the key"
-    close = difflib.get_close_matches(model, names, 3, 0.5)
+    close = similar_names(model, names, 3, 0.5)
     rest = [name for name in names if name not in close and not name.startswith("ft:")]
     return f"models there: {', '.join([*close, *rest][:20])}"
 
@@ -128,7 +129,7 @@ def find(service: Service, training_file: str) -> dict[str, Any] | None:
     made = service.call("looking for the job", lambda client: _made_on(client, training_file))
     for job in made[1:]:
         if job["status"] not in DONE:
-            service.note(f"{job['id']} is cancelled: it is the same job as {made[0]['id']}")
+            service.note(Note(f"{job['id']} is cancelled: it is the same job as {made[0]['id']}"))
             cancel(service, job["id"])
     return made[0] if made else None
 

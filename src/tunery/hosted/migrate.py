@@ -29,10 +29,11 @@ from tunery.hosted.state import DONE
 from tunery.hosted.tokens import TokenCounter
 from tunery.models.source import locate
 from tunery.paths import file_sha256, safe_name, write_atomic
+from tunery.progress import Note
 from tunery.task_file import load_task
 
 if TYPE_CHECKING:
-    from tunery.training.fit import View
+    from tunery.progress import View
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _rows(move: Move, capture: Capture, view: View) -> Rows:
             "give rows that can be read with --files and --validation, into another folder (--out)",
         ) from None
     if rows.problem:
-        view.note(f"only the validation rows are asked: {rows.problem}")
+        view.note(Note(f"only the validation rows are asked: {rows.problem}"))
     return rows
 
 
@@ -170,11 +171,13 @@ def _tell_what_is_missing(
 ) -> None:
     """Say before the training, which may take hours, what can be put side by side after it."""
     if not texts:
-        view.note("no answer of the tuned model was captured, so there will be nothing to put side by side")
+        view.note(Note("no answer of the tuned model was captured, so there will be nothing to put side by side"))
     elif move.answers is None and (missing := {one.key for one in asked} - {one.key for one, _ in texts}):
         view.note(
-            f"{len(missing):,} of {len(asked):,} questions have no answer of the tuned model; it can only be asked "
-            f"with the job's name: tunery migrate {capture.name} --capture-only"
+            Note(
+                f"{len(missing):,} of {len(asked):,} questions have no answer of the tuned model; it can only be asked "
+                f"with the job's name: tunery migrate {capture.name} --capture-only"
+            )
         )
 
 
@@ -221,7 +224,7 @@ def _ask(
                 f"{capture.name} has made no model yet ({capture.job.get('status')}); its rows are in {capture.folder}",
                 "run the same command again when it has",
             )
-        view.note(f"{capture.name} {capture.job.get('status')}: it made no model that could be asked")
+        view.note(Note(f"{capture.name} {capture.job.get('status')}: it made no model that could be asked"))
         return
     book = AnswerBook(capture.answers)
     missing = book.missing(capture.tuned_model, asked, ANSWERS_LONGEST)
@@ -243,7 +246,7 @@ def _ask(
                 f"the tuned model could not be asked: {error.message}; {kept}, with all the rest",
                 f"run the same command again, or use what is there: tunery migrate {capture.folder.parent} --to MODEL",
             ) from error
-        view.note(f"the tuned model does not answer any more: {error.message}; {kept}")
+        view.note(Note(f"the tuned model does not answer any more: {error.message}; {kept}"))
     except KeyboardInterrupt:
         raise StoppedError(
             f"interrupted; the answers so far are in {capture.answers}", "run the same command again to go on"

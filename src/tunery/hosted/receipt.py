@@ -13,6 +13,7 @@ from tunery.hosted.plan import HostedPlan
 from tunery.hosted.prices import dollars
 from tunery.hosted.settings import to_yaml
 from tunery.hosted.state import HostedState
+from tunery.text import plural
 from tunery.training.metrics import training_lines, validation_lines
 from tunery.training.receipt import head_section, read_section
 from tunery.versions import version_of
@@ -132,5 +133,5 @@ def _warnings(plan: HostedPlan, state: HostedState, receipt: Mapping[str, Any]) 
         worth = "" if cost is None else f" ({dollars(cost)})"
         found.append(f"the job was billed for {billed:,} tokens{worth}, and {expected:,} were expected")
     if state.earlier:
-        found.append(f"{len(state.earlier)} earlier job{'s' * (len(state.earlier) > 1)} of this run came to nothing")
+        found.append(f"{plural(len(state.earlier), 'earlier job')} of this run came to nothing")
     return found

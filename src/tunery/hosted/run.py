@@ -26,11 +26,12 @@ from tunery.hosted.receipt import build_receipt
 from tunery.hosted.settings import suffix, to_yaml
 from tunery.hosted.state import HostedState, load_state, put_aside
 from tunery.paths import RunPaths, read_json, safe_name, write_atomic, write_json
+from tunery.progress import Note
 from tunery.task_file import load_task
 from tunery.training.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from tunery.training.fit import View
+    from tunery.progress import View
 
 FAILED = ("failed", "cancelled")
 
@@ -51,8 +52,8 @@ def train_hosted(
             "a hosted run has no checkpoints here to go on from", "leave --resume out, or name the run's job: ftjob-…"
         )
     plan = make_plan(task)
-    for note in (*plan.data.notes, *plan.remarks):
-        view.note(note)
+    for text in (*plan.data.notes, *plan.remarks):
+        view.note(Note(text))
     if is_job(resume):
         adopt(Service(plan.task.hosted, view.note), plan, paths, resume)
     state = _taken_up(plan, paths)
@@ -142,7 +143,7 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         write_atomic(path, plan.content(name))
         state.uploaded[name] = upload(service, path)
         state.save(paths)
-        view.note(f"sent {name}.jsonl as {state.uploaded[name]['id']}")
+        view.note(Note(f"sent {name}.jsonl as {state.uploaded[name]['id']}"))
     validation = {"validation_file": state.uploaded["validation"]["id"]} if "validation" in state.uploaded else {}
     state.job = create(
         service,
@@ -156,7 +157,9 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         },
     )
     state.save(paths)
-    view.note(f"{state.job_id} is made; it goes on by itself, and the same command follows it again after a break")
+    view.note(
+        Note(f"{state.job_id} is made; it goes on by itself, and the same command follows it again after a break")
+    )
 
 
 @contextlib.contextmanager
@@ -259,13 +262,13 @@ def _finished(
     """A run whose job is done: evaluated if that is missing or was asked for in another way."""
     receipt, then = read_json(paths.receipt), load_task(paths.task)
     if plan.exam is not None and (plan.task.evaluate != then.evaluate or not paths.evaluation.exists()):
-        view.note(f"{paths.root} is trained; evaluating it")
+        view.note(Note(f"{paths.root} is trained; evaluating it"))
         service = Service(plan.task.hosted, view.note)
         evaluation = _evaluate_own(service, plan, state, paths, view, consent)
         write_atomic(paths.task, to_yaml(plan.task))
         write_report(paths.root)
         return receipt, evaluation
-    view.note(f"{paths.root} is already finished; to start over use --resume never")
+    view.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
     if not paths.report.exists():
         write_report(paths.root)
     return receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None
@@ -300,6 +303,6 @@ def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Con
 
 def _further(plan: HostedPlan, data: Path, view: View) -> Exam:
     more = read_more(str(data), plan.task.data, plan.data.kind, plan.data.labels, plan.data.columns)
-    for note in more.notes:
-        view.note(note)
+    for text in more.notes:
+        view.note(Note(text))
     return make_exam(more, data.name, more.test, plan.wording, plan.task.evaluate)

@@ -257,7 +257,7 @@ def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> b
     """Whether a tensor repeats a weight of the base: PEFT adds the embedding tables to an adapter that targets them."""
     path = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
     weight = getattr(plain.get(path), "weight", None)
-    if weight is None or weight.is_meta or weight.shape != tensor.shape:
+    if weight is None or weight.shape != tensor.shape:
         return False
     if weight.is_meta:  # looked at before any compute: its values are not there to be compared
         return True

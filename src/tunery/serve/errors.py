@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tunery.errors import AdapterError, ConfigError, DataError, ResumableError, TuneryError
+from tunery.errors import AdapterError, ConfigError, DataError, NotInstalledError, ResumableError, TuneryError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -85,7 +85,8 @@ def from_exception(error: Exception) -> ApiError | None:
 
 
 def _from_tunery(error: TuneryError) -> ApiError:
-    message = error.message if error.hint is None else f"{error.message} ({error.hint})"
+    hint = None if isinstance(error, NotInstalledError) else error.hint
+    message = error.message if hint is None else f"{error.message} ({hint})"
     if isinstance(error, ResumableError):
         return ApiError(507, message, type="server_error")
     if isinstance(error, ConfigError | DataError | AdapterError):

@@ -7,7 +7,7 @@ check` about it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,13 @@ def _would_train(task: Task, settled: Mapping[str, Any]) -> dict[str, Any]:
 
     lenient = task.model_copy(update={"data": task.data.model_copy(update={"on_bad_row": "skip"})})
     report = api.check(lenient, samples=SAMPLES)
-    names: Sequence[str] = report["sample_names"]
     previews = [
         {
             "line": line,
-            **_title(name),
+            **({"title": _TITLES[side]} if side else {}),
             "pieces": [{"text": text, "trained": trained} for text, trained in pieces],
         }
-        for pieces, name, line in zip(report["samples"], names, report["sample_lines"], strict=True)
+        for pieces, side, line in zip(report["samples"], report["sample_sides"], report["sample_lines"], strict=True)
     ]
     return {
         "tokens": report["tokens"]["all"],
@@ -116,7 +115,5 @@ def _would_train(task: Task, settled: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _title(name: str) -> dict[str, str]:
-    if name.endswith(", chosen"):
-        return {"title": "preferred"}
-    return {"title": "not preferred"} if name.endswith(", rejected") else {}
+_TITLES = {"chosen": "preferred", "rejected": "not preferred"}
+"""Which answer of a pair → what the page calls it."""

@@ -5,7 +5,6 @@ Names are looked up and never made into paths. A checkpoint becomes an adapter f
 
 from __future__ import annotations
 
-import difflib
 import re
 import shutil
 import threading
@@ -21,6 +20,7 @@ from tunery.serve.errors import ApiError, shorten
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.records import Checkpoint, Model, Work
 from tunery.serve.store import Store
+from tunery.text import similar_names
 from tunery.training.checkpoint import export_checkpoint
 
 OWNER_OF_BASES = "tunery"
@@ -166,7 +166,7 @@ class Registry:
 
     def _hint(self, name: str) -> str:
         known = [model.id for model in self.list()]
-        close = difflib.get_close_matches(name, known, 1, 0.7)
+        close = similar_names(name, known, 1, 0.7)
         listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
         if close:
             return f"Did you mean {close[0]}? This server has: {listed}."

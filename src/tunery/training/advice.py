@@ -23,9 +23,9 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from tunery.progress import Note
 from tunery.training.metrics import training_lines, validation_lines
 
 History = Sequence[Mapping[str, Any]]
@@ -42,17 +42,10 @@ OVERFIT_RISE = 0.02
 OVERFIT_NOISE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """One finding. `code` is diverging, plateau or overfit; `message` says what was seen, `hint` what to try."""
-
-    code: str
-    message: str
-    hint: str
-
-
-def advise(history: History) -> list[Advice]:
+def advise(history: History) -> list[Note]:
     """All findings on a run so far, the gravest first; empty when nothing is wrong. See the module for the rules.
+
+    Their codes are diverging, plateau and overfit.
 
     Args:
         history: lines of metrics.jsonl. Lines without a loss, or with null, are passed over.
@@ -62,7 +55,7 @@ def advise(history: History) -> list[Advice]:
     return [found for found in (overfit(history), plateau(history)) if found]
 
 
-def diverging(history: History) -> Advice | None:
+def diverging(history: History) -> Note | None:
     """The training loss has climbed well above where it started."""
     losses = training_lines(history)
     if len(losses) < 2 * RECENT_LINES:
@@ -76,15 +69,16 @@ def diverging(history: History) -> Advice | None:
         return None
     rates = [line["learning_rate"] for line in history if _is_number(line.get("learning_rate"))]
     lowest = min(losses, key=lambda pair: pair[1])
-    return Advice(
-        "diverging",
+    return Note(
         f"the training loss is diverging: it started at {start:.2f}, was lowest at step {lowest[0]} ({lowest[1]:.2f}), "
         f"and is now {recent:.2f}",
-        f"lower train.learning_rate{_peak_words(rates)} to a third or less, or lengthen train.warmup",
+        hint=f"lower train.learning_rate{_peak_words(rates)} to a third or less, or lengthen train.warmup",
+        level="warn",
+        code="diverging",
     )
 
 
-def plateau(history: History) -> Advice | None:
+def plateau(history: History) -> Note | None:
     """The training loss is high and no longer falls, though the learning rate is not the reason."""
     losses = training_lines(history)
     rates = {
@@ -101,7 +95,7 @@ def plateau(history: History) -> Advice | None:
     return _flat(after, start, rates) or _flat(last_half, start, rates)
 
 
-def _flat(window: Sequence[tuple[int, float]], start: float, rates: Mapping[int, float]) -> Advice | None:
+def _flat(window: Sequence[tuple[int, float]], start: float, rates: Mapping[int, float]) -> Note | None:
     fall, error = _fitted_fall(window)
     level = statistics.fmean(loss for _, loss in window)
     if level < LOW_LOSS or level < LOW_SHARE_OF_START * start:
@@ -120,15 +114,16 @@ def _flat(window: Sequence[tuple[int, float]], start: float, rates: Mapping[int,
             "train.scheduler: cosine, or a larger lora.rank"
         )
     moved = f"fell by {fall / level:.1%}" if fall > 0 else f"rose by {-fall / level:.1%}"
-    return Advice(
-        "plateau",
+    return Note(
         f"the training loss has stayed at about {level:.2f} from step {window[0][0]} to {window[-1][0]} (it {moved}; "
         f"at the start it was {start:.2f})",
-        hint,
+        hint=hint,
+        level="warn",
+        code="plateau",
     )
 
 
-def overfit(history: History) -> Advice | None:
+def overfit(history: History) -> Note | None:
     """The validation loss rises while the training loss falls."""
     validations = validation_lines(history)
     if len(validations) < OVERFIT_VALIDATIONS + 1:
@@ -149,12 +144,13 @@ def overfit(history: History) -> Advice | None:
     latest = _mean_between(history, validations[-2][0], validations[-1][0])
     if then is None or latest is None or latest >= then:
         return None
-    return Advice(
-        "overfit",
+    return Note(
         f"the model is learning the training rows by heart: the validation loss was best at step {best_step} "
         f"({best:.2f}) and is now {values[-1]:.2f}, while the training loss went from {then:.2f} to {latest:.2f}",
-        "stop there next time (train.early_stopping_patience: 2 also goes back to the best step), or use fewer "
+        hint="stop there next time (train.early_stopping_patience: 2 also goes back to the best step), or use fewer "
         "train.epochs, lora.dropout: 0.1, or more rows",
+        level="warn",
+        code="overfit",
     )
 
 

@@ -35,7 +35,8 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
 
     Returns:
         JSON values; "samples" holds rows as [[text, is_trained], …] pieces, "sample_names" the place of each in the
-        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first.
+        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first, and
+        "sample_sides" says which is which.
 
     Raises:
         ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
@@ -62,16 +63,19 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
         "training": _estimates(task, prepared),
         "remarks": prepared.renderer.remarks.sentences(),
         "samples": [pieces(prepared.renderer, row) for row in prepared.train.first(samples)],
-        "sample_names": sample_names(prepared, samples),
-        "sample_lines": [int(row.where.rpartition(":")[2]) for row in prepared.train.first(samples)],
+        **_sample_places(prepared, samples),
     }
 
 
-def sample_names(prepared: Prepared, samples: int) -> list[str]:
-    """Where each sample comes from, and which answer of a pair it is."""
-    sides = (", chosen", ", rejected") if prepared.train.unit == 2 else ("",)
-    rows = prepared.train.first(samples)
-    return [f"{row.where}{sides[number % len(sides)]}" for number, row in enumerate(rows)]
+def _sample_places(prepared: Prepared, samples: int) -> dict[str, list[Any]]:
+    """Where each sample comes from, and which answer of a pair it is: "chosen" or "rejected"."""
+    places = [prepared.data.train[row.example].where for row in prepared.train.first(samples)]
+    sides = [("chosen", "rejected")[number % 2] if prepared.train.unit == 2 else None for number in range(len(places))]
+    return {
+        "sample_names": [f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
+        "sample_sides": sides,
+        "sample_lines": [place.line for place in places],
+    }
 
 
 def histogram(lengths: np.ndarray) -> list[dict[str, int]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +27,14 @@ from tunery.models.device import available_memory
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
+from tunery.progress import Note, View
 from tunery.startup import seconds_since_start
+from tunery.text import gigabytes
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.layers import Layers, running_layers, try_compiling
-from tunery.training.loop import Loop, Plan, Watcher, make_optimizer
+from tunery.training.loop import Loop, Plan, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
 from tunery.training.receipt import build_receipt
@@ -43,16 +45,6 @@ from tunery.training.throughput import speed_check
 from tunery.training.worker_pool import can_fork, wanted_workers
 
 _RECOMPUTE = "recompute"
-
-
-class View(Watcher, Protocol):
-    """A Watcher that also shows how far a run is."""
-
-    def start(self, total: int, done: int) -> None:
-        """A run of `total` steps begins, `done` of them behind it."""
-
-    def close(self) -> None:
-        """The run has ended, well or not."""
 
 
 @dataclass
@@ -88,10 +80,10 @@ class _Log:
         self.view.log(line)
         if self.first_step is None and "train_loss" in line:
             self.first_step = round(seconds_since_start(), 2)
-            self.note(f"the first step was done {self.first_step:.1f} s after the start of the program")
+            self.note(Note(f"the first step was done {self.first_step:.1f} s after the start of the program"))
 
-    def note(self, text: str) -> None:
-        self.view.note(text)
+    def note(self, note: Note) -> None:
+        self.view.note(note)
 
 
 @dataclass(frozen=True)
@@ -167,7 +159,7 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
             ahead=1 if model.device.type == "cuda" else 0,
         )
         if workers is not None:
-            view.note(f"{workers.count} processes compute the rows of a step side by side (train.cpu_workers)")
+            view.note(Note(f"{workers.count} processes compute the rows of a step side by side (train.cpu_workers)"))
         _set_up_layers(task, layers, model, adapter, loop, view)
         compiled_calls = calls()
         loop.run()
@@ -214,7 +206,7 @@ def _take_up(
     progress.resumed_from = (*progress.resumed_from, progress.step)
     if progress.micro_rows is not None and not fixed:
         limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings, noun=limit.noun)
-    view.note(f"going on from step {progress.step} ({path})")
+    view.note(Note(f"going on from step {progress.step} ({path})"))
     return progress, limit
 
 
@@ -266,7 +258,7 @@ def _set_up_layers(
         loop.limit.recompute = partial(_recompute, layers, loop.workers)
     if compiles(model.device):
         for remark in try_compiling(model, list(adapter.values())):
-            view.note(remark)
+            view.note(Note(remark))
 
 
 def _recompute(layers: Layers, workers: Workers | None) -> None:
@@ -278,20 +270,22 @@ def _recompute(layers: Layers, workers: Workers | None) -> None:
 
 def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: FlatModel, sizing: Sizing) -> None:
     if start := attached.start:
-        view.note(f"going on from the adapter {start.path}")
+        view.note(Note(f"going on from the adapter {start.path}"))
         if remark := start.remark(base):
-            view.note(remark)
+            view.note(Note(remark))
     view.note(
-        f"training {len(attached.matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
-        f"{plan.objective.noun}s, "
-        f"learning rate {plan.peak:g}, about {sizing.expected_bytes / 1e9:.1f} GB of memory"
+        Note(
+            f"training {len(attached.matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
+            f"{plan.objective.noun}s, "
+            f"learning rate {plan.peak:g}, about {gigabytes(sizing.expected_bytes)} of memory"
+        )
     )
     if not model.flattened:
-        view.note("this model's layers mix rows in their own way, so rows run one at a time")
+        view.note(Note("this model's layers mix rows in their own way, so rows run one at a time"))
     if sizing.gradient_checkpointing:
-        view.note("activations are recomputed to fit in memory (train.gradient_checkpointing)")
+        view.note(Note("activations are recomputed to fit in memory (train.gradient_checkpointing)"))
     for reason in refusals():
-        view.note(reason)
+        view.note(Note(reason))
 
 
 def _save_adapter(base: Base, folder: Path) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 
 from tunery.errors import DivergedError, ModelError
+from tunery.text import plural
 
 CALMER = (
     "start over with a lower rate (--resume never --set train.learning_rate=1e-4) or a longer warm-up "
@@ -37,18 +38,6 @@ def require_finite_validation(loss: float, step: int) -> None:
     """Stop when the update of `step` has left a model whose validation loss is not a number; it is not saved."""
     if not math.isfinite(loss):
         raise DivergedError(f"after step {step} the validation loss is {loss}. The step was not saved", CALMER)
-
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory: you tried to allocate")
-"""What PyTorch's allocators say: on a GPU, on a CPU, and on a CPU under Windows."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out, on any device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = str(error)
-    return isinstance(error, RuntimeError) and any(phrase in words for phrase in OUT_OF_MEMORY)
 
 
 def out_of_memory_with_one_row(recomputing: bool = False, noun: str = "row") -> ModelError:
@@ -85,7 +74,7 @@ class MicroBatchLimit:
     @property
     def words(self) -> str:
         """The limit for a person: "8 rows"."""
-        return f"{self.rows} {self.noun}{'s' if self.rows > 1 else ''}"
+        return plural(self.rows, self.noun)
 
     def halve(self, error: BaseException) -> None:
         """Make room after `error`.

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
 from tunery.lora.layer import DropoutClock
 from tunery.lora.shared import forget_outputs
+from tunery.models.device import is_out_of_memory
 from tunery.models.flat import FlatModel
+from tunery.progress import Note, Watcher
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.data_parallel import Workers, backward_part, split
@@ -24,7 +26,6 @@ from tunery.training.guard import (
     MicroBatchLimit,
     StopRequest,
     free_cached_memory,
-    is_out_of_memory,
     require_finite,
     require_finite_validation,
 )
@@ -33,16 +34,6 @@ from tunery.training.schedule import learning_rate
 from tunery.training.scoring import Scorer
 from tunery.training.throughput import SpeedCheck
 from tunery.training.worker_pool import WorkerLostError
-
-
-class Watcher(Protocol):
-    """Told what happens, as it happens; never changes the run."""
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl."""
-
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +303,8 @@ class Loop:
             given.require_finite()
         self.optimizer.step()
         if self.limit.halvings > halvings:
-            self.watcher.note(f"memory ran out: the step was computed again, {self.limit.describe()}")
+            text = f"memory ran out: the step was computed again, {self.limit.describe()}"
+            self.watcher.note(Note(text, level="warn", code="out_of_memory"))
         return given
 
     def _skip_if_not_finite(self, gradient: Gradient) -> None:
@@ -379,7 +371,7 @@ class Loop:
             return False
         started = time.perf_counter()
         pool = None if self.workers is None else self.workers.pool
-        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool), self.validation)
+        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool, self.watcher.note), self.validation)
         progress = self.progress
         require_finite_validation(loss, progress.step)
         better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold
@@ -400,5 +392,5 @@ class Loop:
         """Say what the curves show, each thing once."""
         for advice in advise(self.history):
             if advice.code not in given:
-                self.watcher.note(f"{advice.message} → {advice.hint}")
+                self.watcher.note(advice)
                 given.add(advice.code)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunery.errors import CheckpointError, ConfigError
+from tunery.errors import CheckpointError, ConfigError, NotInstalledError
 from tunery.paths import disk_errors, write_atomic
+from tunery.versions import install_command
 
 Line = dict[str, Any]
 
@@ -224,8 +225,8 @@ def require_tracker(name: str) -> None:
     try:
         importlib.import_module(_NEEDS[name])
     except ImportError:
-        raise ConfigError(
-            f"train.report_to: {name} is asked for but not installed", f"pip install 'tunery[{name}]'"
+        raise NotInstalledError(
+            f"train.report_to: {name} is asked for but not installed", install_command(name)
         ) from None
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from tunery.data.batching import FlatBatch, Row, deal, flatten, micro_batches
 from tunery.lora.attach import active_adapter, using
+from tunery.models.device import is_out_of_memory
 from tunery.models.flat import FlatModel
-from tunery.training.guard import is_out_of_memory, out_of_memory_with_one_row
+from tunery.progress import Note, Say
+from tunery.training.guard import out_of_memory_with_one_row
 from tunery.training.loss import BatchLoss, batch_loss
 from tunery.training.worker_pool import Function, WorkerLostError, WorkerPool, can_fork, pair_cost, wanted_workers
 
@@ -63,10 +65,11 @@ class Scorer:
     Args:
         model: the base with its adapters.
         pool: processes that compute beside this one; `scoring_functions` are among its functions.
+        say: told when this process has to score alone.
     """
 
-    def __init__(self, model: FlatModel, pool: WorkerPool | None = None) -> None:
-        self.model, self.pool = model, pool
+    def __init__(self, model: FlatModel, pool: WorkerPool | None = None, say: Say | None = None) -> None:
+        self.model, self.pool, self._say = model, pool, say
 
     def __call__(self, rows: Sequence[Row]) -> Scores:
         """What the model says of the rows, in their order."""
@@ -79,13 +82,23 @@ class Scorer:
         adapter = active_adapter(self.model.model)
         try:
             found: list[Scores] = self.pool.call(_SCORE, [_Asked(part, adapter, tokens) for part in parts])
-        except WorkerLostError:
-            return score(self.model, rows)  # slower; a training loop says at its next step what happened
+        except (RuntimeError, MemoryError, WorkerLostError) as error:
+            if not isinstance(error, WorkerLostError) and not is_out_of_memory(error):
+                raise
+            self._note(error)
+            return score(self.model, rows)
         log_probability = np.zeros(len(rows))
         for part, each in zip(parts, found, strict=True):
             log_probability[[row.example for row in part]] = each.log_probability
         loss, correct, weight = (sum(getattr(each, name) for each in found) for name in ("loss", "correct", "weight"))
         return Scores(log_probability, loss, correct, weight)
+
+    def _note(self, error: Exception) -> None:
+        """Say once why the workers are not used any more; a training loop finds out by itself at its next step."""
+        if self._say is not None:
+            why = error.message if isinstance(error, WorkerLostError) else "memory ran out in a worker process"
+            self._say(Note(f"{why}: this process scores alone, which takes longer", level="warn", code="workers"))
+        self._say, self.pool = None, None
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,9 @@ def _answer(model: FlatModel, asked: _Asked) -> Scores:
 
 
 @contextlib.contextmanager
-def scoring(model: FlatModel, rows: Sequence[Row], workers: int | str = "auto") -> Iterator[Scorer]:
+def scoring(
+    model: FlatModel, rows: Sequence[Row], workers: int | str = "auto", say: Say | None = None
+) -> Iterator[Scorer]:
     """A scorer with as many workers as score such rows fastest, or with as many as are wanted (`train.cpu_workers`)."""
     count = workers if isinstance(workers, int) and can_fork(model) else 1
     if workers == "auto":
@@ -117,9 +132,13 @@ def scoring(model: FlatModel, rows: Sequence[Row], workers: int | str = "auto") 
         yield Scorer(model)
         return
     threads = max(1, torch.get_num_threads() // count)
-    pool = WorkerPool(scoring_functions(model), count, threads)
     try:
-        yield Scorer(model, pool)
+        pool = WorkerPool(scoring_functions(model), count, threads)
+    except OSError:  # the system starts no further process
+        yield Scorer(model)
+        return
+    try:
+        yield Scorer(model, pool, say)
     finally:
         pool.close()
 

@@ -12,6 +12,7 @@ from tunery.lora.attach import adapter_names, trainable_parameters
 from tunery.models.device import matmul_rate, probe_precision
 from tunery.models.flat import FlatModel
 from tunery.models.flops import step_flops
+from tunery.progress import Note
 from tunery.training.start import REFERENCE
 
 FIRST_STEPS = 3
@@ -84,7 +85,7 @@ class SpeedCheck:
     _steps: int = 0
     _best: float = 0.0
 
-    def look(self, counts: Counts, seconds: float) -> str | None:
+    def look(self, counts: Counts, seconds: float) -> Note | None:
         """Take one step's counts and its seconds; the warning, once, when it is due."""
         self._steps += 1
         if self._steps == 1 or self._steps > FIRST_STEPS or seconds < SLOW_SECONDS:
@@ -94,19 +95,29 @@ class SpeedCheck:
             return None
         return self._why()
 
-    def _why(self) -> str:
+    def _why(self) -> Note:
         share = f"the first steps reach {self._best / self.promised:.1%} of what matmuls alone reached before the run"
         dtype = self.model.model.dtype
         if self.chosen and (again := probe_precision(self.model.device)).choice != dtype:
             name = str(again.choice).removeprefix("torch.")
-            return f"{share}: {again.reason} → start over with --resume never --set train.precision={name}"
+            return Note(
+                f"{share}: {again.reason}",
+                level="warn",
+                code="slow",
+                hint=f"start over in {name}",
+                command=f"--resume never --set train.precision={name}",
+            )
         now = matmul_rate(self.model.device, dtype)
         if now < self.promised / 2:
-            return (
+            return Note(
                 f"{share}, and these reach {now / self.promised:.0%} of it now: other programs are computing on the "
-                "same cores → end them, or give this run fewer threads (OMP_NUM_THREADS)"
+                "same cores",
+                level="warn",
+                code="slow",
+                hint="end them, or give this run fewer threads (OMP_NUM_THREADS)",
             )
-        return f"{share} → please report it with the receipt: this processor, or this model, computes in an odd way"
+        hint = "please report it with the receipt: this processor, or this model, computes in an odd way"
+        return Note(share, level="warn", code="slow", hint=hint)
 
 
 def speed_check(model: FlatModel, passes: int, *, chosen: bool) -> SpeedCheck | None:

@@ -20,14 +20,19 @@ from typing import Any
 import torch
 
 from tunery.data.batching import Row, deal
-from tunery.errors import ResumableError
+from tunery.errors import ResumableError, TuneryError
 from tunery.fast.compile import compile_in_calling_thread
+from tunery.models.device import is_out_of_memory
 from tunery.models.flat import FlatModel
 from tunery.models.flops import attention_width, step_flops
 from tunery.training.forking import anonymous_bytes, follow_parent, signals_held_back, thread_count
-from tunery.training.guard import is_out_of_memory
 
 JOIN_SECONDS = 10.0
+
+_RESUME = (
+    "a checkpoint of the last step is written; run the same command again to resume from it, or compute in one process "
+    "with --set train.cpu_workers=1"
+)
 
 SCALING = 0.8
 """n threads compute one batch n^SCALING times as fast as one: 1.69 to 1.81 times with two (docs/lab.md)."""
@@ -41,11 +46,24 @@ class WorkerLostError(ResumableError):
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What went wrong in a worker."""
+class _Failure:
+    """What went wrong in a worker: something that the user can act on, or words with a traceback."""
 
     words: str
     out_of_memory: bool
+    error: TuneryError | None
+
+    @classmethod
+    def of(cls, error: BaseException) -> _Failure:
+        out_of_memory = any(is_out_of_memory(each) for each in (error, error.__cause__) if each is not None)
+        words = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        return cls(words, out_of_memory, error if isinstance(error, TuneryError) else None)
+
+    def raised(self) -> Exception:
+        """As an exception of this process."""
+        if self.out_of_memory:
+            return torch.OutOfMemoryError(self.words)
+        return self.error or RuntimeError(self.words)
 
 
 @dataclass
@@ -54,10 +72,11 @@ class _Worker:
     connection: Connection
     peak_bytes: int = 0
     exit_code: int | None = None
+    asked: bool = False
 
-    def join(self) -> int:
-        """Wait for its end, and bring it about if it takes long; the exit code, negative for a signal."""
-        until = time.monotonic() + JOIN_SECONDS
+    def join(self, until: float) -> int:
+        """Wait for its end until then (time.monotonic()), and bring it about after; the exit code, negative for a
+        signal."""
         while self.exit_code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -82,8 +101,12 @@ class WorkerPool:
         self.functions, self.threads = dict(functions), threads
         self._lost: WorkerLostError | None = None
         self._workers: list[_Worker] = []
-        for _ in range(1, count):
-            self._workers.append(self._fork())
+        try:
+            for _ in range(1, count):
+                self._workers.append(self._fork())
+        except OSError:
+            self.close()
+            raise
 
     @property
     def count(self) -> int:
@@ -104,31 +127,51 @@ class WorkerPool:
         """A function's result for each argument, at most `count`: the first computed by this process, each other one
         by a worker.
 
+        A call that is interrupted, as by Ctrl-C, ends the workers: what they would still answer belongs to no call.
+
         Raises:
             RuntimeError: memory ran out in one of them, or what else a worker has raised.
+            TuneryError: what a worker has raised for the user.
             WorkerLostError: one of them has ended, now or in an earlier call.
         """
         if self._lost:
             raise self._lost
         active = self._workers[: len(arguments) - 1]
-        for worker, argument in zip(active, arguments[1:], strict=True):
-            self._send(worker, (name, argument))
         try:
-            with thread_count(self.threads):
-                results = [self.functions[name](arguments[0])]
-        finally:
-            replies = [self._receive(worker) for worker in active]
-        for reply in replies:
-            if isinstance(reply, Failure):
-                raise torch.OutOfMemoryError(reply.words) if reply.out_of_memory else RuntimeError(reply.words)
-        return results + replies
+            for worker, argument in zip(active, arguments[1:], strict=True):
+                self._send(worker, (name, argument))
+            try:
+                with thread_count(self.threads):
+                    results = [self.functions[name](arguments[0])]
+            except Exception:
+                for worker in active:
+                    self._receive(worker)
+                raise
+            results += [self._receive(worker) for worker in active]
+        except BaseException as error:
+            if not isinstance(error, Exception) or any(worker.asked for worker in active):
+                self._abandon()
+            raise
+        for result in results:
+            if isinstance(result, _Failure):
+                raise result.raised()
+        return results
 
     def close(self) -> None:
         """End the processes."""
         for worker in self._workers:
             worker.connection.close()
+        until = time.monotonic() + JOIN_SECONDS
         for worker in self._workers:
-            worker.join()
+            worker.join(until)
+
+    def _abandon(self) -> None:
+        """End the processes at once; later calls say that they are lost."""
+        for worker in self._workers:
+            if worker.exit_code is None:
+                os.kill(worker.pid, signal.SIGKILL)
+            worker.join(time.monotonic())
+        self._lost = self._lost or WorkerLostError("the worker processes of this run were ended", _RESUME)
 
     def _fork(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
@@ -161,13 +204,14 @@ class WorkerPool:
             try:
                 reply = self.functions[name](argument)
             except BaseException as error:
-                reply = Failure(f"{type(error).__name__}: {error}\n{traceback.format_exc()}", is_out_of_memory(error))
+                reply = _Failure.of(error)
             try:
                 connection.send((reply, max(0, anonymous_bytes(peak=True) - inherited)))
             except (BrokenPipeError, OSError):
                 return
 
     def _send(self, worker: _Worker, message: Any) -> None:
+        worker.asked = True
         try:
             worker.connection.send(message)
         except (BrokenPipeError, OSError):
@@ -178,17 +222,14 @@ class WorkerPool:
             reply, worker.peak_bytes = worker.connection.recv()
         except (EOFError, OSError):
             raise self._lose(worker) from None
+        worker.asked = False
         return reply
 
     def _lose(self, worker: _Worker) -> WorkerLostError:
-        code = worker.join()
+        code = worker.join(time.monotonic() + JOIN_SECONDS)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         likely = "; the system ends processes when memory runs out" if code == -signal.SIGKILL else ""
-        self._lost = WorkerLostError(
-            f"a worker process of this run has ended ({how}{likely})",
-            "a checkpoint of the last step is written; run the same command again to resume from it, or compute in one "
-            "process with --set train.cpu_workers=1",
-        )
+        self._lost = WorkerLostError(f"a worker process of this run has ended ({how}{likely})", _RESUME)
         return self._lost
 
 

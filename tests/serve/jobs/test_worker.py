@@ -22,6 +22,7 @@ from tunery.errors import (
     ResumableError,
     StoppedError,
 )
+from tunery.progress import Note
 from tunery.serve.jobs import worker
 from tunery.serve.jobs.folder import JobFolder, read_error
 from tunery.serve.jobs.validate import BadFileError
@@ -140,9 +141,9 @@ def test_the_view_writes_the_plan_and_notes_without_paths(folder: JobFolder) -> 
     task = Task.model_validate({"model": "m", "data": data})
     view = worker.StatusView(folder, task)
     view.start(88, 4)
-    view.note(f"going on from step 4 ({folder.run.checkpoints / 'step-4'})")
-    view.note("the loss rises → start over with --set train.learning_rate=1e-4")
-    view.note("the validation loss rises → fewer epochs")
+    view.note(Note(f"going on from step 4 ({folder.run.checkpoints / 'step-4'})"))
+    view.note(Note("the loss rises", level="warn", command="--set train.learning_rate=1e-4"))
+    view.note(Note("the validation loss rises", level="warn", hint="fewer epochs", command="--set train.epochs=1"))
     view.log({"step": 5})
     view.close()
     plan, note, *advice = map(json.loads, folder.status.read_text().splitlines())

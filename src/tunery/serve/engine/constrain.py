@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.errors import ConfigError
+from tunery.errors import NotInstalledError
 from tunery.serve.errors import ApiError, shorten
+from tunery.versions import install_command
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"
 """Between the parts of a JSON text. Bounded, so that a small model cannot go on with blanks until its limit."""
@@ -47,8 +48,8 @@ def _matchers() -> Any:
     try:
         from llguidance import LLMatcher
     except ImportError as error:
-        raise ConfigError(
-            "answers in a given form need the library llguidance", "pip install 'tunery[serve]'"
+        raise NotInstalledError(
+            "answers in a given form need the library llguidance", install_command("serve")
         ) from error
     return LLMatcher
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunery.models.device import is_out_of_memory
 from tunery.models.load import Base
 from tunery.serve.engine.backend import Delta, Item
 from tunery.serve.engine.batch import Batch, Limits
@@ -32,7 +33,7 @@ from tunery.serve.engine.rows import Asked, Row
 from tunery.serve.engine.runner import Part, Runner
 from tunery.serve.engine.sampling import choose, log_probabilities
 from tunery.serve.errors import ApiError, Busy, from_exception, server_error
-from tunery.training.guard import free_cached_memory, is_out_of_memory
+from tunery.training.guard import free_cached_memory
 
 LOG = logging.getLogger(__name__)
 

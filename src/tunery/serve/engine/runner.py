@@ -65,7 +65,7 @@ class Runner:
         self.model: Any = base.model
         self.device, self.dtype = self.model.device, self.model.dtype
         self.context = _context(self.model)
-        found = inspect_model(self.model)
+        found = inspect_model(self.model, kernels=False)
         as_before_inspection(self.model)
         if not found.flattened:
             raise ModelError(

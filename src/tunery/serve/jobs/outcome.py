@@ -18,6 +18,15 @@ import logging
 import time
 from typing import Any, Literal
 
+from tunery.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    ResumableError,
+    TuneryError,
+)
 from tunery.paths import read_json
 from tunery.serve.files import Files
 from tunery.serve.jobs.folder import JobFolder, read_error
@@ -32,8 +41,10 @@ RETRIES = 3
 logger = logging.getLogger(__name__)
 Level = Literal["info", "warn", "error"]
 
-_RESUMABLE = 75
-_FAILURES = (1, 2, 3, 4, 5)
+_RESUMABLE = ResumableError.exit_code
+_FAILURES = {
+    kind.exit_code for kind in (TuneryError, ConfigError, DataError, AdapterError, CheckpointError, DivergedError)
+}
 _WORKING: tuple[JobStatus, ...] = ("validating_files", "running")
 
 

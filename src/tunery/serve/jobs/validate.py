@@ -17,6 +17,7 @@ from tunery.errors import DataError
 from tunery.paths import write_atomic, write_json
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
+from tunery.text import gigabytes, plural
 
 PROBLEMS_SHOWN = 20
 
@@ -58,8 +59,7 @@ class BadFileError(DataError):
     """
 
     def __init__(self, param: str, message: str):
-        super().__init__(message)
-        self.param = param
+        super().__init__(message, param=param)
 
 
 def validate(folder: JobFolder) -> Facts:
@@ -115,8 +115,8 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     if data["truncated"]:
         found.append(f"{data['truncated']:,} examples are longer than {data['max_length']:,} tokens and are cut")
     if training["memory_bytes"] > training["available_bytes"]:
-        needed, free = training["memory_bytes"] / 1e9, training["available_bytes"] / 1e9
-        found.append(f"training may need {needed:.1f} GB of memory; {free:.1f} GB are free now")
+        needed, free = gigabytes(training["memory_bytes"]), gigabytes(training["available_bytes"])
+        found.append(f"training may need {needed} of memory; {free} are free now")
     return found
 
 
@@ -155,7 +155,7 @@ def _listed(problems: Sequence[Problem], rows: int, form: str) -> str:
     if problems[0].line == 0:  # the file as a whole
         return f"{printable(problems[0].message, 500)}. What is needed: {form}"
     bad = len({problem.line for problem in problems})
-    lines = [f"{len(problems):,} problem{'s' * (len(problems) > 1)} in {bad:,} of {rows:,} examples:"]
+    lines = [f"{plural(len(problems), 'problem')} in {bad:,} of {rows:,} examples:"]
     lines += [printable(sentence(problem), 500) for problem in problems[:PROBLEMS_SHOWN]]
     if len(problems) > PROBLEMS_SHOWN:
         lines.append(f"… and {len(problems) - PROBLEMS_SHOWN:,} more")

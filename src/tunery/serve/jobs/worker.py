@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from tunery.errors import (
     DataError,
     DivergedError,
     ModelError,
+    NotInstalledError,
     ResumableError,
     StoppedError,
     TuneryError,
 )
 from tunery.paths import disk_errors
+from tunery.progress import Note
 from tunery.serve.jobs.folder import JobFolder, append_line, write_error
 
 LOCK_SECONDS = 120
@@ -108,9 +111,10 @@ def _lock(folder: JobFolder) -> Iterator[None]:
 
 def _say_why(folder: JobFolder, error: TuneryError) -> None:
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "server_error")
-    hint = _HINTS.get(code) or (error.hint if error.hint and "--" not in error.hint else None)
+    own = error.hint if error.hint and "--" not in error.hint and not isinstance(error, NotInstalledError) else None
+    hint = _HINTS.get(code) or own
     message = error.message if hint is None else f"{error.message}. What helps: {hint}"
-    param = getattr(error, "param", "training_file" if isinstance(error, DataError) else None)
+    param = error.param or ("training_file" if isinstance(error, DataError) else None)
     with contextlib.suppress(TuneryError, OSError):  # a full disk has no room for its own report either
         write_error(folder, code, without_paths(message, folder), param)
 
@@ -168,11 +172,10 @@ class StatusView:
         every = validation_every(self._task.train, total) if self._task.data.validation is not None else None
         self._write(kind="plan", total=total, done=done, eval_every=every)
 
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
-        said, arrow, hint = without_paths(text, self._folder).partition(" → ")
-        level = "warn" if arrow or said.startswith("memory ran out") else "info"
-        self._write(kind="note", text=said if "--" in hint else f"{said}{arrow}{hint}", level=level)
+    def note(self, note: Note) -> None:
+        """Something for the user, without options of a command line that was not theirs."""
+        text = without_paths(str(replace(note, command=None)), self._folder)
+        self._write(kind="note", text=text, level=note.level)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl, where the server finds it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from tunery.serve.errors import ApiError, shorten
+from tunery.text import similar_names
 
 T = TypeVar("T", bound="Request")
 
@@ -84,7 +84,7 @@ def explain_first(item: Mapping[str, Any], model: type[BaseModel] | None = None)
         param = f"{param}.{at}" if param and at and not at.startswith("[") else f"{param}{at}"
         return ApiError(400, str(context["message"]), code=str(context["code"]), param=param or None)
     if kind == "extra_forbidden":
-        hint = did_you_mean(str(item["loc"][-1]), known_keys(model, item["loc"][:-1]) if model else ())
+        hint = meant(str(item["loc"][-1]), known_keys(model, item["loc"][:-1]) if model else ())
         return ApiError(400, f"Unknown parameter: '{shorten(param)}'.{hint}", code="unknown_parameter", param=param)
     if kind == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
@@ -93,9 +93,9 @@ def explain_first(item: Mapping[str, Any], model: type[BaseModel] | None = None)
     return ApiError(400, message, code=code, param=param or None)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint, with a space in front; nothing if no known name is close."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+def meant(name: str, known: Iterable[str]) -> str:
+    """A hint in OpenAI's style, with a space in front; nothing if no known name is close."""
+    close = similar_names(name, known)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

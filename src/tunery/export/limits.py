@@ -1,4 +1,4 @@
-"""What a run can be exported to, and how far an export may differ from the adapter in tunery.
+"""How far an export may differ from the adapter in tunery.
 
 The figures behind the limits on the first choice are in docs/lab.md ("How far is an export from its adapter?").
 """
@@ -6,25 +6,6 @@ The figures behind the limits on the first choice are in docs/lab.md ("How far i
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-FORMATS: dict[str, str] = {
-    "peft": "the adapter folder for PEFT, vLLM and other servers that load adapters",
-    "merged": "the base with the adapter in it, as safetensors, for transformers, vLLM and any other server",
-    "gguf": "the merged model in one file for llama.cpp and what is built on it",
-    "gguf-adapter": "the adapter alone for llama.cpp, to be put on a GGUF file of the base",
-    "ollama": "the GGUF file with a Modelfile",
-    "hub": "one of the above, uploaded to the Hugging Face hub",
-}
-"""Format → what it is, in the words of the command line."""
-
-RUNTIMES = {
-    "peft": "peft",
-    "merged": "transformers",
-    "gguf": "llama.cpp",
-    "gguf-adapter": "llama.cpp",
-    "ollama": "llama.cpp",
-}
-"""Format → the program that loads the export back."""
 
 ROWS = 24
 """Held-out rows compared, unless told otherwise."""
@@ -88,17 +69,4 @@ LIMITS: dict[str, Limits] = {
     "gguf q4_k_m": Limits(mean=0.3, maximum=2.5, kl=0.15, agreement=0.65),
     "gguf q3_k_m": Limits(mean=0.6, maximum=4.0, kl=0.4, agreement=0.6),
 }
-"""The one table of limits, by format and number format."""
-
-
-def limits_of(form: str, numbers: str) -> Limits:
-    """The limits of an export.
-
-    Args:
-        form: "peft", "merged", "gguf", "gguf-adapter" or "ollama".
-        numbers: the number format of its weights: "float32", …, or a type of GGUF. For "gguf-adapter": of the base
-            that it is put on.
-    """
-    if form == "peft":
-        return LIMITS["peft"]
-    return LIMITS[f"{'merged' if form == 'merged' else 'gguf'} {numbers}"]
+"""The one table of limits, by target and dtype; what llama.cpp loads has those of "gguf"."""

@@ -1,0 +1,105 @@
+"""What an export target is: a noun of this package, one file beside this one.
+
+Nothing heavy is imported while these modules are: the command line lists them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from tunery.export.destinations import Wanted
+    from tunery.export.limits import Limits
+    from tunery.export.sample import Sample
+    from tunery.export.scores import Scores
+    from tunery.export.subject import Subject
+    from tunery.export.verify import Verdict
+
+Remark = tuple[bool, str]
+"""(whether it is refused, why); what is not refused works, with that in mind."""
+
+
+class Destination:
+    """Where an adapter can go.
+
+    Attributes:
+        name: on the command line.
+    """
+
+    name: ClassVar[str]
+
+    def remarks(self, wanted: Wanted) -> list[Remark]:
+        """What it refuses of an adapter, or needs to be told; known before any training or export."""
+        return []
+
+
+class Target(Destination):
+    """A form in which a run can be exported.
+
+    Attributes:
+        about: what it is, in the words of the command line.
+        runtime: the program that loads it back.
+        files: by which a program knows it, as patterns.
+        hub_library: that the hub shows for it.
+        holds_base: the base is inside.
+        default_dtype: of its weights, where `--quantize` chooses; None where they keep a dtype of their own.
+    """
+
+    about: ClassVar[str]
+    runtime: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    hub_library: ClassVar[str]
+    holds_base: ClassVar[bool] = False
+    default_dtype: ClassVar[str | None] = None
+
+    def require_runtime(self) -> None:
+        """Make sure that the program that loads it back is installed.
+
+        Raises:
+            ConfigError: it is not.
+        """
+
+    def check_dtype(self, name: str) -> None:
+        """Refuse a dtype that `--quantize` names.
+
+        Raises:
+            ConfigError: this target has no such weights.
+        """
+        raise NotImplementedError
+
+    def dtype(self, subject: Subject) -> str:
+        """Of its weights, where nothing chooses: the base's own."""
+        return subject.numbers
+
+    def limits(self, dtype: str) -> Limits:
+        """How far it may be from the adapter in tunery; for an adapter alone, by the dtype of the base it is put on."""
+        raise NotImplementedError
+
+    def prepare(self, subject: Subject, sample: Sample) -> None:
+        """Find out in seconds what would stop the export after minutes.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+
+    def notes(self, wanted: Wanted) -> list[str]:
+        """What a person should know before it is written, besides the remarks."""
+        return []
+
+    def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
+        """Write it into an empty folder; what a person should know about it."""
+        raise NotImplementedError
+
+    def read_back(
+        self, subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
+    ) -> Verdict:
+        """Load it in its program and compare it with the adapter in tunery.
+
+        Args:
+            tuned: what the adapter says in tunery.
+
+        Raises:
+            AdapterError: it differs by more than its limits, in its tokens, or an update is lost.
+        """
+        raise NotImplementedError

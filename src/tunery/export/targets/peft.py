@@ -1,0 +1,106 @@
+"""The adapter folder for PEFT, vLLM and other servers that load adapters."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunery.errors import NotInstalledError
+from tunery.export.limits import LIMITS, Limits
+from tunery.export.targets.base import Target
+from tunery.export.targets.vllm import Vllm
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunery.export.destinations import Wanted
+    from tunery.export.layers import Kept
+    from tunery.export.sample import Sample
+    from tunery.export.scores import Scores
+    from tunery.export.subject import Subject
+    from tunery.export.verify import Verdict
+
+
+class Peft(Target):
+    """A copy of the run's adapter folder that names its base as others can find it."""
+
+    name = "peft"
+    about = "the adapter folder for PEFT, vLLM and other servers that load adapters"
+    runtime = "peft"
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    hub_library = "peft"
+
+    def require_runtime(self) -> None:
+        from tunery.versions import install_command
+
+        if importlib.util.find_spec("peft") is None:
+            raise NotInstalledError(
+                "an adapter for PEFT is checked in PEFT, which is not installed", install_command("export")
+            )
+
+    def dtype(self, subject: Subject) -> str:
+        return "float32"
+
+    def limits(self, dtype: str) -> Limits:
+        return LIMITS["peft"]
+
+    def notes(self, wanted: Wanted) -> list[str]:
+        return [f"for vLLM: {message}" for _, message in Vllm().remarks(wanted)]
+
+    def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
+        from tunery.evaluation.record import read_run
+        from tunery.export.card import hub_id
+        from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
+        from tunery.paths import read_json, write_json
+
+        adapter = subject.paths.adapter
+        config = read_json(adapter / CONFIG_FILE)
+        config["base_model_name_or_path"] = hub_id(read_run(subject.paths.root)) or subject.base_name
+        shutil.copyfile(adapter / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+        write_json(folder / CONFIG_FILE, config)
+        subject.tokenizer.save_pretrained(folder)
+        return []
+
+    def read_back(
+        self, subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
+    ) -> Verdict:
+        from tunery.export.tokens import check_tokenizer
+        from tunery.export.verify import free_memory, judge, version
+
+        check_tokenizer(subject, sample, folder)
+        exported, kept = _score(subject, sample, tuned, folder, device)
+        subject.held = None  # PEFT has changed it
+        free_memory()
+        return judge(tuned, exported, self.limits(dtype), version("peft"), sample, kept, "the adapter")
+
+
+def _score(subject: Subject, sample: Sample, tuned: Scores, folder: Path, device: str) -> tuple[Scores, Kept]:
+    from tunery.export.exact import compute_in_float32
+    from tunery.export.layers import kept_in_layers
+    from tunery.export.scores import score
+    from tunery.export.verify import load_stored
+    from tunery.models.quantized import bitsandbytes, installed
+    from tunery.models.quiet import quiet
+
+    if installed():
+        bitsandbytes()  # PEFT imports it, and it would fetch code from the hub then
+    from peft import PeftModel
+
+    base = subject.held if subject.held is not None else load_stored(subject, device)
+    with quiet():
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+    layers: Any = model.get_base_model()
+    kept = kept_in_layers(subject, lambda path: _parts(layers.get_submodule(path)))
+    with compute_in_float32(model):
+        return score(model, sample.probes, tuned), kept
+
+
+def _parts(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A, B and the scaling of a layer as PEFT holds them."""
+    if "default" in layer.lora_embedding_A:
+        A, B = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
+    else:
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return A.detach().cpu(), B.detach().cpu(), layer.scaling["default"]
