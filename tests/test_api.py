@@ -544,11 +544,14 @@ def test_an_update_that_ruins_the_model_is_divergence_and_is_not_saved(project: 
     assert list(Path("runs/films/checkpoints").glob("*")) == []
 
 
-def test_memory_that_runs_out_in_evaluation_halves_the_batch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunery.training import loss
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_that_runs_out_in_evaluation_halves_the_batch(
+    workers: int, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunery.training import scoring
 
-    run = tunery.train("task.yaml", ["train.max_steps=2"], view=QUIET)
-    real, tried = loss.batch_loss, []
+    run = tunery.train("task.yaml", ["train.max_steps=2", f"train.cpu_workers={workers}"], view=QUIET)
+    real, tried = scoring.batch_loss, []
 
     def tight(model: Any, batch: Any) -> Any:
         tried.append(len(batch.ids))
@@ -556,7 +559,7 @@ def test_memory_that_runs_out_in_evaluation_halves_the_batch(project: Path, monk
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(model, batch)
 
-    monkeypatch.setattr(loss, "batch_loss", tight)
+    monkeypatch.setattr(scoring, "batch_loss", tight)
     again = tunery.evaluate(run.path, view=QUIET)
     assert max(tried) > 60
     assert run.evaluation is not None
