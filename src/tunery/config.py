@@ -19,11 +19,22 @@ from pydantic import (
 
 from tunery.config_hosted import HOSTED_PREFIX, STRICT, HostedConfig
 
-Kind = Literal["chat", "completion", "text", "classification", "preference"]
+KindName = Literal["chat", "completion", "text", "classification", "preference"]
+"""What rows can be; tunery.data.kinds has a file for each."""
+
+ObjectiveName = Literal["sft", "dpo"]
+"""What a run can minimise; tunery.training.objectives has a file for each."""
+
 Auto = Literal["auto"]
 
-TEMPLATED_KINDS: tuple[Kind, ...] = ("chat", "classification", "preference")
-"""Kinds whose rows are conversations, put through the model's chat template."""
+USUAL_OBJECTIVE: dict[KindName, ObjectiveName] = {
+    "chat": "sft",
+    "completion": "sft",
+    "text": "sft",
+    "classification": "sft",
+    "preference": "dpo",
+}
+"""Kind → `train.objective: auto`."""
 
 BUILT_IN_MODELS = {
     "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -35,6 +46,14 @@ BUILT_IN_MODELS = {
 """Short name → hub id. The first is served from its Python package when that is installed (no network needed)."""
 
 DEFAULT_BETA = 0.1
+
+
+_OBJECTIVES = "objectives"
+
+
+def _of(*objectives: ObjectiveName) -> dict[str, Any]:
+    """For a field: the objectives that use the setting; others refuse it."""
+    return {_OBJECTIVES: list(objectives)}
 
 
 class _Settings(BaseModel):
@@ -71,7 +90,7 @@ class DataConfig(_Settings):
     test: str | None = Field(
         default=None, description="file for the final evaluation; the validation rows serve if left out"
     )
-    kind: Kind | Auto = Field(
+    kind: KindName | Auto = Field(
         default="auto", description="chat, completion, text, classification or preference; auto looks at the rows"
     )
     columns: Columns = Field(default_factory=Columns)
@@ -151,7 +170,7 @@ class LoraConfig(_Settings):
     start: str | None = Field(
         default=None,
         description="an adapter to go on from: a folder in PEFT's format, such as a run's adapter or one of its "
-        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Kind preference: the "
+        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Objective dpo: the "
         "reference is then that adapter, not the base",
     )
     rank: PositiveInt = Field(default=16, description="r, the width of the low-rank update")
@@ -207,16 +226,22 @@ class TrainConfig(_Settings):
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps instead")
     batch_size: PositiveInt = Field(
         default=16,
-        description="rows (kind preference: pairs) per optimizer step, however they are split to fit in memory",
+        description="rows (objective dpo: pairs) per optimizer step, however they are split to fit in memory",
+    )
+    objective: ObjectiveName | Auto = Field(
+        default="auto",
+        description="what is minimised. sft: the cross-entropy of the answers (supervised fine-tuning); of pairs, of "
+        "the better ones alone. dpo: direct preference optimisation, for kind preference. auto: what suits the kind",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | None = Field(
         default=None,
-        description="kind preference: how closely the tuned model is held to the base, the β of DPO (Rafailov et al. "
+        json_schema_extra=_of("dpo"),
+        description="objective dpo: how closely the tuned model is held to the base, the β of DPO (Rafailov et al. "
         f"2023, arXiv:2305.18290); left out, {DEFAULT_BETA}. Higher holds it closer",
     )
     micro_batch_size: PositiveInt | Auto = Field(
         default="auto",
-        description="rows (kind preference: pairs) computed at a time; does not change the result. auto: as many as "
+        description="rows (objective dpo: pairs) computed at a time; does not change the result. auto: as many as "
         "memory allows",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
@@ -360,19 +385,26 @@ class Task(_Settings):
         return self
 
     @model_validator(mode="after")
-    def _settings_of_one_kind(self) -> Task:
-        if self.data.kind != "auto":
-            self.require_meaning(self.data.kind)
+    def _settings_of_one_objective(self) -> Task:
+        if self.data.kind != "auto" or self.train.objective != "auto":
+            self.objective_for(self.data.kind)
         return self
 
-    def require_meaning(self, kind: Kind) -> None:
-        """Refuse a setting that rows of this kind have no use for.
+    def objective_for(self, kind: KindName | Auto) -> ObjectiveName:
+        """What a run on rows of this kind minimises; of "auto", `train.objective` is set.
 
         Raises:
-            ValueError: `train.beta` is set, and the kind is not preference.
+            ValueError: a setting that this objective has no use for.
         """
-        if kind != "preference" and self.train.beta is not None:
-            raise ValueError(f"train.beta has no meaning for kind {kind}: it belongs to kind preference")
+        train = self.train
+        name: ObjectiveName = USUAL_OBJECTIVE[kind] if train.objective == "auto" else train.objective  # type: ignore[index]
+        for setting, info in TrainConfig.model_fields.items():
+            extra = info.json_schema_extra
+            users = extra.get(_OBJECTIVES) if isinstance(extra, dict) else None
+            if isinstance(users, list) and name not in users and getattr(train, setting) != info.default:
+                whose = f"kind {kind}" if train.objective == "auto" else f"objective {name}"
+                raise ValueError(f"train.{setting} has no meaning for {whose}: it belongs to {' and '.join(users)}")  # type: ignore[arg-type]
+        return name
 
     @property
     def run_dir(self) -> Path:

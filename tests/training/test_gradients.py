@@ -202,19 +202,19 @@ def test_packed_rows_do_not_see_each_other() -> None:
 def test_running_out_of_memory_halves_the_micro_batch_and_leaves_the_update_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tunery.training import objective
+    from tunery.training.objectives import sft
 
     model, adapter = lora_model("llama")
     rows = make_rows(7, 8)
     _, wanted = our_gradient(model, adapter, rows, MicroBatchLimit(8))
-    real, limit = objective.batch_loss, MicroBatchLimit(8)
+    real, limit = sft.batch_loss, MicroBatchLimit(8)
 
     def tight(model: FlatModel, batch: object) -> object:
         if limit.rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(objective, "batch_loss", tight)
+    monkeypatch.setattr(sft, "batch_loss", tight)
     _, got = our_gradient(model, adapter, rows, limit)
     assert (limit.rows, limit.halvings) == (2, 2)
     assert relative(got, wanted) < 1e-9

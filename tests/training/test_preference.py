@@ -1,4 +1,4 @@
-"""Preference training gives the gradient of the plain formula, however it is computed; in float64."""
+"""DPO training gives the gradient of the plain formula, however it is computed; in float64."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tunery.lora.attach import Piece, active_adapter, adapter_state, apply_lora,
 from tunery.lora.layer import DropoutClock
 from tunery.models.flat import FlatModel, inspect_model
 from tunery.training import loss as losses
-from tunery.training import preference
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
-from tunery.training.preference import Preference
+from tunery.training.objectives import dpo
+from tunery.training.objectives.dpo import DPO
 from tunery.training.scoring import Scorer
 
 CHECKED = ("llama", "gpt2", "qwen3", "gemma2")
@@ -90,9 +90,7 @@ def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> 
 def ours(
     model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[StepResult, list[Tensor]]:
-    result = train_step(
-        model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=Preference(BETA)
-    )
+    result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=DPO(BETA))
     return result, [t.grad.clone() for t in adapter.values() if t.grad is not None]
 
 
@@ -136,7 +134,7 @@ def test_the_metrics_are_the_mean_rewards_of_the_step() -> None:
     }
     result, _ = ours(model, adapter, rows, MicroBatchLimit(2))
     assert result.metrics == pytest.approx(expected, rel=1e-9)
-    loss, measured = Preference(BETA).measure(Scorer(model), rows)
+    loss, measured = DPO(BETA).measure(Scorer(model), rows)
     assert loss == pytest.approx(mean_loss_of(ratio), rel=1e-9)
     assert measured == pytest.approx(expected, rel=1e-9)
 
@@ -154,7 +152,7 @@ def test_running_out_of_memory_halves_down_to_one_pair_and_leaves_the_update(mon
     model, adapter = lora_model("llama")
     rows = make_pairs(7, 6)
     _, wanted = ours(model, adapter, rows, MicroBatchLimit(6))
-    real, limit = preference.row_log_probabilities, MicroBatchLimit(6, noun="pair")
+    real, limit = dpo.row_log_probabilities, MicroBatchLimit(6, noun="pair")
     seen: list[int] = []
 
     def tight(model: FlatModel, batch: object, count: int) -> Tensor:
@@ -163,7 +161,7 @@ def test_running_out_of_memory_halves_down_to_one_pair_and_leaves_the_update(mon
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch, count)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preference, "row_log_probabilities", tight)
+    monkeypatch.setattr(dpo, "row_log_probabilities", tight)
     result, got = ours(model, adapter, rows, limit)
     assert (limit.rows, limit.words) == (1, "1 pair")
     assert min(seen) == 2  # never less than both answers of a pair
@@ -179,7 +177,7 @@ def test_not_even_one_pair_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     def none(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(preference, "row_log_probabilities", none)
+    monkeypatch.setattr(dpo, "row_log_probabilities", none)
     with pytest.raises(ModelError, match="a single pair"):
         ours(model, adapter, make_pairs(0, 2), MicroBatchLimit(2, noun="pair"))
 
@@ -235,7 +233,7 @@ def test_with_dropout_the_two_ways_draw_the_same_masks_and_the_reference_has_non
     model = FlatModel(base, flattened=False, head=inspect_model(base).head)
     gradients = []
     for _ in range(2):
-        train_step(model, list(adapter.values()), rows, MicroBatchLimit(1), clock, (0, 3), None, Preference(BETA))
+        train_step(model, list(adapter.values()), rows, MicroBatchLimit(1), clock, (0, 3), None, DPO(BETA))
         gradients.append([t.grad.clone() for t in adapter.values() if t.grad is not None])
     assert relative(gradients[0], gradients[1]) == 0
     clock.enabled = True
@@ -282,14 +280,14 @@ def test_against_a_starting_adapter_the_gradient_is_that_of_the_formula(name: st
         ratio = padded_log_probabilities(policy, rows) - reference
         loss = -torch.log(torch.sigmoid(BETA * (ratio[0::2] - ratio[1::2]))).mean()
         wanted = torch.autograd.grad(loss, list(adapter_state(policy).values()))
-    objective = Preference(BETA, "reference")
+    objective = DPO(BETA, "reference")
     for other in (model, FlatModel(base, flattened=False, head=model.head)):
         for limit in (MicroBatchLimit(5), MicroBatchLimit(2)):
             result = train_step(other, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective)
             assert result.loss == pytest.approx(float(loss.detach()), rel=1e-9)
             assert relative([t.grad for t in adapter.values() if t.grad is not None], wanted) < 1e-9
     assert objective.measure(Scorer(model), rows)[0] == pytest.approx(float(loss.detach()), rel=1e-9)
-    assert Preference(BETA).measure(Scorer(model), rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
+    assert DPO(BETA).measure(Scorer(model), rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
     assert active_adapter(base) == "default"
     assert all(tensor.grad is None for tensor in adapter_state(base, "reference").values())
 

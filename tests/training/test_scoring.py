@@ -18,8 +18,8 @@ from tests.training.test_gradients import lora_model, make_rows
 from tunery.lora.attach import disabled
 from tunery.models.flat import FlatModel
 from tunery.training import scoring
-from tunery.training.objective import NextToken
-from tunery.training.preference import Preference
+from tunery.training.objectives.dpo import DPO
+from tunery.training.objectives.sft import CrossEntropy
 from tunery.training.scoring import Scorer, score, scoring_functions
 from tunery.training.worker_pool import Function, WorkerPool
 
@@ -76,8 +76,8 @@ def test_workers_follow_the_adapter_that_is_active_here(model: FlatModel) -> Non
     assert not np.allclose(base.log_probability, tuned.log_probability, rtol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [NextToken(), Preference(0.1)])
-def test_a_validation_by_workers_is_that_of_one_process(model: FlatModel, objective: NextToken | Preference) -> None:
+@pytest.mark.parametrize("objective", [CrossEntropy(), DPO(0.1)])
+def test_a_validation_by_workers_is_that_of_one_process(model: FlatModel, objective: CrossEntropy | DPO) -> None:
     rows = make_rows(5, 8)
     loss, metrics = objective.measure(Scorer(model), rows)
     with scorer(model, 2) as several:

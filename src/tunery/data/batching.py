@@ -26,12 +26,15 @@ class Row:
         weights: float32 [n]; weights[t] says how much predicting ids[t] from ids[:t] counts. weights[0] is 0.
         where: "file:line" of the example it came from.
         example: index of that example in its split.
+        desirable: whether the answer is one to give (of a pair, the chosen one) or one to avoid; None where rows say
+            nothing of it.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     where: str = ""
     example: int = 0
+    desirable: bool | None = None
 
     @property
     def trained(self) -> int:

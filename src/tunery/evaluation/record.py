@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunery.data.kinds import KINDS
 from tunery.errors import CheckpointError, ConfigError
-from tunery.evaluation.scores import accuracy_interval
 from tunery.paths import RunPaths, file_sha256
+from tunery.training.intervals import accuracy_interval
 from tunery.training.metrics import read_metrics
 
 NOTHING = "–"
@@ -234,14 +235,21 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[MetricRow]:
 
 def unit_of(evaluation: Mapping[str, Any]) -> str:
     """What the held-out rows are: "rows" or "pairs"."""
-    return "pairs" if pick(evaluation, "kind") == "preference" else "rows"
+    kind = KINDS.get(pick(evaluation, "kind"))
+    noun = pick(evaluation, "unit") or (kind.noun if kind else "row")  # earlier runs do not say
+    return f"{noun}s"
+
+
+def _compares(evaluation: Mapping[str, Any]) -> bool:
+    """Whether answers were judged against each other."""
+    return unit_of(evaluation) == "pairs"
 
 
 def interval_of(evaluation: Mapping[str, Any], side: str) -> tuple[float, float, float] | None:
     """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known. Of pairs,
     accuracy is the share in which the preferred answer is the likelier."""
-    key = "preference_accuracy" if unit_of(evaluation) == "pairs" else "accuracy"
-    accuracy, rows = as_number(pick(evaluation, side, key)), as_number(pick(evaluation, "rows"))
+    accuracy = as_number(pick(evaluation, side, "preference_accuracy" if _compares(evaluation) else "accuracy"))
+    rows = as_number(pick(evaluation, "rows"))
     if accuracy is None or not 0 <= accuracy <= 1:
         return None
     if rows is None or rows < 1:
@@ -254,7 +262,7 @@ def headline(record: RunRecord) -> str:
     """One plain sentence on what came of the run."""
     evaluation = record.evaluation
     rows = show(pick(evaluation, "rows"), "count")
-    if unit_of(evaluation) == "pairs":
+    if _compares(evaluation):
         return _preference_headline(evaluation, rows)
     base, tuned = interval_of(evaluation, "base"), interval_of(evaluation, "tuned")
     if base and tuned:

@@ -175,7 +175,7 @@ def _samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     for sample in listed(pick(evaluation, "samples")):
         text = {key: pick(sample, key) for key in ("where", "prompt", "reference", "rejected", "base", "tuned")}
         text = {key: "" if value is None else str(value) for key, value in text.items()}
-        exact = pick(evaluation, "kind") == "classification"
+        exact = bool(listed(pick(evaluation, "labels")))
         shown.append(
             {
                 **text,

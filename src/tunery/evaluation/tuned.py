@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tunery.config import Task
-from tunery.data.example import Example, Place
+from tunery.data.example import Place
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
 from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError, ConfigError
@@ -49,6 +51,11 @@ class TunedModel:
         """The transformers model, adapter active."""
         return self.base.model
 
+    @property
+    def kind(self) -> Kind:
+        """Of the rows it was trained on."""
+        return KINDS[self.receipt["data"]["kind"]]
+
     @contextlib.contextmanager
     def untuned(self) -> Iterator[TunedModel]:
         """Within this context the base answers alone, bit for bit."""
@@ -60,14 +67,10 @@ class TunedModel:
             raise ConfigError(
                 "nothing to answer", 'give a text, or messages such as [{"role": "user", "content": "…"}]'
             )
-        if self.receipt["data"]["kind"] in ("text", "completion") and isinstance(asked, str):
-            return self.renderer.encode_prompt(asked, begin=True)
-        messages: list[Mapping[str, Any]] = (
-            [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
-        )
-        if self.receipt["data"]["kind"] == "classification" and isinstance(asked, str):
-            messages = list(self.renderer.question(asked))
-        return self.renderer.encode_prompt(self.renderer.prompt(self.renderer.with_system(messages)))
+        messages = self.kind.ask(self.renderer, asked) if isinstance(asked, str) else self.renderer.with_system(asked)
+        if messages is None:
+            return self.renderer.encode_prompt(str(asked), begin=True)
+        return self.renderer.encode_prompt(self.renderer.prompt(messages))
 
     def answer(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> str:
         """The answer to a text or a conversation.
@@ -98,9 +101,7 @@ class TunedModel:
         labels = self.renderer.labels
         if not labels:
             raise ConfigError(f"{self.task.name} is not a classification run: it has no labels", "use answer() instead")
-        examples = [
-            Example("classification", Place("text", i + 1), text=t, label=labels[0]) for i, t in enumerate(texts)
-        ]
+        examples = [self.kind.make(Place("text", i + 1), text, labels[0]) for i, text in enumerate(texts)]
         given = label_rows(self.renderer, examples, self.limit)
         if len(given.examples) < len(texts):
             raise ConfigError("a text is empty or too long to classify", f"the limit is {self.limit} tokens")

@@ -104,7 +104,7 @@ def check_destinations(
     for destination in destinations:
         destination_named(destination)
     adapted = empty_model(task.model)
-    matched = attach_adapter(task, "chat", adapted).matched
+    matched = attach_adapter(task, adapted).matched
     settings = [layer.settings["default"] for layer in lora_layers(adapted).values()]
     layers = empty_model(task.model)
     quantized = quantization_of(task.model, layers.config, task.train.quantize)

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from tunery.config import Task
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError
 from tunery.evaluation.tuned import read_receipt, require_same_base, same_renderer
@@ -64,9 +66,9 @@ class Subject:
         return self.layers.config
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Of the run's rows."""
-        return self.receipt["data"]["kind"]
+        return KINDS[self.receipt["data"]["kind"]]
 
     @property
     def limit(self) -> int:

@@ -109,11 +109,11 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
 
 def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
     started = time.perf_counter()
-    attached = attach_adapter(task, prepared.data.kind, base.model)
+    plan = make_plan(task, prepared, base.model.config)
+    attached = attach_adapter(task, base.model, reference=plan.objective.has_reference)
     model = inspect_model(base.model)
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
-    plan = make_plan(task, prepared, base.model.config)
     sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     _say_plan(view, plan, attached, base.info.name, model, sizing)
     checkpoints = Checkpoints(

@@ -29,7 +29,8 @@ from tunery.training.guard import (
     require_finite,
     require_finite_validation,
 )
-from tunery.training.objective import NextToken, Objective, Sums
+from tunery.training.objectives.base import Objective, StepStats
+from tunery.training.objectives.sft import CROSS_ENTROPY
 from tunery.training.schedule import learning_rate
 from tunery.training.scoring import Scorer
 from tunery.training.throughput import SpeedCheck
@@ -62,9 +63,6 @@ class Plan:
     restore_best: bool
 
 
-NEXT_TOKEN = NextToken()
-
-
 @dataclass(frozen=True)
 class StepResult:
     """Of one optimizer step: the loss and the objective's metrics (means), the gradient's norm, and its sums."""
@@ -72,7 +70,7 @@ class StepResult:
     loss: float
     metrics: dict[str, float]
     gradient_norm: float
-    sums: Sums
+    sums: StepStats
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Gradient:
         norm: of the gradient before clipping.
     """
 
-    sums: Sums
+    sums: StepStats
     weight: float
     norm: Tensor
 
@@ -115,7 +113,7 @@ def batch_gradient(
     clock: DropoutClock,
     key: tuple[int, int],
     max_norm: float | None,
-    objective: Objective = NEXT_TOKEN,
+    objective: Objective = CROSS_ENTROPY,
     workers: Workers | None = None,
 ) -> Gradient:
     """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches and
@@ -124,11 +122,12 @@ def batch_gradient(
     When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
     """
     weight = objective.weight(rows)
+    context = objective.prepare_step(Scorer(model, None if workers is None else workers.pool), rows)
     count, cost = (1, 0.0) if workers is None else (workers.count, workers.pair_cost)
     while True:
         for parameter in parameters:
             parameter.grad = None
-        parts = split(rows, count, objective.unit, cost, limit, key, weight)
+        parts = split(rows, count, objective.unit, cost, limit, key, weight, context)
         try:
             if workers is None or len(parts) == 1:
                 sums = backward_part(model, clock, objective, parts[0])
@@ -153,7 +152,7 @@ def train_step(
     clock: DropoutClock,
     key: tuple[int, int],
     max_norm: float | None,
-    objective: Objective = NEXT_TOKEN,
+    objective: Objective = CROSS_ENTROPY,
     workers: Workers | None = None,
 ) -> StepResult:
     """`batch_gradient`, waited for."""

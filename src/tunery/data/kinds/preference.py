@@ -1,4 +1,4 @@
-"""A row with two answers to one prompt, of which the first is preferred.
+"""Two answers to one prompt, of which the first is preferred.
 
 Read in OpenAI's form ({input: {messages, tools}, preferred_output, non_preferred_output}) and in the field's usual one
 (prompt, chosen, rejected: texts, or lists of messages; without a prompt, two conversations that begin alike).
@@ -6,18 +6,149 @@ Read in OpenAI's form ({input: {messages, tools}, preferred_output, non_preferre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunery.data.conversation import (
-    Report,
-    kind_of,
-    read_list,
-    read_messages,
-    read_tools,
-    report_missing,
+from tunery.data.conversation import Report, describe, read_list, read_messages, read_tools, report_missing
+from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.kinds.base import (
+    Columns,
+    Fitted,
+    Kind,
+    Tokens,
+    all_said,
+    last_text,
+    openai_messages,
+    plain_calls,
+    said_by_user,
 )
-from tunery.data.detect import known_here
+from tunery.data.kinds.chat import unknown_keys
+from tunery.data.kinds.completion import PROMPT_COLUMNS
+from tunery.data.kinds.values import with_input
+from tunery.data.prompts import Prompts
+from tunery.data.source import known_here
+
+if TYPE_CHECKING:
+    from tunery.data.render import Renderer
+
+
+class Preference(Kind):
+    """See the module."""
+
+    name = "preference"
+    required: ClassVar = {
+        "chosen": ("chosen", "preferred", "preferred_output", "preferred_completion"),
+        "rejected": ("rejected", "non_preferred", "non_preferred_output", "non_preferred_completion"),
+    }
+    optional: ClassVar = {"prompt": PROMPT_COLUMNS, "tools": ("tools",)}
+    settings = ("system",)
+    pairs = True
+    noun = "pair"
+    converses = True
+
+    def parse(
+        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        key = columns.get("prompt")
+        if key and isinstance(row.get(key), str):
+            row = {**row, key: with_input(report, row, columns, row[key])}
+        return read_pair(report, row, columns)
+
+    def notes(self, train: Sequence[Example]) -> list[str]:
+        against = contradictions(train)
+        if not against:
+            return []
+        return [f"Training pairs that another one contradicts, the answers the other way round: {against:,}."]
+
+    def key(self, example: Example) -> tuple[str, str]:
+        return said_by_user(example.messages), all_said((*example.messages, *example.chosen))
+
+    def question(self, prompts: Prompts, example: Example) -> list[Message]:
+        return prompts.with_system(example.messages)
+
+    def answer(self, example: Example) -> str:
+        return last_text(example.chosen)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
+        messages = renderer.with_system(example.messages)
+        return [
+            renderer.render_answer(messages, answer, example.tools, desirable)
+            for answer, desirable in ((example.chosen, True), (example.rejected, False))
+        ]
+
+    def fit(
+        self, renderer: Renderer, example: Example, rows: Sequence[Tokens], limit: int, too_long: str
+    ) -> Iterable[Fitted]:
+        """What is cut off the front of the prompt is cut off in both rows alike."""
+        if reason := _unusable(rows, limit, too_long):
+            yield Fitted(reason=reason)
+            return
+        over = max(len(row.ids) for row in rows) - limit
+        if over <= 0:
+            yield Fitted(rows)
+            return
+        begin = 1 if rows[0].ids[0] == renderer.tokenizer.bos_token_id else 0
+        yield Fitted([_without(row, begin, begin + over) for row in rows], truncated=True)
+
+    def make(self, where: Place, asked: str, answered: str) -> Example:
+        return Example(
+            "preference",
+            where,
+            messages=({"role": "user", "content": asked},),
+            chosen=({"role": "assistant", "content": answered},),
+            rejected=({"role": "assistant", "content": "I cannot say."},),
+        )
+
+    def hosted_problems(self, example: Example) -> Iterable[str]:
+        yield from unknown_keys((*example.messages, *example.chosen, *example.rejected))
+        for name, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+            if len(answer) > 1:
+                yield f"the {name} answer has {len(answer)} messages, and one is taken there"
+
+    def to_openai(self, prompts: Prompts, example: Example) -> dict[str, Any]:
+        return {
+            "input": openai_messages(self.question(prompts, example), example),
+            "preferred_output": plain_calls(example.chosen),
+            "non_preferred_output": plain_calls(example.rejected),
+        }
+
+
+def contradictions(rows: Iterable[Example]) -> int:
+    """How many pairs stand there a second time, with the answers the other way round."""
+    rows = list(rows)
+    prompts = [json.dumps((row.messages, row.tools), sort_keys=True) for row in rows]
+    answers = [[json.dumps(answer, sort_keys=True) for answer in (row.chosen, row.rejected)] for row in rows]
+    seen = {(prompt, *pair) for prompt, pair in zip(prompts, answers, strict=True)}
+    return sum((prompt, *pair[::-1]) in seen for prompt, pair in zip(prompts, answers, strict=True))
+
+
+# --------------------------------------------------------------------------- length
+
+
+def _unusable(pair: Sequence[Tokens], limit: int, too_long: str) -> str:
+    """Why a pair is left out; "" if it is not."""
+    chosen, rejected = pair
+    over = max(len(row.ids) for row in pair) - limit
+    if chosen.ids == rejected.ids:
+        return "both answers are the same tokens"
+    if not any(chosen.trained[1:]) or not any(rejected.trained[1:]):
+        return "it has no trained token"
+    if over > 0 and too_long == "drop":
+        return f"longer than {limit} tokens ({limit + over})"
+    prompt = min(row.trained.index(True, 1) for row in pair)
+    # the first token may be the tokenizer's own, and a token of the prompt must be left
+    return f"its answers alone are longer than {limit} tokens" if over > 0 and over + 1 >= prompt else ""
+
+
+def _without(row: Tokens, start: int, stop: int) -> Tokens:
+    """A row without its tokens [start, stop)."""
+    return replace(row, ids=row.ids[:start] + row.ids[stop:], trained=row.trained[:start] + row.trained[stop:])
+
+
+# --------------------------------------------------------------------------- reading
+
 
 _INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
 _LIST = 'write [{"role": …, "content": …}, …]'
@@ -74,7 +205,7 @@ def _prompt(
             report.add(key, "empty", "write the prompt, or remove the row")
         return [{"role": "user", "content": value}], tools
     if not isinstance(value, list):
-        report.add(key, f"a text or a list of messages is needed, not {kind_of(value)}", _LIST)
+        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
         return [], tools
     if not value:
         report.add(key, "empty", _LIST)
@@ -88,7 +219,7 @@ def _openai_input(
         report.add(f"{key}.{unknown}", "unknown key", known_here(unknown, _INPUT_KEYS))
     parallel = value.get("parallel_tool_calls")
     if parallel is not None and not isinstance(parallel, bool):
-        report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {kind_of(parallel)}", "write true")
+        report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {describe(parallel)}", "write true")
     tools = read_tools(report, f"{key}.tools", value.get("tools"))
     if value.get("messages") is None:
         report_missing(report, value, "messages", f"{key}.")
@@ -108,7 +239,7 @@ def _answer(report: Report, key: str, value: Any, calls: set[str]) -> Messages:
             report.add(key, "the answer is empty", "write the answer, or remove the row")
         return [{"role": "assistant", "content": value}]
     if not isinstance(value, list):
-        report.add(key, f"a text or a list of messages is needed, not {kind_of(value)}", _LIST)
+        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
         return []
     if not value:
         report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')

@@ -1,17 +1,17 @@
-"""What a model is told and what it should answer, as messages: the same words whichever model they go to."""
+"""What a model is told besides a row's own words: the same whichever model it goes to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tunery.data.example import Example, Message
+from tunery.data.example import Message
 
 LABEL_JOIN = "\n\n"
 """Stands between the instruction and the text of a classification row."""
 
 
-class Wording:
-    """Puts examples into messages.
+class Prompts:
+    """Puts texts into messages.
 
     Args:
         labels: of a classification task, in order.
@@ -24,14 +24,7 @@ class Wording:
         self.instruction = instruction if instruction is not None else _default_instruction(labels)
         self.system = system
 
-    def conversation(self, example: Example, text: str | None = None) -> list[Message]:
-        """The messages of a chat or classification example, answer included; `text` replaces the example's own."""
-        if example.kind == "classification":
-            asked = text if text is not None else example.text
-            return [*self.question(asked), {"role": "assistant", "content": example.label}]
-        return self.with_system(example.messages)
-
-    def question(self, text: str) -> list[Message]:
+    def label_question(self, text: str) -> list[Message]:
         """The messages that ask for the label of `text`."""
         content = f"{self.instruction}{LABEL_JOIN}{text}" if self.instruction else text
         return self.with_system([{"role": "user", "content": content}])
