@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -101,17 +101,23 @@ def _missing(kind: Kind, names: Sequence[str], config: DataConfig) -> int:
     return sum(not _candidates(kind, role, names, config) for role in kind.required)
 
 
+def _found(kind: Kind, names: Sequence[str], config: DataConfig) -> dict[str, str]:
+    """Role → the first column that could fill it, of those that have one."""
+    candidates = {role: _candidates(kind, role, names, config) for role in kind.roles}
+    return {role: columns[0] for role, columns in candidates.items() if columns}
+
+
 def _fits(kind: Kind, names: Sequence[str], rows: Sequence[dict[str, Any]], config: DataConfig) -> bool:
-    if _missing(kind, names, config):
-        return False
-    return kind.plausible(rows, {role: _candidates(kind, role, names, config)[0] for role in kind.required})
+    return not _missing(kind, names, config) and kind.plausible(rows, _found(kind, names, config))
 
 
 def _find_kind(names: list[str], rows: Sequence[dict[str, Any]], plain: bool, config: DataConfig) -> Kind:
     possible = _possible_kinds(config)
     if plain and len(possible) == len(KINDS):
         return next(kind for kind in possible if kind.plain_text)
-    fitting = _most_telling([kind for kind in possible if _fits(kind, names, rows, config)])
+    fitting = _most_telling(
+        {kind.name: set(_found(kind, names, config)) for kind in possible if _fits(kind, names, rows, config)}
+    )
     if len(possible) < len(KINDS):  # settings have a say
         least = min(_missing(kind, names, config) for kind in possible)
         return (fitting or [kind for kind in possible if _missing(kind, names, config) == least])[0]
@@ -132,10 +138,11 @@ def _find_kind(names: list[str], rows: Sequence[dict[str, Any]], plain: bool, co
     )
 
 
-def _most_telling(kinds: Sequence[Kind]) -> list[Kind]:
-    """Without those that a further kind has all the roles of, and without last resorts beside any other."""
-    further = [kind for kind in kinds if not any(set(kind.required) < set(other.required) for other in kinds)]
-    return [kind for kind in further if not kind.last_resort] or further
+def _most_telling(found: Mapping[KindName, set[str]]) -> list[Kind]:
+    """The kinds that fit (and the roles that they find columns for), without those that another explains more than, and
+    without last resorts beside any other."""
+    kinds = [KINDS[name] for name, roles in found.items() if not any(roles < others for others in found.values())]
+    return [kind for kind in kinds if not kind.last_resort] or kinds
 
 
 def _possible_kinds(config: DataConfig) -> list[Kind]:

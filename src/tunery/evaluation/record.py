@@ -38,14 +38,14 @@ METRICS = (
         "Reward accuracy",
         "higher",
         "percent",
-        "share of pairs in which the training favours the preferred answer over the rejected one",
+        "how often the training favours a preferred answer over a rejected one",
     ),
     Metric(
         "rewards_margin",
         "Reward margin",
         "higher",
         "loss",
-        "how much likelier, times β, the preferred answer became than the rejected one; the base has 0 by definition",
+        "how much likelier, times β, preferred answers became than rejected ones; the base has 0 by definition",
     ),
     Metric(
         "preference_accuracy",
@@ -262,7 +262,7 @@ def headline(record: RunRecord) -> str:
     """One plain sentence on what came of the run."""
     evaluation = record.evaluation
     rows = show(pick(evaluation, "rows"), "count")
-    if _compares(evaluation):
+    if _compares(evaluation) or pick(evaluation, "tuned", "rewards_accuracy") is not None:
         return _preference_headline(evaluation, rows)
     base, tuned = interval_of(evaluation, "base"), interval_of(evaluation, "tuned")
     if base and tuned:
@@ -295,12 +295,28 @@ def _overlap_headline(evaluation: Mapping[str, Any], rows: str) -> str:
     return said if after > before else f"{said} The training did not bring them closer."
 
 
-def _preference_headline(evaluation: Mapping[str, Any], pairs: str) -> str:
-    favoured, count = as_number(pick(evaluation, "tuned", "rewards_accuracy")), as_number(pick(evaluation, "rows"))
-    if favoured is None or not count:
-        return _overlap_headline(evaluation, pairs)
-    said = f"The training favours the preferred answer in {favoured:.1%} of {pairs} held-out pairs (chance: 50%)."
-    low, high = accuracy_interval(round(favoured * int(count)), int(count))
-    if low <= 0.5 <= high:
-        return f"{said} With this few pairs, that could be chance."
+def _preference_headline(evaluation: Mapping[str, Any], count: str) -> str:
+    favoured = as_number(pick(evaluation, "tuned", "rewards_accuracy"))
+    interval = _favoured_interval(evaluation)
+    if favoured is None or interval is None:
+        return _overlap_headline(evaluation, count)
+    unit = unit_of(evaluation)
+    if _compares(evaluation):
+        said = f"The training favours the preferred answer in {favoured:.1%} of {count} held-out {unit} (chance: 50%)."
+    else:
+        said = (
+            f"Of a good and a bad answer among {count} held-out {unit}, the training favours the good one "
+            f"{favoured:.1%} of the time (chance: 50%)."
+        )
+    if interval[0] <= 0.5 <= interval[1]:
+        return f"{said} With this few {unit}, that could be chance."
     return said if favoured > 0.5 else f"{said} It made things worse."
+
+
+def _favoured_interval(evaluation: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of `rewards_accuracy`: as written, else that of a share of so many rows."""
+    written = listed(pick(evaluation, "tuned", "rewards_accuracy_interval"))
+    if len(written) == 2:
+        return float(written[0]), float(written[1])
+    favoured, rows = as_number(pick(evaluation, "tuned", "rewards_accuracy")), as_number(pick(evaluation, "rows"))
+    return accuracy_interval(round(favoured * int(rows)), int(rows)) if favoured is not None and rows else None

@@ -97,7 +97,11 @@ class Kind(ABC):
         return "labels" in self.settings
 
     def plausible(self, rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
-        """Whether the values of the required columns could be of this kind, where columns have the right names."""
+        """Whether the values could be of this kind, where columns have the right names.
+
+        Args:
+            columns: those that were found: all that are required, and others.
+        """
         return True
 
     # ----------------------------------------------------------------- from a file

@@ -168,27 +168,27 @@ def read_pair(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]
         if row.get(key) is None:
             report_missing(report, row, key)
     calls: set[str] = set()
-    prompt, tools = _prompt(report, row, columns, calls)
-    answers = {role: _answer(report, key, row.get(key), set(calls)) for role, key in keys.items()}
+    prompt, tools = read_prompt(report, row, columns, calls)
+    answers = {role: read_answer(report, key, row.get(key), set(calls)) for role, key in keys.items()}
     if report.problems:
         return {}
     if prompt is None or any(_is_whole(messages) for messages in answers.values()):
         prompt, answers = _shared_beginning(report, columns, prompt, answers)
     for role, key in keys.items():
-        _check_answer(report, key, answers[role])
+        check_answer(report, key, answers[role])
     if any("weight" in message and message["weight"] for message in prompt):
         report.add(columns.get("prompt", keys["chosen"]), "what both answers follow is not trained", "remove weight: 1")
-    chosen, rejected = (tuple(map(_unweighted, answers[role])) for role in keys)
+    chosen, rejected = (tuple(map(unweighted, answers[role])) for role in keys)
     if chosen == rejected and not report.problems:
         report.add(keys["rejected"], "both answers are the same", "make them differ, or remove the row")
-    return {"messages": tuple(map(_unweighted, prompt)), "chosen": chosen, "rejected": rejected, "tools": tools}
+    return {"messages": tuple(map(unweighted, prompt)), "chosen": chosen, "rejected": rejected, "tools": tools}
 
 
-def _unweighted(message: Mapping[str, Any]) -> dict[str, Any]:
+def unweighted(message: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key != "weight"}
 
 
-def _prompt(
+def read_prompt(
     report: Report, row: Mapping[str, Any], columns: Mapping[str, str], calls: set[str]
 ) -> tuple[Messages | None, tuple[dict[str, Any], ...]]:
     """(messages before the answers, or None where the row gives none; tools)."""
@@ -230,7 +230,7 @@ def _openai_input(
     return read_messages(report, f"{key}.messages", messages or [], calls), tools
 
 
-def _answer(report: Report, key: str, value: Any, calls: set[str]) -> Messages:
+def read_answer(report: Report, key: str, value: Any, calls: set[str]) -> Messages:
     """The messages of an answer, or of a whole conversation that ends with it."""
     if value is None:  # already reported
         return []
@@ -255,7 +255,7 @@ def _shared_beginning(
 ) -> tuple[Messages, dict[str, Messages]]:
     """(what two whole conversations begin with, what each goes on with). `given`: the row's own prompt, if any."""
     chosen, rejected = answers["chosen"], answers["rejected"]
-    same = [_unweighted(a) == _unweighted(b) for a, b in zip(chosen, rejected, strict=False)]
+    same = [unweighted(a) == unweighted(b) for a, b in zip(chosen, rejected, strict=False)]
     shared = same.index(False) if False in same else len(same)
     if shared == len(chosen) == len(rejected):  # said in read_pair
         shared -= 1
@@ -277,11 +277,11 @@ def _shared_beginning(
 
 def _begins_with(conversation: Messages, given: Messages) -> bool:
     """Whether a conversation holds the messages given, one after another, after an optional system message."""
-    plain, wanted = [[_unweighted(m) for m in part] for part in (conversation, given)]
+    plain, wanted = [[unweighted(m) for m in part] for part in (conversation, given)]
     return any(plain[at : at + len(wanted)] == wanted for at in range(len(plain)))
 
 
-def _check_answer(report: Report, key: str, messages: Messages) -> None:
+def check_answer(report: Report, key: str, messages: Messages) -> None:
     if not messages:
         report.add(key, "the other conversation goes on where this one ends", "give both an answer of their own")
         return
