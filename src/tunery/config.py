@@ -19,10 +19,10 @@ from pydantic import (
 
 from tunery.config_hosted import HOSTED_PREFIX, STRICT, HostedConfig
 
-KindName = Literal["chat", "completion", "text", "classification", "preference"]
+KindName = Literal["chat", "completion", "text", "classification", "preference", "feedback"]
 """What rows can be; tunery.data.kinds has a file for each."""
 
-ObjectiveName = Literal["sft", "dpo"]
+ObjectiveName = Literal["sft", "dpo", "kto"]
 """What a run can minimise; tunery.training.objectives has a file for each."""
 
 Auto = Literal["auto"]
@@ -33,6 +33,7 @@ USUAL_OBJECTIVE: dict[KindName, ObjectiveName] = {
     "text": "sft",
     "classification": "sft",
     "preference": "dpo",
+    "feedback": "kto",
 }
 """Kind → `train.objective: auto`."""
 
@@ -64,9 +65,16 @@ class Columns(_Settings):
     """Which column (CSV) or key (JSONL) holds what. Left out, they are found by their usual names, and printed."""
 
     text: str | None = Field(default=None, description="the text of a row (kinds text and classification)")
-    label: str | None = Field(default=None, description="the class of a row (kind classification)")
-    prompt: str | None = Field(default=None, description="what the model is given (kinds completion and preference)")
-    completion: str | None = Field(default=None, description="what the model should answer (kind completion)")
+    label: str | None = Field(
+        default=None,
+        description="the class of a row (kind classification), or whether its answer is good (kind feedback)",
+    )
+    prompt: str | None = Field(
+        default=None, description="what the model is given (kinds completion, preference and feedback)"
+    )
+    completion: str | None = Field(
+        default=None, description="what the model should answer (kind completion), or has (kind feedback)"
+    )
     chosen: str | None = Field(default=None, description="the better of two answers (kind preference)")
     rejected: str | None = Field(default=None, description="the worse of two answers (kind preference)")
     messages: str | None = Field(default=None, description="the conversation, a list of {role, content} (kind chat)")
@@ -91,7 +99,8 @@ class DataConfig(_Settings):
         default=None, description="file for the final evaluation; the validation rows serve if left out"
     )
     kind: KindName | Auto = Field(
-        default="auto", description="chat, completion, text, classification or preference; auto looks at the rows"
+        default="auto",
+        description="chat, completion, text, classification, preference or feedback; auto looks at the rows",
     )
     columns: Columns = Field(default_factory=Columns)
     labels: dict[str, str] | tuple[str, ...] | None = Field(
@@ -231,13 +240,24 @@ class TrainConfig(_Settings):
     objective: ObjectiveName | Auto = Field(
         default="auto",
         description="what is minimised. sft: the cross-entropy of the answers (supervised fine-tuning); of pairs, of "
-        "the better ones alone. dpo: direct preference optimisation, for kind preference. auto: what suits the kind",
+        "the better ones alone. dpo: direct preference optimisation, for kind preference. kto: Kahneman-Tversky "
+        "optimisation (Ethayarajh et al. 2024, arXiv:2402.01306), for kinds feedback and preference. auto: what suits "
+        "the kind",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | None = Field(
         default=None,
-        json_schema_extra=_of("dpo"),
-        description="objective dpo: how closely the tuned model is held to the base, the β of DPO (Rafailov et al. "
+        json_schema_extra=_of("dpo", "kto"),
+        description="objectives dpo and kto: how closely the tuned model is held to the base, their β (Rafailov et al. "
         f"2023, arXiv:2305.18290); left out, {DEFAULT_BETA}. Higher holds it closer",
+    )
+    desirable_weight: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto",
+        json_schema_extra=_of("kto"),
+        description="objective kto: how much a good answer counts, λ_D. auto: 1, or as much more as makes good answers "
+        "count together as much as bad ones, where they are fewer",
+    )
+    undesirable_weight: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", json_schema_extra=_of("kto"), description="objective kto: the same of a bad answer, λ_U"
     )
     micro_batch_size: PositiveInt | Auto = Field(
         default="auto",

@@ -9,9 +9,10 @@ from tunery.data.kinds.base import Kind
 from tunery.data.kinds.chat import Chat
 from tunery.data.kinds.classification import Classification
 from tunery.data.kinds.completion import Completion
+from tunery.data.kinds.feedback import Feedback
 from tunery.data.kinds.preference import Preference
 from tunery.data.kinds.text import PlainText
 
 KINDS: Mapping[KindName, Kind] = {
-    kind.name: kind for kind in (Chat(), Preference(), Completion(), Classification(), PlainText())
+    kind.name: kind for kind in (Chat(), Preference(), Feedback(), Completion(), Classification(), PlainText())
 }
