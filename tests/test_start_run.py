@@ -23,9 +23,9 @@ from tunery.api import learning_rate_test
 from tunery.config import LoraConfig, Task
 from tunery.console import Console
 from tunery.errors import AdapterError, CheckpointError, ConfigError, StoppedError
+from tunery.fast.fused_mlp import FusedMLP
+from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import active_adapter, adapter_names, adapter_state
-from tunery.lora.mlp import LeanMLP
-from tunery.models.flat import inspect_model
 from tunery.progress import Note
 from tunery.training import check, sizing, throughput
 from tunery.training.start import REFERENCE, attach_adapter
@@ -300,10 +300,10 @@ def test_the_savings_work_with_an_adapter_that_is_not_zero(
     task = tunery.load_task("task.yaml", ["lora.start=runs/all/adapter"])
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=dtype)
     attach_adapter(task, "chat", model)
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     assert flat.flattened
     assert flat.last_layer is not None
-    assert sum(isinstance(module, LeanMLP) for module in model.modules()) == 2
+    assert sum(isinstance(module, FusedMLP) for module in model.modules()) == 2
 
 
 # --------------------------------------------------------------------------- settings and folders

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from bench.peers.common import Lines, Workload, batches, finish, options
 from tunery.config import TrainConfig
 from tunery.data.batching import Row, flatten
+from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import adapter_state, attach
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
 from tunery.models.device import matmul_rate
-from tunery.models.flat import FlatModel, inspect_model
-from tunery.models.flops import step_flops
 from tunery.models.load import load_base
 from tunery.training.data_parallel import Workers, start_workers
+from tunery.training.flops import step_flops
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, make_optimizer, train_step
 from tunery.training.objectives.base import Objective, StepStats
@@ -46,7 +46,7 @@ class Trainer:
         self.work, self.clock = work, DropoutClock()
         attach(model, rank=work.rank, alpha=work.alpha, targets=targets, seed=work.seed, clock=self.clock)
         self.adapter = adapter_state(model)
-        self.model: FlatModel = inspect_model(model)
+        self.model: PackedModel = optimize_model(model)
         self.optimizer = make_optimizer(self.adapter, TrainConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
@@ -96,7 +96,7 @@ class Trainer:
         return StepStats.of(torch.zeros(()), {}, self.model, [flatten(rows)])
 
     def flops(self, sums: StepStats) -> float:
-        """Floating-point operations of the products that a step needs (tunery.models.flops.step_flops)."""
+        """Floating-point operations of the products that a step needs (tunery.training.flops.step_flops)."""
         return self._flops(sums.computed_tokens, sums.positions, sums.pairs, self.model.last_layer_parameters)
 
     def plain_flops(self, rows: Sequence[Row]) -> float:

@@ -20,11 +20,11 @@ from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
+from tunery.fast.packed_model import PackedModel
 from tunery.hosted.check import check_hosted
 from tunery.hosted.consent import Consent
 from tunery.hosted.run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.hosted.state import require_local
-from tunery.models.flat import FlatModel
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
 from tunery.progress import Note, View
@@ -217,7 +217,7 @@ def _held_out(task: Task, prepared: Prepared) -> HeldOut:
     )
 
 
-def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
+def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
     try:
         with scoring(model, held_out.rows.rows, task.train.cpu_workers, view.note) as score:
             result = compare(score, held_out, task.evaluate, view.note)

@@ -25,7 +25,7 @@ from tunery.lora.attach import (
     trainable_parameters,
     untouched_linear_weights,
 )
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
 
 ATTENTION = {
     "gpt2": {"attn.c_attn", "attn.c_proj"},

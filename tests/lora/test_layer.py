@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.shapes import tiny_model
 from tunery.errors import AdapterError
-from tunery.lora.layer import Dropout, DropoutClock, LoRALayer, LoRALinear, LoRASettings, can_wrap, wrap
+from tunery.lora.dropout import Dropout, DropoutClock
+from tunery.lora.layer import LoRALayer, LoRALinear, LoRASettings, can_wrap, wrap
 
 F64 = torch.float64
 
@@ -221,7 +222,7 @@ def test_state_dict_shows_the_base_under_its_own_names_and_loads_again() -> None
 
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "with space"])
 def test_a_name_that_no_parameter_can_have_is_refused(name: str) -> None:
-    from tunery.lora.attach import apply_lora
+    from tunery.fast.adapters import apply_lora
 
     with pytest.raises(AdapterError, match="cannot name an adapter"):
         apply_lora(tiny_model("llama"), rank=2, name=name)

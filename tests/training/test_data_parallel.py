@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tests.double import Double
 from tests.training.test_gradients import lora_model, make_rows, tree_rows
 from tunery.data.batching import Row, deal, flatten
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
 from tunery.training import data_parallel, worker_pool
 from tunery.training.data_parallel import Part, Workers, backward_part
 from tunery.training.guard import MicroBatchLimit

@@ -21,9 +21,10 @@ from tunery.config import Task
 from tunery.data.batching import Row
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
-from tunery.lora.attach import Piece, adapter_state, apply_lora, lora_layers, place
-from tunery.lora.layer import DropoutClock
-from tunery.models.flat import FlatModel, inspect_model
+from tunery.fast.adapters import apply_lora
+from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.lora.attach import Piece, adapter_state, lora_layers, place
+from tunery.lora.dropout import DropoutClock
 from tunery.training.data_parallel import Workers, backward_part
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
@@ -59,7 +60,7 @@ def with_other_answers(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, ids=row.ids[-longest:], weights=row.weights[-longest:]) for row in found]
 
 
-def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, float, list[Tensor]]:
+def plain(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, float, list[Tensor]]:
     """(mean loss, z₀, gradient) by the formula, from transformers' own modules over padded batches."""
     policy, own = PLAIN.get(model.model, (model.model, adapter))
     with torch.no_grad():
@@ -85,7 +86,7 @@ def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> 
 
 
 def ours(
-    model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
+    model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[StepResult, list[Tensor]]:
     objective = KTO(BETA, GOOD, BAD)
     result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=objective)
@@ -167,7 +168,7 @@ def test_an_adapter_to_start_from_is_the_reference() -> None:
     with torch.no_grad():
         for path, layer in lora_layers(base).items():
             layer.lora_B["default"].copy_(pieces[path].B)
-    model, rows = inspect_model(base), make_feedback(4, 5)
+    model, rows = optimize_model(base), make_feedback(4, 5)
     objective = KTO(BETA, GOOD, BAD, reference=REFERENCE)
     loss, metrics = objective.measure(Scorer(model), rows)
     weights = [GOOD if row.desirable else BAD for row in rows]

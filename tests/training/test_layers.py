@@ -13,7 +13,7 @@ from tests.training.test_gradients import lora_model, make_rows, our_gradient, r
 from tunery.data.batching import flatten
 from tunery.errors import ModelError
 from tunery.fast.compile import compiling
-from tunery.models.flat import FlatModel
+from tunery.fast.packed_model import PackedModel
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loss import batch_loss
@@ -98,7 +98,7 @@ def tight(monkeypatch: pytest.MonkeyPatch, layers: Layers, enough: bool = True) 
     """A GPU whose memory holds one row, and only if its activations are recomputed."""
     real = sft.batch_loss
 
-    def failing(model: FlatModel, batch: Any) -> Any:
+    def failing(model: PackedModel, batch: Any) -> Any:
         if not (layers.recomputing and enough):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch)
@@ -142,7 +142,7 @@ def test_what_a_failed_step_held_is_free_before_the_next_try(monkeypatch: pytest
     real, alive = sft.batch_loss, []
     held: list[Any] = []
 
-    def watched(model: FlatModel, batch: Any) -> Any:
+    def watched(model: PackedModel, batch: Any) -> Any:
         alive.append(sum(reference() is not None for reference in held))
         loss = real(model, batch)
         held.append(weakref.ref(loss.total))

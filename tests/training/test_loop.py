@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.training.test_gradients import lora_model, make_rows
 from tunery.config import TrainConfig
 from tunery.errors import DivergedError, StoppedError
-from tunery.lora.layer import DropoutClock
-from tunery.models.flat import FlatModel
+from tunery.fast.packed_model import PackedModel
+from tunery.lora.dropout import DropoutClock
 from tunery.progress import Note
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, StopRequest
@@ -104,7 +104,7 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(
     count = 0
     batch_loss = sft.batch_loss
 
-    def spoilt(model: FlatModel, batch: Any) -> Any:
+    def spoilt(model: PackedModel, batch: Any) -> Any:
         nonlocal count
         count += 1
         loss = batch_loss(model, batch)

@@ -192,7 +192,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class FlatBatch:
+class PackedBatch:
     """A micro-batch as one flattened row of T tokens, with S predicting positions and N things to predict.
 
     Attributes:
@@ -310,7 +310,7 @@ def _lay_out(nodes: list[_Node]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def flatten(rows: Sequence[Row], *, share: bool = True) -> FlatBatch:
+def flatten(rows: Sequence[Row], *, share: bool = True) -> PackedBatch:
     """Merge rows into one flattened row.
 
     Args:
@@ -339,7 +339,7 @@ def flatten(rows: Sequence[Row], *, share: bool = True) -> FlatBatch:
     flat_at = np.concatenate(at)
     by_place = np.argsort(flat_at, kind="stable")
     sources, entry = np.unique(flat_at[by_place], return_inverse=True)
-    return FlatBatch(
+    return PackedBatch(
         ids=ids,
         positions=positions,
         groups=groups,

@@ -20,8 +20,8 @@ from tunery.errors import DataError
 from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import classification_scores, text_scores
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import disabled
-from tunery.models.flat import FlatModel
 from tunery.progress import Note, Say
 from tunery.training.objectives.base import Objective, loss_metrics
 from tunery.training.scoring import Scorer, Scores
@@ -79,7 +79,7 @@ def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say)
     }
 
 
-def _side(model: FlatModel, side: str) -> contextlib.AbstractContextManager[Any]:
+def _side(model: PackedModel, side: str) -> contextlib.AbstractContextManager[Any]:
     return disabled(model.model) if side == "base" else contextlib.nullcontext()
 
 
@@ -139,14 +139,14 @@ class _Question:
     example: int
 
 
-def _questions(model: FlatModel, held_out: HeldOut, rows: Sequence[Row], config: EvaluateConfig) -> list[_Question]:
+def _questions(model: PackedModel, held_out: HeldOut, rows: Sequence[Row], config: EvaluateConfig) -> list[_Question]:
     room = context_length(model.model) - config.max_new_tokens
     asked = (_ask(held_out, row, room, config.max_new_tokens) for row in _one_per_example(rows)[: config.generate_rows])
     return [question for question in asked if question]
 
 
 def _answers(
-    model: FlatModel, held_out: HeldOut, questions: Sequence[_Question], config: EvaluateConfig
+    model: PackedModel, held_out: HeldOut, questions: Sequence[_Question], config: EvaluateConfig
 ) -> tuple[list[str], dict[str, float]]:
     """(generated answers, their scores against the references)."""
     if not questions:

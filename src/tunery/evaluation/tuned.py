@@ -17,9 +17,9 @@ from tunery.data.render import Renderer
 from tunery.errors import AdapterError, ConfigError
 from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
+from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
-from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths, read_json
 from tunery.task_file import load_task
@@ -40,7 +40,7 @@ class TunedModel:
     """
 
     base: Base
-    flat: FlatModel
+    flat: PackedModel
     task: Task
     renderer: Renderer
     receipt: Mapping[str, Any] = field(repr=False)
@@ -181,5 +181,5 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     require_same_base(paths, task, receipt, base.info.sha256)
     renderer = same_renderer(paths, task, receipt, base.tokenizer)
     load_adapter(base.model, paths.adapter)
-    flat = inspect_model(base.model)
+    flat = optimize_model(base.model)
     return TunedModel(base, flat, task, renderer, receipt, receipt["data"]["max_length"])

@@ -5,22 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tunery.errors import AdapterError
-from tunery.lora.layer import Dropout, DropoutClock, LoRALayer, LoRASettings, check_name, wrap
-from tunery.lora.targets import find_targets, plain_modules, untouched_linear_weights
-
-__all__ = [
-    "Piece", "active_adapter", "adapter_names", "adapter_state", "apply_lora", "attach", "base_parameters", "disabled",
-    "find_targets", "lora_layers", "place", "remove", "require_adapter", "set_active", "swap_modules",
-    "trainable_parameters", "untouched_linear_weights", "using",
-]  # fmt: skip
-
-Model = TypeVar("Model", bound=nn.Module)
+from tunery.lora.dropout import Dropout, DropoutClock
+from tunery.lora.layer import LoRALayer, LoRASettings, check_name, wrap
+from tunery.lora.targets import find_targets, plain_modules
 
 
 @dataclass(frozen=True)
@@ -30,44 +22,6 @@ class Piece:
     settings: LoRASettings
     A: Tensor
     B: Tensor
-
-
-def apply_lora(
-    model: Model,
-    rank: int = 16,
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    targets: str | Sequence[str] = "all-linear",
-    exclude: str | Sequence[str] = (),
-    rank_stabilized: bool = False,
-    seed: int = 0,
-    name: str = "default",
-) -> Model:
-    """Freeze a model and put a fresh adapter on it, to be trained by any loop, Hugging Face's `Trainer` included.
-
-    Args:
-        model: a causal language model of transformers.
-        rank: width of the update.
-        alpha: the update is scaled by alpha / rank; left out, alpha is twice the rank.
-        dropout: share of the adapter's inputs set to zero in training mode.
-        targets, exclude: see `find_targets`.
-        rank_stabilized: scale by alpha / sqrt(rank) instead.
-        seed: the adapter's starting values follow from it.
-        name: of the adapter; a model may carry several.
-
-    Returns:
-        The same model. Only the adapter's tensors are trainable.
-
-    Raises:
-        TargetError: `targets` or `exclude` matches nothing, or what LoRA cannot adapt.
-        AdapterError: the model already has an adapter of that name.
-    """
-    alpha = 2.0 * rank if alpha is None else alpha
-    attach(
-        model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, exclude=exclude,
-        rank_stabilized=rank_stabilized, seed=seed, name=name,
-    )  # fmt: skip
-    return model
 
 
 def attach(
@@ -83,13 +37,24 @@ def attach(
     name: str = "default",
     clock: DropoutClock | None = None,
 ) -> list[str]:
-    """As `apply_lora`, with every setting given.
+    """Freeze a model and put a fresh adapter on it.
 
     Args:
+        rank: width of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: fraction of the adapter's inputs set to zero while training.
+        targets, exclude: see `find_targets`.
+        rank_stabilized: scale by alpha / sqrt(rank) instead.
+        seed: the adapter's starting values follow from it.
+        name: of the adapter; a model may carry several.
         clock: decides the dropout masks, and whether there is dropout at all; None follows the model's training mode.
 
     Returns:
         The full names of the adapted layers, in model order.
+
+    Raises:
+        TargetError: `targets` or `exclude` matches nothing, or what LoRA cannot adapt.
+        AdapterError: the model already has an adapter of that name, or a setting is out of range.
     """
     settings = LoRASettings(rank, float(alpha), dropout, rank_stabilized)
     _check(model, name, settings)

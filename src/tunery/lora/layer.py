@@ -14,10 +14,8 @@ for bit. One wrapper holds any number of named adapters, of which one is active.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.errors import AdapterError
-from tunery.lora.fused import Part, lora_linears, once_a_step
-from tunery.lora.shared import SharedInput
-from tunery.models.quantized import is_quantized, unpacking
-
-FUSES_QUANTIZED = {"cuda"}
-"""Devices on which layers with a quantised base take the fused functions."""
+from tunery.lora.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -48,58 +41,6 @@ class LoRASettings:
     def scaling(self) -> float:
         """s in y = W x + s · B A x."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
-
-
-@dataclass
-class DropoutClock:
-    """Where training stands. Dropout masks are a function of it, so that a resumed run and a recomputed forward pass
-    (gradient checkpointing) draw the masks that were drawn before. All layers of an adapter share one clock.
-
-    Attributes:
-        enabled: masks are drawn; otherwise dropout does nothing.
-    """
-
-    seed: int = 0
-    step: int = 0
-    micro_batch: int = 0
-    enabled: bool = False
-
-    def set(self, seed: int, step: int, micro_batch: int) -> None:
-        """Move to another micro-batch."""
-        self.seed, self.step, self.micro_batch = seed, step, micro_batch
-
-    def generator(self, layer: int, device: torch.device) -> torch.Generator:
-        """The random numbers of layer number `layer` in this micro-batch."""
-        place = f"{self.seed} {self.step} {self.micro_batch} {layer}".encode()
-        return torch.Generator(device).manual_seed(int.from_bytes(hashlib.sha256(place).digest()[:8]))
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Inverted dropout on an adapter's input (Hu et al., appendix D).
-
-    Attributes:
-        p: share of values set to zero.
-        clock: None means PyTorch's usual rule: on in training mode, masks from the global generator.
-        layer: the layer's number within its adapter.
-    """
-
-    p: float
-    clock: DropoutClock | None
-    layer: int
-
-    def on(self, training: bool) -> bool:
-        """Whether masks are drawn now."""
-        return self.p > 0.0 and (training if self.clock is None else self.clock.enabled)
-
-    def __call__(self, x: Tensor, training: bool) -> Tensor:
-        if not self.on(training):
-            return x
-        if self.clock is None:
-            return F.dropout(x, self.p)
-        keep = 1.0 - self.p
-        mask = torch.empty_like(x).bernoulli_(keep, generator=self.clock.generator(self.layer, x.device))
-        return x * mask.div_(keep)
 
 
 def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -233,15 +174,7 @@ class LoRALayer(nn.Module):
 
 
 class LoRALinear(LoRALayer):
-    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out]).
-
-    Attributes:
-        shared: layers that are given the same input, this one among them, where that has been found out.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__(base)
-        self.shared: SharedInput | None = None
+    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out])."""
 
     @property
     def in_features(self) -> int:
@@ -265,40 +198,9 @@ class LoRALinear(LoRALayer):
         """x [..., in] → [..., out], in the number format of the base's output."""
         if (name := self.active) is None:
             return self.base(x)
-        if (part := self.part(x)) is not None:
-            together = self.shared.outputs(self, x) if self.shared is not None else None
-            return lora_linears(x, [part])[0] if together is None else together
         y = self.base(x)
         x = self.dropouts[name](x, self.training)
         return add_lora(y, x, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
-
-    def part(self, x: Tensor) -> Part | None:
-        """This layer for the fused function (tunery.lora.fused); None where only the plain path gives the right result:
-        with dropout, under autocast, and with a base that is trained or does more than multiply."""
-        if (name := self.active) is None or self.dropouts[name].on(self.training):
-            return None
-        if torch.is_autocast_enabled(x.device.type):
-            return None
-        return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
-
-    def _part(self, name: str, dtype: torch.dtype) -> Part | None:
-        if (weight := self._frozen_weight(dtype)) is None:
-            return None
-        bias = self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
-        return Part(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
-
-    def _frozen_weight(self, dtype: torch.dtype) -> Tensor | Callable[[], Tensor] | None:
-        """The base's weight [out, in] in `dtype`, or a function that unpacks it, if the base does nothing else."""
-        base = self.base
-        if is_quantized(base):
-            # On a CPU bitsandbytes takes a way of its own to the product, and what PEFT computes must be what we do.
-            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None  # type: ignore[union-attr]
-        if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
-            return None
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        if weight.requires_grad or weight.dtype != dtype:
-            return None
-        return weight.t() if isinstance(base, Conv1D) else weight
 
 
 class LoRAEmbedding(LoRALayer):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tunery.errors import AdapterError
 from tunery.lora.attach import active_adapter, lora_layers, require_adapter
 from tunery.lora.layer import LoRALayer
-from tunery.models.flat import as_before_inspection
 from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, quantized_layers, unpacked_weight
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -51,7 +50,6 @@ def merge(model: Model, name: str | None = None) -> Model:
         if id(module) not in memo:  # no wrapper stands around it
             memo[id(module)] = _unpacked_layer(module, None)
     merged = copy.deepcopy(model, memo)
-    as_before_inspection(merged)
     if quantizer := getattr(merged, "hf_quantizer", None):
         quantizer.remove_quantization_config(merged)
     if untied:

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from tunery.config import Task
-from tunery.data.batching import FlatBatch
+from tunery.data.batching import PackedBatch
 from tunery.data.example import DataSet
 from tunery.data.prepare import Prepared, pieces
+from tunery.fast.last_layer import last_layer_parameters
 from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
-from tunery.models.flops import layer_windows, step_flops, visible_pairs
-from tunery.models.last_layer import last_layer_parameters
 from tunery.models.load import empty_model, quantization_of
 from tunery.models.quantized import expected_bytes
+from tunery.models.windows import layer_windows, visible_pairs
+from tunery.training.flops import step_flops
 from tunery.training.objectives.base import REFERENCE, Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn
@@ -135,7 +136,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _mean_flops(model: Any, batches: Sequence[FlatBatch], trainable: int, objective: Objective) -> float:
+def _mean_flops(model: Any, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:
     """Operations of an optimizer step, from some of them."""
     windows = Counter(layer_windows(model.config))
     whole = step_flops(

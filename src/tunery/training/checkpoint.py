@@ -4,7 +4,7 @@ checkpoints/step-N/ holds the adapter as PEFT's folders do (adapter_config.json,
 can be loaded, served or started from as it is; and optimizer.safetensors (AdamW's moments and step counts) and
 state.json. There is no random state to keep: the order of rows follows from (seed, epoch, step) and dropout from
 (seed, step). So on one machine's CPU resuming is bit-equal; on a GPU packed rows differ by rounding from run to run, as
-the backward passes of its attention kernels add in any order (tunery.models.attention_gpu).
+the backward passes of its attention kernels add in any order (tunery.fast.attention_gpu).
 """
 
 from __future__ import annotations

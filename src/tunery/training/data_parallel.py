@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from tunery.data.batching import Row, deal, micro_batches
-from tunery.lora.fused import one_step
-from tunery.lora.layer import DropoutClock
-from tunery.models.flat import FlatModel
+from tunery.fast.fused_lora import one_step
+from tunery.fast.packed_model import PackedModel
+from tunery.lora.dropout import DropoutClock
 from tunery.training.forking import shared_like
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.objectives.base import Objective, StepStats
@@ -76,7 +76,7 @@ def split(
     ]
 
 
-def backward_part(model: FlatModel, clock: DropoutClock, objective: Objective, part: Part) -> StepStats:
+def backward_part(model: PackedModel, clock: DropoutClock, objective: Objective, part: Part) -> StepStats:
     """Add the gradient of some rows of a step to `.grad`, a micro-batch at a time."""
     sums = StepStats()
     clock.enabled = True
@@ -164,7 +164,7 @@ class Workers:
 
 
 def start_workers(
-    model: FlatModel,
+    model: PackedModel,
     parameters: Sequence[Tensor],
     clock: DropoutClock,
     objective: Objective,

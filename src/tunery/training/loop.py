@@ -14,10 +14,10 @@ from torch import Tensor
 from tunery.config import TrainConfig
 from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
-from tunery.lora.layer import DropoutClock
-from tunery.lora.shared import forget_outputs
+from tunery.fast.packed_model import PackedModel
+from tunery.fast.shared_input import forget_outputs
+from tunery.lora.dropout import DropoutClock
 from tunery.models.device import is_out_of_memory
-from tunery.models.flat import FlatModel
 from tunery.progress import Note, Watcher
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
@@ -106,7 +106,7 @@ def _read(values: Sequence[Tensor | float]) -> list[float]:
 
 
 def batch_gradient(
-    model: FlatModel,
+    model: PackedModel,
     parameters: Sequence[Tensor],
     rows: Sequence[Row],
     limit: MicroBatchLimit,
@@ -145,7 +145,7 @@ def batch_gradient(
 
 
 def train_step(
-    model: FlatModel,
+    model: PackedModel,
     parameters: Sequence[Tensor],
     rows: Sequence[Row],
     limit: MicroBatchLimit,
@@ -211,7 +211,7 @@ class Loop:
     """
 
     plan: Plan
-    model: FlatModel
+    model: PackedModel
     adapter: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     clock: DropoutClock

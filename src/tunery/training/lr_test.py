@@ -11,9 +11,9 @@ from tunery.config import Task
 from tunery.data.batching import step_rows
 from tunery.data.prepare import Prepared
 from tunery.errors import DivergedError
+from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import adapter_state
 from tunery.models.device import available_memory
-from tunery.models.flat import inspect_model
 from tunery.models.load import Base
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.layers import running_layers
@@ -73,7 +73,7 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
     """
     objective = make_objective(task, prepared.data.kind, prepared.train)
     clock = attach_adapter(task, base.model, reference=objective.has_reference).clock
-    model = inspect_model(base.model)
+    model = optimize_model(base.model)
     adapter = adapter_state(base.model)
     sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=objective.noun)

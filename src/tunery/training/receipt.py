@@ -16,12 +16,12 @@ from tunery.data.example import DataSet
 from tunery.data.kinds import KINDS
 from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
+from tunery.fast.attention_gpu import refusals
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.adapter import load_adapter, usual_settings
 from tunery.lora.attach import remove, set_active
 from tunery.lora.targets import untouched_linear_weights
-from tunery.models.attention_gpu import refusals
 from tunery.models.device import describe_device, peak_memory
-from tunery.models.flat import FlatModel
 from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.loop import Loop
@@ -60,7 +60,7 @@ def still_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor["moved"] == 0.0]
 
 
-def check_reload(model: FlatModel, objective: Objective, prepared: Prepared, folder: Path) -> dict[str, Any]:
+def check_reload(model: PackedModel, objective: Objective, prepared: Prepared, folder: Path) -> dict[str, Any]:
     """Load the adapter just saved beside the trained one and compare their losses on the same rows.
 
     Raises:

@@ -12,7 +12,7 @@ from tunery.config import BUILT_IN_MODELS, Task
 from tunery.errors import AdapterError
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_config
 from tunery.lora.attach import Piece, attach, place
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
 from tunery.lora.targets import plain_modules
 from tunery.models.hashes import cached_sha256
 from tunery.training.objectives.base import REFERENCE

@@ -81,8 +81,8 @@ def _score(subject: Subject, sample: Sample, tuned: Scores, folder: Path, device
     from tunery.export.layers import kept_in_layers
     from tunery.export.scores import score
     from tunery.export.verify import load_stored
+    from tunery.models.hf_logging import quiet
     from tunery.models.quantized import bitsandbytes, installed
-    from tunery.models.quiet import quiet
 
     if installed():
         bitsandbytes()  # PEFT imports it, and it would fetch code from the hub then

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from tunery.config import ObjectiveName, Task
-from tunery.data.batching import FlatBatch, Row
+from tunery.data.batching import PackedBatch, Row
 from tunery.data.prepare import Rows
-from tunery.models.flat import FlatModel
+from tunery.fast.packed_model import PackedModel
 from tunery.training.scoring import Scorer, Scores
 
 REFERENCE = "reference"
@@ -46,7 +46,7 @@ class StepStats:
 
     @classmethod
     def of(
-        cls, loss: Tensor, metrics: Mapping[str, Tensor | float], model: FlatModel, batches: Sequence[FlatBatch]
+        cls, loss: Tensor, metrics: Mapping[str, Tensor | float], model: PackedModel, batches: Sequence[PackedBatch]
     ) -> StepStats:
         """Of micro-batches with these sums of loss and metrics."""
         return cls(
@@ -119,7 +119,7 @@ class Objective(ABC):
         return None
 
     @abstractmethod
-    def backward(self, model: FlatModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
         """Add the gradient of (summed loss / weight) of one micro-batch to the parameters.
 
         Args:

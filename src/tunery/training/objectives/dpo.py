@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import FlatBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, flatten
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import using
-from tunery.models.flat import FlatModel
 from tunery.training.intervals import accuracy_interval
 from tunery.training.loss import row_log_probabilities
 from tunery.training.objectives.base import REFERENCE, Objective, StepStats, loss_metrics
@@ -102,7 +102,7 @@ class DPO(Objective):
         """The number of pairs."""
         return len(rows) / 2
 
-    def backward(self, model: FlatModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
         """Prompts are computed once for both answers, and once for all pairs that share them."""
         if not model.flattened:
             return self._one_by_one(model, rows, weight)
@@ -112,7 +112,7 @@ class DPO(Objective):
         (judged.loss / weight).backward()
         return StepStats.of(judged.loss.detach(), judged.metrics, model, [batch])
 
-    def _one_by_one(self, model: FlatModel, rows: Sequence[Row], weight: float) -> StepStats:
+    def _one_by_one(self, model: PackedModel, rows: Sequence[Row], weight: float) -> StepStats:
         """Where only one row runs at a time, only one row's activations are kept: first the log-probabilities of all,
         which say how much each row counts, then row by row the gradient."""
         batches = [flatten([row]) for row in rows]
@@ -151,7 +151,7 @@ class DPO(Objective):
         return {"preference": {"beta": self.beta, **counts}}
 
     @torch.no_grad()
-    def _reference(self, model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
+    def _reference(self, model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
         with using(model.model, self.reference):
             return row_log_probabilities(model, batch, rows)
 

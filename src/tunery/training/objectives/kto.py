@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import FlatBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, flatten
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import using
-from tunery.models.flat import FlatModel
 from tunery.training.loss import row_log_probabilities
 from tunery.training.objectives.base import REFERENCE, Objective, StepStats, loss_metrics
 from tunery.training.objectives.dpo import LR_SCALE
@@ -95,7 +95,7 @@ class KTO(Objective):
         policy, reference = self._both(score, mismatched(rows))
         return max(0.0, float((policy - reference).mean()))
 
-    def backward(self, model: FlatModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
         z0 = float(context or 0.0)
         if model.flattened:
             batch = flatten(rows)
@@ -175,7 +175,7 @@ class KTO(Objective):
             return policy, score(rows).log_probability
 
     @torch.no_grad()
-    def _reference(self, model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
+    def _reference(self, model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
         with using(model.model, self.reference):
             return row_log_probabilities(model, batch, rows)
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from tunery.config import Task
 from tunery.data.batching import Row, flatten
 from tunery.data.prepare import Rows
-from tunery.models.flat import FlatModel
+from tunery.fast.packed_model import PackedModel
 from tunery.training.loss import batch_loss
 from tunery.training.objectives.base import Objective, StepStats, loss_metrics
 from tunery.training.scoring import Scorer, Scores
@@ -35,7 +35,7 @@ class CrossEntropy(Objective):
         """The weight of the rows' trained tokens."""
         return sum(float(row.weights.sum()) for row in rows)
 
-    def backward(self, model: FlatModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
         batch = flatten(rows)
         loss = batch_loss(model, batch)
         (loss.total / weight).backward()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tests.double import Double
 from tests.shapes import tiny_model, token_ids
-from tunery.models.flat import as_before_inspection, inspect_model
-from tunery.models.lean import replace_norms
-from tunery.models.lean_layer import LeanAttention, LeanDecoderLayer, replace_attention, replace_layers
+from tunery.fast.fused_layer import FusedAttention, FusedDecoderLayer, replace_attention, replace_layers
+from tunery.fast.fused_rmsnorm import replace_norms
+from tunery.fast.packed_model import optimize_model, restore_model
 
 COMMON = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3")
 UNCOMMON = ("gpt2", "phi3", "opt", "gpt_neox", "gpt_oss")
@@ -43,7 +43,7 @@ def test_common_forms_are_replaced_and_give_the_same_gradient(name: str) -> None
     with Double():
         model, ours = lean(name)
         kinds = [type(module) for module in ours.modules()]
-        assert (kinds.count(LeanAttention), kinds.count(LeanDecoderLayer)) == (2, 2)
+        assert (kinds.count(FusedAttention), kinds.count(FusedDecoderLayer)) == (2, 2)
         x = 0.3 * torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         for got, wanted in zip(gradient(ours, x), gradient(model, x), strict=True):
             assert float((got - wanted).norm()) < 1e-11 * float(wanted.norm())
@@ -84,8 +84,8 @@ def test_what_computes_something_else_under_the_same_names_is_left_alone() -> No
     implementation = model.config._attn_implementation
     assert replace_attention(model) == 1
     assert replace_layers(model) == 1
-    assert [isinstance(layer.self_attn, LeanAttention) for layer in layers] == [False, True]
-    assert [isinstance(layer, LeanDecoderLayer) for layer in layers] == [True, False]
+    assert [isinstance(layer.self_attn, FusedAttention) for layer in layers] == [False, True]
+    assert [isinstance(layer, FusedDecoderLayer) for layer in layers] == [True, False]
     assert model.config._attn_implementation == implementation
 
 
@@ -101,11 +101,11 @@ def test_somebodys_hook_keeps_a_block_as_it_is() -> None:
 def test_everything_is_put_back_and_a_copy_is_a_model_of_its_own() -> None:
     model = tiny_model("gemma2").requires_grad_(False)
     before = [(name, type(module)) for name, module in model.named_modules()]
-    inspect_model(model)
+    optimize_model(model)
     twin = copy.deepcopy(model)
     assert list(twin.state_dict()) == list(model.state_dict())
     for each in (model, twin):
-        as_before_inspection(each)
+        restore_model(each)
         assert [(name, type(module)) for name, module in each.named_modules()] == before
     ids = token_ids()
     wanted = model(ids).logits

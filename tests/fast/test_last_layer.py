@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.test_flat import make_rows
+from tests.fast.test_packed_model import make_rows
 from tests.shapes import SHAPES, tiny_model
 from tunery.data.batching import flatten
-from tunery.models.flat import inspect_model
+from tunery.fast.packed_model import optimize_model
 
 BLOCKS = {"gpt2": ("transformer.h", "mlp"), "gpt_neox": ("gpt_neox.layers", "mlp"), "opt": ("", "")}
 
@@ -18,7 +18,7 @@ BLOCKS = {"gpt2": ("transformer.h", "mlp"), "gpt_neox": ("gpt_neox.layers", "mlp
 @pytest.mark.parametrize("name", [shape for shape in SHAPES if shape != "opt"])
 def test_only_predicting_positions_pass_through_the_last_feed_forward_block(name: str) -> None:
     model: Any = tiny_model(name).eval()
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     path, block = BLOCKS.get(name, ("model.layers", "mlp"))
     layers = model.get_submodule(path)
     seen: list[tuple[int, int]] = []
@@ -37,6 +37,6 @@ def test_only_predicting_positions_pass_through_the_last_feed_forward_block(name
 
 def test_looking_at_a_model_twice_does_not_hook_it_twice() -> None:
     model: Any = tiny_model("llama").eval()
-    inspect_model(model)
-    inspect_model(model)
+    optimize_model(model)
+    optimize_model(model)
     assert len(model.model.layers[-1].mlp._forward_pre_hooks) == 1

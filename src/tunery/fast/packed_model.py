@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunery.data.batching import FlatBatch, Row, flatten
-from tunery.lora.mlp import LeanMLP, replace_mlps
-from tunery.lora.shared import find_shared_inputs, sharing
-from tunery.models.attention import FlatLayout, flat, prepare_kernels
+from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.fast.attention import PackedLayout, flat, prepare_kernels
+from tunery.fast.fused_layer import FusedAttention, FusedDecoderLayer, replace_attention, replace_layers
+from tunery.fast.fused_linear import find_shared_inputs, fuse_lora, unfuse_lora
+from tunery.fast.fused_mlp import FusedMLP, replace_mlps
+from tunery.fast.fused_rmsnorm import FusedRMSNorm, replace_norms
+from tunery.fast.last_layer import LastLayer
+from tunery.fast.shared_input import sharing
 from tunery.models.device import is_out_of_memory, on_device
-from tunery.models.flops import layer_windows, visible_pairs
-from tunery.models.last_layer import LastLayer
-from tunery.models.lean import LeanRMSNorm, replace_norms
-from tunery.models.lean_layer import LeanAttention, LeanDecoderLayer, replace_attention, replace_layers
+from tunery.models.windows import layer_windows, visible_pairs
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -62,7 +63,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class FlatModel:
+class PackedModel:
     """A causal language model and how its rows are computed.
 
     Attributes:
@@ -89,7 +90,7 @@ class FlatModel:
     def _windows(self) -> Counter[int | None]:
         return Counter(layer_windows(self.model.config))
 
-    def visible_pairs(self, batch: FlatBatch) -> int:
+    def visible_pairs(self, batch: PackedBatch) -> int:
         """Queries and keys that see each other, summed over the layers."""
         return visible_pairs(self._windows, batch)
 
@@ -98,7 +99,7 @@ class FlatModel:
         """Numbers of the base that are used at the predicting positions only."""
         return 0 if self.last_layer is None else self.last_layer.parameters
 
-    def hidden(self, batch: FlatBatch) -> Tensor:
+    def hidden(self, batch: PackedBatch) -> Tensor:
         """Final hidden states at the predicting positions, [S, d]; needs `head`."""
         sources = self.tensor(batch.sources)
         inputs = self._inputs(batch)
@@ -108,7 +109,7 @@ class FlatModel:
             out = self.model.get_decoder()(**inputs)
         return out.last_hidden_state.squeeze(0).index_select(0, sources)
 
-    def logits(self, batch: FlatBatch) -> Tensor:
+    def logits(self, batch: PackedBatch) -> Tensor:
         """Logits at the predicting positions as the model itself computes them, [S, V]."""
         sources = self.tensor(batch.sources)
         inputs = self._inputs(batch)
@@ -120,11 +121,11 @@ class FlatModel:
         """A NumPy array on the model's device."""
         return on_device(array, self.device)
 
-    def _inputs(self, batch: FlatBatch) -> dict[str, Any]:
+    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
         if self.flattened:
             inputs["position_ids"] = self.tensor(batch.positions)[None]
-            inputs["segments"] = FlatLayout(batch.groups, self.device, self.kernels)
+            inputs["segments"] = PackedLayout(batch.groups, self.device, self.kernels)
         elif sum(len(group.lengths) for group in batch.groups) > 1:
             raise ValueError("this model takes one row at a time")
         return inputs
@@ -171,7 +172,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
+def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
     """Find out, by trying on three short rows, whether the model can run flattened and whether we can apply its head.
 
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
@@ -183,6 +184,7 @@ def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
     config = model.config.get_text_config()
     rows = probe_rows(min(config.vocab_size, 1000))
     truth = [_plain_logits(model, row) for row in rows]
+    fuse_lora(model)
     replace_norms(model)
     replace_mlps(model)
     replace_attention(model)
@@ -192,7 +194,7 @@ def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
     layer = model.get_output_embeddings()
     head = Head(layer, *_transforms(config)) if layer is not None else None
 
-    def differs(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> float:
+    def differs(candidate: PackedModel, batches: Sequence[PackedBatch], expected: Sequence[Tensor]) -> float:
         worst = 0.0
         for batch, logits in zip(batches, expected, strict=True):
             got = (
@@ -213,7 +215,7 @@ def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
         wanted[source] = truth[owner][position]
     single = [flatten([row]) for row in rows]
 
-    def works(candidate: FlatModel, batches: Sequence[FlatBatch], expected: Sequence[Tensor]) -> bool:
+    def works(candidate: PackedModel, batches: Sequence[PackedBatch], expected: Sequence[Tensor]) -> bool:
         try:
             return differs(candidate, batches, expected) <= allowed
         except (TypeError, AttributeError, ValueError, KeyError, RuntimeError) as error:
@@ -222,32 +224,33 @@ def inspect_model(model: Any, kernels: bool = True) -> FlatModel:
             return False  # the model's class does not offer this way of running
 
     if kernels:
-        prepare_kernels(model.device, lambda: works(FlatModel(model, True, None), [merged], [wanted]))
+        prepare_kernels(model.device, lambda: works(PackedModel(model, True, None), [merged], [wanted]))
     for flattened, batches, expected in ((True, [merged], [wanted]), (False, single, truth)):
         for candidate_head in (head, None):
-            candidate = FlatModel(model, flattened, candidate_head, kernels=kernels)
+            candidate = PackedModel(model, flattened, candidate_head, kernels=kernels)
             if works(candidate, batches, expected):
                 return _with_last_layer(candidate, works, merged, wanted) if flattened and candidate_head else candidate
-    return FlatModel(model, False, None)
+    return PackedModel(model, False, None)
 
 
-def as_before_inspection(model: nn.Module) -> None:
-    """Give a model back its own modules in place of those that `inspect_model` put there."""
+def restore_model(model: nn.Module) -> None:
+    """Give a model back its own modules in place of those that `optimize_model` put there."""
     for parent in reversed(list(model.modules())):  # what is inside first
         for name, child in list(parent.named_children()):
-            if isinstance(child, LeanRMSNorm | LeanMLP | LeanAttention | LeanDecoderLayer):
+            if isinstance(child, FusedRMSNorm | FusedMLP | FusedAttention | FusedDecoderLayer):
                 setattr(parent, name, child.origin())
+    unfuse_lora(model)
     if (last_layer := getattr(model, LAST_LAYER, None)) is not None:
         last_layer.remove()
         delattr(model, LAST_LAYER)
 
 
 def _with_last_layer(
-    model: FlatModel,
-    works: Callable[[FlatModel, Sequence[FlatBatch], Sequence[Tensor]], bool],
-    batch: FlatBatch,
+    model: PackedModel,
+    works: Callable[[PackedModel, Sequence[PackedBatch], Sequence[Tensor]], bool],
+    batch: PackedBatch,
     logits: Tensor,
-) -> FlatModel:
+) -> PackedModel:
     """The same model whose last layer computes only the predicting positions, if asked for every third of them it
     still gives the right `logits` [S, V] there."""
     few = np.arange(0, len(batch.sources), 3)

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from tests.double import Double
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
+from tunery.fast.adapters import apply_lora
+from tunery.fast.fused_lora import Part, gated_mlp, lora_linears
+from tunery.fast.fused_mlp import FusedMLP, replace_mlps
 from tunery.fast.islands import ACTIVATIONS
+from tunery.fast.packed_model import optimize_model
 from tunery.lora import fused, shared
-from tunery.lora.attach import apply_lora, lora_layers
-from tunery.lora.fused import Part, gated_mlp, lora_linears
+from tunery.lora.attach import lora_layers
 from tunery.lora.layer import LoRALinear
-from tunery.lora.mlp import LeanMLP, replace_mlps
-from tunery.models.flat import inspect_model
 
 F64 = torch.float64
 
@@ -183,7 +184,7 @@ def row(length: int) -> Row:
 def test_query_key_and_value_compute_together_in_a_run_and_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama").eval()
     apply_lora(model, rank=2)
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     together = lora_layers(model)["model.layers.0.self_attn.q_proj"].shared  # type: ignore[union-attr]
     assert [layer.out_features for layer in together.layers] == [32, 16, 16]
     counts: list[int] = []
@@ -199,7 +200,7 @@ def test_query_key_and_value_compute_together_in_a_run_and_alone_elsewhere(monke
 def test_outputs_that_nobody_takes_are_not_kept() -> None:
     model = tiny_model("llama").eval()
     apply_lora(model, rank=2)
-    inspect_model(model)
+    optimize_model(model)
     query = lora_layers(model)["model.layers.0.self_attn.q_proj"]
     assert isinstance(query, LoRALinear)
     assert query.shared is not None
@@ -215,7 +216,7 @@ def test_a_backward_pass_in_another_thread_leaves_nothing_behind() -> None:
     """CUDA's backward pass recomputes layers in a thread of autograd's own."""
     model = tiny_model("llama").eval()
     apply_lora(model, rank=2)
-    inspect_model(model)
+    optimize_model(model)
     layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, LoRALinear)}
     groups = {layer.shared for layer in layers.values() if layer.shared is not None}
     alive: list[weakref.ref[Tensor]] = []
@@ -246,7 +247,7 @@ def test_an_adapter_on_some_of_the_layers_only_runs_them_one_by_one() -> None:
         plain, model = (tiny_model("llama", dtype=F64).eval() for _ in range(2))
         for each in (plain, model):
             apply_lora(each, rank=2, targets=["q_proj", "gate_proj"])
-        inspect_model(model)
+        optimize_model(model)
         ids = torch.arange(3, 20)[None]
         with shared.sharing(), torch.no_grad():
             got, wanted = (each(input_ids=ids, use_cache=False).logits for each in (model, plain))
@@ -265,13 +266,13 @@ def test_a_block_that_does_something_else_is_left_alone() -> None:
 
     model = nn.Sequential(Unlike())
     assert replace_mlps(model) == 0
-    assert not any(isinstance(module, LeanMLP) for module in model.modules())
+    assert not any(isinstance(module, FusedMLP) for module in model.modules())
 
 
 def test_the_model_keeps_its_names_for_layers_and_weights() -> None:
     """Adapters, checkpoints and merging find their way by these names."""
     before = tiny_model("gemma2")
     model = tiny_model("gemma2").eval().requires_grad_(False)
-    inspect_model(model)
+    optimize_model(model)
     assert list(model.state_dict()) == list(before.state_dict())
-    assert any(isinstance(module, LeanMLP) for module in model.modules())
+    assert any(isinstance(module, FusedMLP) for module in model.modules())

@@ -59,7 +59,7 @@ class _ResidualRMSNorm(torch.autograd.Function):
         return dx, dx if ctx.needs_input_grad[1] else None, None, None, None
 
 
-class LeanRMSNorm(nn.Module):
+class FusedRMSNorm(nn.Module):
     """An RMSNorm with a frozen weight.
 
     Args:
@@ -101,7 +101,7 @@ class LeanRMSNorm(nn.Module):
 
 
 def replace_norms(model: nn.Module) -> int:
-    """Put LeanRMSNorm in the place of every RMSNorm that it reproduces; returns how many.
+    """Put FusedRMSNorm in the place of every RMSNorm that it reproduces; returns how many.
 
     Only frozen ones, of a class whose name says RMSNorm; every class is tried once.
     """
@@ -110,12 +110,12 @@ def replace_norms(model: nn.Module) -> int:
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             kind = type(norm)
-            if isinstance(norm, LeanRMSNorm) or not kind.__name__.endswith("RMSNorm") or not _plain(norm):
+            if isinstance(norm, FusedRMSNorm) or not kind.__name__.endswith("RMSNorm") or not _plain(norm):
                 continue
             if kind not in forms:
                 forms[kind] = _form(norm)
             if (form := forms[kind]) is not None:
-                lean = LeanRMSNorm(norm.weight, _eps(norm), *form)  # type: ignore[arg-type]
+                lean = FusedRMSNorm(norm.weight, _eps(norm), *form)  # type: ignore[arg-type]
                 lean._origin = (norm,)
                 setattr(parent, name, lean.train(norm.training))
                 replaced += 1
@@ -155,7 +155,7 @@ def _form(norm: Any) -> tuple[float, bool] | None:
         except Exception:  # whatever a foreign module may ask for
             return None
         for form in list(found):
-            got = LeanRMSNorm(theirs.weight, _eps(norm), *form)(given)
+            got = FusedRMSNorm(theirs.weight, _eps(norm), *form)(given)
             if got.shape != wanted.shape:
                 found.remove(form)
                 continue

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.double import Double
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
-from tunery.models.lean import LeanRMSNorm, replace_norms
+from tunery.fast.fused_rmsnorm import FusedRMSNorm, replace_norms
 
 WITHOUT = ("gpt2", "opt", "gpt_neox")
 """Shapes with another kind of norm."""
@@ -28,7 +28,7 @@ def test_every_rms_norm_is_replaced_and_gives_the_same_to_the_bit(name: str) -> 
     assert bool(norms) == (name not in WITHOUT)
     for path in norms:
         own, ours = model.get_submodule(path), lean.get_submodule(path)
-        assert isinstance(ours, LeanRMSNorm)
+        assert isinstance(ours, FusedRMSNorm)
         x = 3 * torch.randn(5, len(own.weight)).to(torch.bfloat16)  # type: ignore[arg-type]
         assert torch.equal(ours(x), own(x))
 

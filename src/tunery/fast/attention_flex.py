@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from tunery.fast.tree_mask import Tree, block_pattern
 from tunery.models.device import on_device
-from tunery.models.tree_mask import Tree, block_pattern
 
 BLOCK = 128
 """Rows and columns of a block of the mask, FlexAttention's own default."""
@@ -75,7 +75,7 @@ def vary(tensor: Tensor, *dims: int) -> Tensor:
 
 
 def block_mask(tree: Sequence[Tensor], blocks: Blocks) -> BlockMask:
-    """FlexAttention's mask: tunery.models.tree_mask's formula for pairs, and the pattern of blocks.
+    """FlexAttention's mask: tunery.fast.tree_mask's formula for pairs, and the pattern of blocks.
 
     Args:
         tree: `enter`, `end` and `position`, int32 [n, BLOCK].

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from tunery.fast.attention import KEPT_KEYS
+from tunery.fast.fused_mlp import FusedMLP, is_gated_mlp
 from tunery.lora.layer import LoRALinear
-from tunery.lora.mlp import LeanMLP, is_gated_mlp
-from tunery.models.attention import KEPT_KEYS
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits in the model's number format; the loss never holds more."""
@@ -53,8 +53,8 @@ class Lean:
     """Which parts of a model keep only what the gradient needs.
 
     Attributes:
-        norms: tunery.models.lean.LeanRMSNorm, or a norm that PyTorch computes in one step.
-        mlp: tunery.lora.mlp.LeanMLP, with an adapter on each of its layers.
+        norms: tunery.fast.fused_rmsnorm.FusedRMSNorm, or a norm that PyTorch computes in one step.
+        mlp: tunery.fast.fused_mlp.FusedMLP, with an adapter on each of its layers.
     """
 
     norms: bool = True
@@ -63,7 +63,7 @@ class Lean:
     @classmethod
     def of(cls, model: nn.Module) -> Lean:
         """Of a model with adapters, whether or not its parts have been replaced yet."""
-        blocks = [module for module in model.modules() if isinstance(module, LeanMLP) or is_gated_mlp(module)]
+        blocks = [module for module in model.modules() if isinstance(module, FusedMLP) or is_gated_mlp(module)]
         layers = [child for block in blocks for name, child in block.named_children() if name.endswith("_proj")]
         norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
         return cls(
@@ -122,7 +122,7 @@ def _layer_bytes(w: _Widths, dtype_bytes: int, keys: int, lean: Lean) -> float:
 
     - 4 b d: input and output of both norms; 8 d more where an RMSNorm is written out in float32;
     - b (2 q + 2 k): rotated queries, keys, values, and the attention's output, which the adapter after it reads;
-    - 2 b f: gate and up (tunery.lora.fused.gated_mlp); 4 b f where each layer runs for itself (5 for gelu_new);
+    - 2 b f: gate and up (tunery.fast.fused_lora.gated_mlp); 4 b f where each layer runs for itself (5 for gelu_new);
     - b H K: attention weights, where they are kept.
 
     A base layer keeps nothing of its own, because its weight is frozen. The adapters' thin products (b · rank each) are

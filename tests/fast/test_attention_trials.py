@@ -13,10 +13,11 @@ from torch.nn.attention import flex_attention
 
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
-from tunery.lora.attach import apply_lora, trainable_parameters
+from tunery.fast.adapters import apply_lora
+from tunery.fast.attention_gpu import GpuLayout, Rule, attend, by_equal_lengths, by_lengths, by_tree
+from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.lora.attach import trainable_parameters
 from tunery.models import attention, attention_flex, attention_gpu, attention_trials
-from tunery.models.attention_gpu import GpuLayout, Rule, attend, by_equal_lengths, by_lengths, by_tree
-from tunery.models.flat import FlatModel, inspect_model
 from tunery.training.layers import running_layers
 from tunery.training.loss import batch_loss
 
@@ -79,7 +80,7 @@ def tuned(name: str = "llama", **changes: Any) -> tuple[torch.nn.Module, list[Te
     return model, trainable_parameters(model)
 
 
-def gradient(model: FlatModel, parameters: list[Tensor], share: bool) -> list[Tensor]:
+def gradient(model: PackedModel, parameters: list[Tensor], share: bool) -> list[Tensor]:
     with model.running():
         return list(torch.autograd.grad(batch_loss(model, flatten(rows(5), share=share)).total, parameters))
 
@@ -90,7 +91,7 @@ def test_the_first_batch_of_a_run_may_recompute_its_layers(recompute: bool, shar
     """A kernel that was first tried within a layer would leave tensors there which the second pass does not
     (torch.utils.checkpoint: a different number of tensors was saved)."""
     model, parameters = tuned()
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "KERNEL_DEVICES", ())
         wanted = gradient(flat, parameters, share)
@@ -104,7 +105,7 @@ def test_the_first_batch_of_a_run_may_recompute_its_layers(recompute: bool, shar
 def test_a_kernel_tried_within_a_recomputed_layer_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above, if kernels were tried where they are first asked for."""
     model, parameters = tuned()
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     attention_gpu.forget()
 
     def at_once(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Tensor | None:
@@ -122,7 +123,7 @@ def test_a_kernel_tried_within_a_recomputed_layer_would_be_noticed(monkeypatch: 
 def test_all_kernels_are_tried_before_the_run_on_the_layers_own_kinds_of_attention(name: str) -> None:
     model, _ = tuned(name, **({"query_pre_attn_scalar": 5} if name == "gemma2" else {}))
     model.set_attn_implementation("eager")  # transformers 5.17 loads Gemma 2 with SDPA, which knows no soft cap
-    assert inspect_model(model).flattened
+    assert optimize_model(model).flattened
     config = model.config
     tried = {(key[0], attention_gpu.Kind(*key[1:])) for key in attention_gpu._tried}
     flash = {"llama": {by_equal_lengths, by_lengths}}.get(name, set())
@@ -151,7 +152,7 @@ def test_a_trial_has_rows_as_long_and_laid_out_as_real_ones(monkeypatch: pytest.
 
     monkeypatch.setattr(attention_trials, "_run", watched_run)
     monkeypatch.setattr(attention_trials, "_try", watched_try)
-    inspect_model(tuned()[0])
+    optimize_model(tuned()[0])
     assert met == {
         ("by_tree", True, False),
         ("by_tree", False, False),
@@ -166,7 +167,7 @@ def test_a_trial_has_rows_as_long_and_laid_out_as_real_ones(monkeypatch: pytest.
         assert q.stride() == (q.shape[2], q.shape[0] * q.shape[2], 1)  # [H, T, D], a view of [T, H, D]
 
 
-def batch_kernel(flat: FlatModel, share: bool, batch: list[Row] | None = None) -> str | None:
+def batch_kernel(flat: PackedModel, share: bool, batch: list[Row] | None = None) -> str | None:
     """The kernel that a batch is computed with."""
     inputs = flat._inputs(flatten(batch or rows(5), share=share))
     with flat.running(), torch.no_grad():
@@ -176,7 +177,7 @@ def batch_kernel(flat: FlatModel, share: bool, batch: list[Row] | None = None) -
 
 
 def test_cudnn_computes_rows_of_one_length_once_their_shape_has_come_often() -> None:
-    flat = inspect_model(tuned()[0])
+    flat = optimize_model(tuned()[0])
     equal = [rows(1)[0]] * 3
     assert batch_kernel(flat, share=True) == "by_tree"
     assert batch_kernel(flat, share=False) == "by_lengths"
@@ -188,10 +189,10 @@ def test_cudnn_computes_rows_of_one_length_once_their_shape_has_come_often() -> 
 def test_cudnn_is_not_used_where_it_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_gpu, "WORTH_A_PLAN", 0)
     equal = [rows(1)[0]] * 3
-    assert batch_kernel(inspect_model(tuned()[0]), False, equal) == "by_equal_lengths"
+    assert batch_kernel(optimize_model(tuned()[0]), False, equal) == "by_equal_lengths"
     attention_gpu.forget()
     monkeypatch.setattr(attention_trials, "_times", lambda *_: [1.0, 1.02])
-    assert batch_kernel(inspect_model(tuned()[0]), False, equal) == "by_lengths"
+    assert batch_kernel(optimize_model(tuned()[0]), False, equal) == "by_lengths"
     assert attention_gpu.refusals() == []  # nobody misses it
 
 
@@ -209,7 +210,7 @@ def test_a_kernel_that_fails_or_gives_other_numbers_is_not_used_and_said(
         return attention_flex.over_blocks(*args).roll(1, 1)
 
     monkeypatch.setattr(attention_flex, "_compiled", lambda: broken)
-    flat = inspect_model(tuned()[0])
+    flat = optimize_model(tuned()[0])
     assert flat.flattened
     before = calls
     assert batch_kernel(flat, share=True) is None
@@ -224,7 +225,7 @@ def test_an_engine_with_attention_of_its_own_compiles_none(monkeypatch: pytest.M
         raise AssertionError("compiled for nothing")
 
     monkeypatch.setattr(attention_flex, "_compiled", lambda: compiled)
-    flat = inspect_model(tuned()[0], kernels=False)
+    flat = optimize_model(tuned()[0], kernels=False)
     assert flat.flattened
     assert attention_gpu.refusals() == []
 
@@ -241,10 +242,10 @@ def test_memory_that_runs_out_in_a_trial_refuses_neither_the_kernel_nor_the_mode
     model, _ = tuned()
     monkeypatch.setattr(attention_flex, "_compiled", lambda: full)
     with pytest.raises(torch.OutOfMemoryError):
-        inspect_model(model)
+        optimize_model(model)
     assert attention_gpu.refusals() == []
     monkeypatch.setattr(attention_flex, "_compiled", lambda: attention_flex.over_blocks)
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     assert flat.flattened
     assert batch_kernel(flat, share=True) == "by_tree"
 
@@ -260,15 +261,15 @@ def test_memory_that_runs_out_while_two_kernels_are_compared_leaves_the_question
     equal = [rows(1)[0]] * 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_trials, "_times", full)
-        flat = inspect_model(model)
+        flat = optimize_model(model)
         assert batch_kernel(flat, False, equal) == "by_lengths"
         assert not attention_gpu._untried  # not to be timed again in every batch
-    assert batch_kernel(inspect_model(model), False, equal) == "by_equal_lengths"
+    assert batch_kernel(optimize_model(model), False, equal) == "by_equal_lengths"
 
 
 def test_a_kind_of_attention_that_turns_up_later_is_tried_before_the_next_batch() -> None:
     model, parameters = tuned()
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     attention_gpu.forget()
     found = [batch_kernel(flat, share=False) for _ in range(2)]
     assert found == [None, "by_lengths"]

@@ -11,9 +11,9 @@ from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from tunery.data.batching import Row, flatten
-from tunery.lora.attach import apply_lora
-from tunery.models.flat import inspect_model
-from tunery.models.memory import Lean, estimate, tokens_that_fit
+from tunery.fast.adapters import apply_lora
+from tunery.fast.packed_model import optimize_model
+from tunery.training.memory import Lean, estimate, tokens_that_fit
 
 LLAMA = LlamaConfig(
     vocab_size=64, hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
@@ -33,7 +33,7 @@ def kept_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
     """Bytes of the storages that the decoder layers save for their backward pass."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
     apply_lora(model, rank=2)
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     row = Row(np.arange(tokens + 1, dtype=np.int32) % 60, np.r_[0, np.ones(tokens)].astype(np.float32))
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -124,5 +124,5 @@ def test_what_a_model_will_keep_is_known_before_it_runs_and_after(config: Any, t
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     apply_lora(model, rank=2, targets=targets)
     assert Lean.of(model) == wanted
-    inspect_model(model)
+    optimize_model(model)
     assert Lean.of(model) == wanted

@@ -15,11 +15,10 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.attention import SDPBackend
 from torch.nn.attention import flex_attention as flex
 
-from tunery.data.batching import FlatBatch, Row, flatten
-from tunery.models import attention_flex, attention_gpu
-from tunery.models.attention import FlatLayout, flat_attention
-from tunery.models.attention_flex import BLOCK, SHORTEST, block_mask, over_blocks
-from tunery.models.attention_gpu import (
+from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.fast.attention import PackedLayout, flat_attention
+from tunery.fast.attention_flex import BLOCK, SHORTEST, block_mask, over_blocks
+from tunery.fast.attention_gpu import (
     GpuLayout,
     Kind,
     Rule,
@@ -29,7 +28,8 @@ from tunery.models.attention_gpu import (
     fits,
     kernels_for,
 )
-from tunery.models.tree_mask import block_pattern, tree_of
+from tunery.fast.tree_mask import block_pattern, tree_of
+from tunery.models import attention_flex, attention_gpu
 
 CPU = torch.device("cpu")
 RULES = {
@@ -53,7 +53,7 @@ def random_rows(seed: int, count: int, longest: int = 60) -> list[Row]:
     return [Row(ids, np.concatenate([[0], np.ones(len(ids) - 1)]).astype(np.float32)) for ids in rows]
 
 
-def mask_of_rows(batch: FlatBatch, rows: Sequence[Row]) -> np.ndarray:
+def mask_of_rows(batch: PackedBatch, rows: Sequence[Row]) -> np.ndarray:
     """Who may see whom, from the token sequences alone: a key is visible if it is on the way to the query in some row,
     not after it. bool [T, T]."""
     seen = np.zeros((len(batch.ids), len(batch.ids)), bool)
@@ -96,7 +96,7 @@ def test_the_mask_and_its_blocks_are_what_the_rows_say(
 
 
 def test_blocks_compared_in_parts_are_the_blocks_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunery.models import tree_mask
+    from tunery.fast import tree_mask
 
     tree = tree_of(flatten(random_rows(3, 20)).groups)
     whole = block_pattern(tree, 11, 16)
@@ -138,10 +138,10 @@ def heads(length: int, seed: int = 0, query: int = 4, keys: int = 2, width: int 
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def plainly(batch: FlatBatch, q: Tensor, k: Tensor, v: Tensor, scale: float = 0.3, **rule: Any) -> Tensor:
+def plainly(batch: PackedBatch, q: Tensor, k: Tensor, v: Tensor, scale: float = 0.3, **rule: Any) -> Tensor:
     """[H, T, E], as on a CPU."""
     out, _ = flat_attention(
-        torch.nn.Identity(), q[None], k[None], v[None], None, scale, segments=FlatLayout(batch.groups, CPU), **rule
+        torch.nn.Identity(), q[None], k[None], v[None], None, scale, segments=PackedLayout(batch.groups, CPU), **rule
     )
     return out[0].transpose(0, 1)
 

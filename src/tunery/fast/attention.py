@@ -21,13 +21,13 @@ from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.data.batching import Group
-from tunery.models.attention_gpu import GpuLayout, Rule, attend
-from tunery.models.attention_trials import try_kernels, try_postponed_again
+from tunery.fast.attention_gpu import GpuLayout, Rule, attend
+from tunery.fast.attention_trials import try_kernels, try_postponed_again
 
 NAME = "tunery_flat"
 
 KERNEL_DEVICES = ("cuda",)
-"""Types of devices with kernels of their own (tunery.models.attention_gpu)."""
+"""Types of devices with kernels of their own (tunery.fast.attention_gpu)."""
 
 KEPT_KEYS = 640
 """Up to this many keys the attention weights are kept for the backward pass; beyond, they are computed again."""
@@ -113,7 +113,7 @@ def _as_path(group: Group, device: torch.device) -> Tensor | slice | None:
     return slice(first, last + 1) if together else torch.from_numpy(group.path).to(device)
 
 
-class FlatLayout:
+class PackedLayout:
     """The attention pattern of one flattened row; given to the model as the keyword argument `segments`.
 
     Where there are kernels for the device, those are tried here that layers of the batch before asked for first.
@@ -324,7 +324,7 @@ def flat_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    segments: FlatLayout,
+    segments: PackedLayout,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -339,7 +339,7 @@ def flat_attention(
     return out.transpose(0, 1)[None].contiguous(), None
 
 
-def _by_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: FlatLayout) -> Tensor:
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: PackedLayout) -> Tensor:
     """q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E]."""
     plan = layout.plan(q.shape[0], k.shape[0], rule.window, q.dtype)
     rows = (x.transpose(0, 1).reshape(x.shape[1] * k.shape[0], -1) for x in (q, k, v))
@@ -349,7 +349,7 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: FlatLayout) 
 
 def _plainly(q: Tensor, k: Tensor, v: Tensor, rule: Rule, groups: Sequence[Group]) -> Tensor:
     """The same without the device's kernels, which are compared with it."""
-    return _by_blocks(q, k, v, rule, FlatLayout(groups, q.device, kernels=False))
+    return _by_blocks(q, k, v, rule, PackedLayout(groups, q.device, kernels=False))
 
 
 def prepare_kernels(device: torch.device, run: Callable[[], object]) -> None:

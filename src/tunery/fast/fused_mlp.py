@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunery.fast.fused_linear import FusedLoRALinear
+from tunery.fast.fused_lora import gated_mlp
 from tunery.fast.islands import ACTIVATIONS
-from tunery.lora.fused import gated_mlp
 from tunery.lora.layer import LoRALinear
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 
-class LeanMLP(nn.Module):
+class FusedMLP(nn.Module):
     """A gated feed-forward block around the layers of a model's own, under the same names.
 
-    Where an adapter is active in all three the whole block is one fused function (tunery.lora.fused.gated_mlp); in any
-    other case the layers run one by one.
+    Where an adapter is active in all three the whole block is one fused function (gated_mlp); in any other case the
+    layers run one by one.
 
     Attributes:
         activation: of ACTIVATIONS.
@@ -40,7 +41,7 @@ class LeanMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] → [..., width]."""
         layers: tuple[Any, ...] = (self.gate_proj, self.up_proj, self.down_proj)
-        if all(isinstance(layer, LoRALinear) and not layer._forward_hooks for layer in layers):
+        if all(isinstance(layer, FusedLoRALinear) and not layer._forward_hooks for layer in layers):
             gate, up, down = (layer.part(x) for layer in layers)
             if gate is not None and up is not None and down is not None:
                 return gated_mlp(x, gate, up, down, self.activation)
@@ -53,7 +54,7 @@ def is_gated_mlp(block: nn.Module) -> bool:
 
 
 def replace_mlps(model: nn.Module) -> int:
-    """Put LeanMLP in the place of every gated feed-forward block that it reproduces to the bit; returns how many.
+    """Put FusedMLP in the place of every gated feed-forward block that it reproduces to the bit; returns how many.
 
     That is tried on random numbers with the block's own weights, once for each class and activation.
     """
@@ -61,14 +62,14 @@ def replace_mlps(model: nn.Module) -> int:
     replaced = 0
     for parent in list(model.modules()):
         for name, block in list(parent.named_children()):
-            if isinstance(block, LeanMLP) or not is_gated_mlp(block):
+            if isinstance(block, FusedMLP) or not is_gated_mlp(block):
                 continue
             kind = (type(block), type(block.act_fn))
             if kind not in forms:
                 forms[kind] = _activation(block)
             if (activation := forms[kind]) is not None:
                 gate, up, down = (getattr(block, layer) for layer in _LAYERS)
-                lean = LeanMLP(gate, up, down, block.act_fn, activation)  # type: ignore[arg-type]
+                lean = FusedMLP(gate, up, down, block.act_fn, activation)  # type: ignore[arg-type]
                 lean._origin = (block,)
                 setattr(parent, name, lean.train(block.training))
                 replaced += 1
@@ -77,7 +78,7 @@ def replace_mlps(model: nn.Module) -> int:
 
 @torch.no_grad()
 def _activation(block: Any) -> str | None:
-    """The name under which the block's activation is known, if the block does what LeanMLP does; else None."""
+    """The name under which the block's activation is known, if the block does what FusedMLP does; else None."""
     gate, up, down = layers = tuple(getattr(block, layer) for layer in _LAYERS)
     if not all(isinstance(layer, LoRALinear | nn.Linear) for layer in layers) or layers[0].weight.is_meta:
         return None
@@ -91,7 +92,7 @@ def _activation(block: Any) -> str | None:
         if not torch.allclose(act(opened), block.act_fn(opened), rtol=allowed, atol=allowed):
             continue
         try:
-            same = torch.equal(LeanMLP(gate, up, down, block.act_fn, name)(x), block(x))
+            same = torch.equal(FusedMLP(gate, up, down, block.act_fn, name)(x), block(x))
         except Exception:  # whatever a foreign block may ask for
             return None
         return name if same else None

@@ -30,10 +30,10 @@ from torch.nn.attention import flex_attention
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from tests.models.test_attention_gpu import random_rows
+from tests.fast.test_attention_gpu import random_rows
 from tunery.data.batching import flatten
+from tunery.fast.attention_gpu import GpuLayout, Rule, by_tree
 from tunery.models import attention_flex, attention_gpu
-from tunery.models.attention_gpu import GpuLayout, Rule, by_tree
 
 H100 = SimpleNamespace(
     name="H100",

@@ -8,9 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
-from tunery.lora.attach import apply_lora
-from tunery.models.flat import inspect_model
-from tunery.models.flops import layer_windows, step_flops
+from tunery.fast.adapters import apply_lora
+from tunery.fast.packed_model import optimize_model
+from tunery.models.windows import layer_windows
+from tunery.training.flops import step_flops
 
 CONFIG = LlamaConfig(
     vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -38,12 +39,12 @@ def test_adapters_are_not_counted_as_the_base_and_a_reference_adapter_in_its_pas
     model.requires_grad_(False)
     assert step_flops(model, 100, 7, 11, passes=1) == plain
     assert step_flops(model, 100, 7, 11, passes=1, reference_parameters=13) == plain + 2 * 100 * 13
-    assert inspect_model(model).last_layer_parameters == 8 * 8 + 3 * 8 * 16
+    assert optimize_model(model).last_layer_parameters == 8 * 8 + 3 * 8 * 16
 
 
 def test_what_the_last_layer_leaves_out_is_its_feed_forward_part_and_its_output_projection() -> None:
     model = LlamaForCausalLM(CONFIG).requires_grad_(False).eval()
-    assert inspect_model(model).last_layer_parameters == 8 * 8 + 3 * 8 * 16
+    assert optimize_model(model).last_layer_parameters == 8 * 8 + 3 * 8 * 16
 
 
 @pytest.mark.parametrize(
@@ -56,4 +57,4 @@ def test_pairs_are_counted_within_each_layers_window(name: str, windows: list[in
     ids = np.arange(21, dtype=np.int32)
     batch = flatten([Row(ids, np.r_[0, np.ones(20)].astype(np.float32))])
     each = {None: 20 * 21 // 2, 8: 8 * 9 // 2 + 12 * 8}
-    assert inspect_model(model).visible_pairs(batch) == sum(each[window] for window in windows)
+    assert optimize_model(model).visible_pairs(batch) == sum(each[window] for window in windows)

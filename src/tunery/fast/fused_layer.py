@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tunery.fast.fused_rmsnorm import FusedRMSNorm
 from tunery.fast.islands import rotate
-from tunery.models.lean import LeanRMSNorm
 
 SHOWN = "tunery_shown"
 """Name of the attention function that shows what it is given."""
@@ -75,7 +75,7 @@ class _Around(nn.Module):
         return origin
 
 
-class LeanAttention(_Around):
+class FusedAttention(_Around):
     """Projections, norms of heads if there are any, rotation, attention by transformers' interface, and the output.
 
     Args:
@@ -115,7 +115,7 @@ class LeanAttention(_Around):
         return layers["o_proj"](out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
-class LeanDecoderLayer(_Around, GradientCheckpointingLayer):
+class FusedDecoderLayer(_Around, GradientCheckpointingLayer):
     """x + attention(norm(x)), and that + mlp(norm(that)); with norms before and after both, or before only."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -135,20 +135,20 @@ class LeanDecoderLayer(_Around, GradientCheckpointingLayer):
 
 
 def replace_attention(model: nn.Module) -> int:
-    """Put LeanAttention in the place of every attention block that it reproduces; returns how many. Each is tried,
+    """Put FusedAttention in the place of every attention block that it reproduces; returns how many. Each is tried,
     since layers of one class may differ in their window or rotation."""
     return _replace(model, lambda block: _lean_attention(block, _dtype(model)))
 
 
 def replace_layers(model: nn.Module) -> int:
-    """Put LeanDecoderLayer in the place of every decoder layer that it reproduces; returns how many. To be called after
-    tunery.models.lean.replace_norms. Every class is tried once."""
+    """Put FusedDecoderLayer in place of every decoder layer that it reproduces; returns how many. To be called after
+    tunery.fast.fused_rmsnorm.replace_norms. Every class is tried once."""
     known: dict[type, bool] = {}
 
     def lean(layer: nn.Module) -> nn.Module | None:
         if not _has_layer_form(layer):
             return None
-        made, kind = LeanDecoderLayer(layer), type(layer)
+        made, kind = FusedDecoderLayer(layer), type(layer)
         if kind not in known:
             known[kind] = _same_layer(layer, made, _dtype(model))
         return made if known[kind] else None
@@ -222,12 +222,12 @@ def _close(got: Tensor, wanted: Tensor) -> bool:
 
 @torch.no_grad()
 def _lean_attention(block: Any, dtype: torch.dtype) -> nn.Module | None:
-    """A LeanAttention for this block, if that gives the attention function the same as the block does, and makes the
+    """A FusedAttention for this block, if that gives the attention function the same as the block does, and makes the
     same of what it returns."""
     children = set(dict(block.named_children()))
     if children - {*_HEAD_NORMS} != {*_PROJECTIONS} or len(children) == len(_PROJECTIONS) + 1:
         return None
-    if isinstance(block, LeanAttention) or not _untouched(block) or not hasattr(block, "config"):
+    if isinstance(block, FusedAttention) or not _untouched(block) or not hasattr(block, "config"):
         return None
     try:
         with _showing(block.config):
@@ -238,7 +238,7 @@ def _lean_attention(block: Any, dtype: torch.dtype) -> nn.Module | None:
             options = {name: value for name, value in options.items() if name != "dropout"}
             if not all(value is None or isinstance(value, bool | int | float) for value in options.values()):
                 return None
-            made = LeanAttention(block, options)
+            made = FusedAttention(block, options)
             _shown.clear()
             got, _ = made(**inputs)
             ((ours, _),) = _shown
@@ -254,10 +254,10 @@ def _has_layer_form(layer: nn.Module) -> bool:
     norms = [name for name in (_BEFORE, _BETWEEN, *_SANDWICH) if name in children]
     return (
         isinstance(layer, GradientCheckpointingLayer)
-        and not isinstance(layer, LeanDecoderLayer)
+        and not isinstance(layer, FusedDecoderLayer)
         and set(children) == {"self_attn", "mlp", *norms}
         and norms in ([_BEFORE, _BETWEEN], [_BEFORE, _BETWEEN, *_SANDWICH])
-        and all(isinstance(children[name], LeanRMSNorm) for name in norms)
+        and all(isinstance(children[name], FusedRMSNorm) for name in norms)
         and not list(layer.parameters(recurse=False))
         and _untouched(layer)
     )

@@ -1,6 +1,7 @@
 """Layers that are given the same input (query, key and value; gate and up) compute together.
 
-Which layers those are is found out by watching one forward pass, so no architecture is named here. The first of them
+Which layers those are is found out by watching one forward pass (tunery.fast.fused_linear), so no architecture is
+named. The first of them
 that is called computes all, the others take what is ready. This happens only within `sharing()`, which a run enters
 around its forward and backward passes: in anybody else's loop each layer computes for itself.
 """
@@ -9,17 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tunery.lora.fused import lora_linears
-
-if TYPE_CHECKING:
-    from tunery.lora.layer import LoRALinear
-
+from tunery.fast.fused_lora import Part, lora_linears
 
 _entered = 0
 """How many `sharing()` contexts are open. Not by thread: a GPU's backward pass recomputes layers in one of its own."""
@@ -48,16 +45,22 @@ def forget_outputs() -> None:
     _waiting.clear()
 
 
+class Fusable(Protocol):
+    """A layer that can compute together with others (tunery.fast.fused_linear.FusedLoRALinear)."""
+
+    def part(self, x: Tensor) -> Part | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Ready:
     source: Tensor
-    outputs: dict[LoRALinear, Tensor]
+    outputs: dict[Fusable, Tensor]
 
 
 class SharedInput:
     """Layers of one block with the same input, and the outputs that the first of them computed for the others."""
 
-    def __init__(self, layers: list[LoRALinear]) -> None:
+    def __init__(self, layers: Sequence[Fusable]) -> None:
         self.layers = layers
         self._ready: dict[int, _Ready] = {}  # by thread, and only until the last output is taken
 
@@ -67,7 +70,7 @@ class SharedInput:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.layers, self._ready = state["layers"], {}
 
-    def outputs(self, layer: LoRALinear, x: Tensor) -> Tensor | None:
+    def outputs(self, layer: Fusable, x: Tensor) -> Tensor | None:
         """The output of `layer` for x [..., in]; None if it should compute for itself."""
         if not _entered:
             return None
@@ -88,34 +91,3 @@ class SharedInput:
     def forget(self) -> None:
         """Let go of outputs that nobody took, whichever thread computed them."""
         self._ready.clear()
-
-
-def find_shared_inputs(model: nn.Module, run: Callable[[], Any]) -> None:
-    """Watch `run`, one forward pass of the model, and let sibling layers that are given one tensor compute together."""
-    from tunery.lora.layer import LoRALinear
-
-    seen: dict[tuple[str, int], list[LoRALinear]] = {}
-    kept = []  # inputs stay alive, so that no two share an address
-
-    def watch(parent: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, LoRALinear)
-            kept.append(args[0])
-            seen.setdefault((parent, id(args[0])), []).append(module)
-
-        return hook
-
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-    hooks = [layer.register_forward_pre_hook(watch(name.rpartition(".")[0])) for name, layer in layers.items()]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for layer in layers.values():
-        layer.shared = None
-    for group in seen.values():
-        if len(group) > 1 and len(set(group)) == len(group):
-            together = SharedInput(group)
-            for layer in group:
-                layer.shared = together

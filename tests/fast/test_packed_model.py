@@ -15,8 +15,9 @@ from tests.double import Double
 from tests.host_waits import NoHostWaits
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.data.batching import Row, flatten
-from tunery.lora.attach import apply_lora, trainable_parameters
-from tunery.models.flat import FlatModel, inspect_model
+from tunery.fast.adapters import apply_lora
+from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.lora.attach import trainable_parameters
 from tunery.training.loss import batch_loss
 from tunery.training.scoring import score
 
@@ -49,7 +50,7 @@ def plain_scores(model: torch.nn.Module, rows: list[Row]) -> list[float]:
 def test_every_usual_shape_runs_flattened_and_scores_as_alone(name: str) -> None:
     with Double():
         model = tiny_model(name, dtype=torch.float64).eval()
-        flat = inspect_model(model)
+        flat = optimize_model(model)
         assert flat.flattened
         assert flat.head is not None
         rows = make_rows()
@@ -63,7 +64,7 @@ def test_a_micro_batch_forward_and_backward_never_waits_for_the_device(name: str
     as_the_real_one = {"pad_token_id": None} if name == "gpt2" else {}  # with one, it looks whether it was given any
     model = tiny_model(name, **as_the_real_one).eval()
     apply_lora(model, rank=4, targets="all-linear")
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     flat = flat if head else replace(flat, head=None)
     parameters = trainable_parameters(model)
     for share in (True, False):
@@ -93,7 +94,7 @@ def bloom() -> torch.nn.Module:
 def test_a_model_that_cannot_run_flattened_runs_row_by_row(make: object) -> None:
     torch.manual_seed(0)
     model = make().eval()  # type: ignore[operator]
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     assert not flat.flattened
     rows = make_rows()
     assert score(flat, rows).log_probability.tolist() == pytest.approx(plain_scores(model, rows), rel=1e-4)
@@ -101,20 +102,20 @@ def test_a_model_that_cannot_run_flattened_runs_row_by_row(make: object) -> None
 
 def test_a_wrong_way_of_running_would_be_noticed() -> None:
     """The check itself: a head with another scale must not pass."""
-    from tunery.models import flat as module
+    from tunery.fast import packed_model as module
 
     model = tiny_model("llama").eval()
-    good = inspect_model(model)
+    good = optimize_model(model)
     assert good.head is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_transforms", lambda config: (1.7, None))
-        assert inspect_model(model).head is None
+        assert optimize_model(model).head is None
 
 
 def test_attention_is_as_before_outside_the_flattened_context() -> None:
     model = tiny_model("llama").eval()
     before = model.config._attn_implementation
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     score(flat, make_rows(2))
     assert model.config._attn_implementation == before
     with pytest.raises(RuntimeError), flat.running():
@@ -125,7 +126,7 @@ def test_attention_is_as_before_outside_the_flattened_context() -> None:
 def test_a_row_at_a_time_refuses_a_merged_batch() -> None:
     model = tiny_model("llama").eval()
     with pytest.raises(ValueError, match="one row"):
-        FlatModel(model, flattened=False, head=None).logits(flatten(make_rows(2)))
+        PackedModel(model, flattened=False, head=None).logits(flatten(make_rows(2)))
 
 
 def test_memory_that_runs_out_while_a_model_is_looked_at_says_nothing_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ def test_memory_that_runs_out_while_a_model_is_looked_at_says_nothing_about_it(m
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     with monkeypatch.context() as patched:
-        patched.setattr(FlatModel, "hidden", full)
+        patched.setattr(PackedModel, "hidden", full)
         with pytest.raises(RuntimeError, match="can't allocate memory"):
-            inspect_model(model)
-    assert inspect_model(model).flattened
+            optimize_model(model)
+    assert optimize_model(model).flattened

@@ -2,7 +2,7 @@
 
 Each kernel computes small random rows of the model's own kinds of attention (heads, widths, window, soft cap, sinks),
 forward and backward: a prefix tree, separate segments, and segments of one length. It is not used where it fails or
-differs from the plain way (tunery.models.attention_gpu.refusals says why).
+differs from the plain way (tunery.fast.attention_gpu.refusals says why).
 
 This happens between two batches, never in a layer: a layer whose activations are recomputed must do the same operations
 both times (torch.utils.checkpoint counts the tensors that are kept).
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from tunery.data.batching import Group, Row, flatten
-from tunery.models import attention_gpu
-from tunery.models.attention_gpu import (
+from tunery.fast import attention_gpu
+from tunery.fast.attention_gpu import (
     NAMES,
     GpuLayout,
     Kernel,

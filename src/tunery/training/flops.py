@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from tunery.data.batching import FlatBatch
 from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
-
-
-def layer_windows(config: Any) -> list[int | None]:
-    """Sliding window of each layer's attention, None for the whole row, from a model's configuration."""
-    config = config.get_text_config()
-    layers = int(getattr(config, "num_hidden_layers", 0))
-    window = getattr(config, "sliding_window", None)
-    kinds: Sequence[str] | None = getattr(config, "layer_types", None)
-    if window is None or getattr(config, "use_sliding_window", True) is False:
-        return [None] * layers
-    if kinds is None:
-        return [window] * layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def attention_width(config: Any) -> int:
-    """Numbers in a token's queries, all heads together; 0 for a model without attention."""
-    config = config.get_text_config()
-    heads = int(getattr(config, "num_attention_heads", None) or 0)
-    return heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
-
-
-def visible_pairs(windows: Counter[int | None], batch: FlatBatch) -> int:
-    """Queries and keys that see each other, summed over layers with these windows (`layer_windows`)."""
-    return sum(layers * batch.visible_pairs(window) for window, layers in windows.items())
+from tunery.models.windows import attention_width
 
 
 def step_flops(
@@ -59,7 +32,7 @@ def step_flops(
         adapter_parameters: trained numbers.
         passes: forward passes of the base besides.
         pairs: queries and keys that see each other, summed over the layers.
-        last_layer: parameters of the base that are used at the predicting positions only (tunery.models.last_layer).
+        last_layer: parameters of the base that are used at the predicting positions only (tunery.fast.last_layer).
         reference_parameters: frozen numbers of an adapter that is on in those passes.
     """
     head = model.get_output_embeddings()

@@ -5,7 +5,7 @@ torch.nn.attention.varlen, or cuDNN's attention where all segments have one leng
 Otherwise, and for soft caps and sinks, FlexAttention (Dong et al. 2024, arXiv:2412.05496) with a block mask made from
 the prefix tree. What is needed for all layers is made once a batch.
 
-A kernel is used for those kinds of attention only for which it was tried (tunery.models.attention_trials).
+A kernel is used for those kinds of attention only for which it was tried (tunery.fast.attention_trials).
 
 FlexAttention's gradients are the same numbers at every run. Those of flash attention and of cuDNN are not: they add up
 ∂L/∂q in the order in which the GPU's blocks finish, unless torch.use_deterministic_algorithms(True) is set, which is
@@ -28,10 +28,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from tunery.data.batching import Group
-from tunery.models import attention_flex
-from tunery.models.attention_flex import BLOCK, SHORTEST, Blocks, flex, make_blocks, vary
+from tunery.fast import attention_flex
+from tunery.fast.attention_flex import BLOCK, SHORTEST, Blocks, flex, make_blocks, vary
+from tunery.fast.tree_mask import Tree, tree_of
 from tunery.models.device import on_device
-from tunery.models.tree_mask import Tree, tree_of
 
 EQUAL_LENGTHS_BACKEND = SDPBackend.CUDNN_ATTENTION
 
@@ -91,7 +91,7 @@ class GpuLayout:
     """A flattened row's metadata on the GPU, each part made when a layer first asks for it.
 
     Args:
-        groups: of the batch (tunery.data.batching.FlatBatch.groups).
+        groups: of the batch (tunery.data.batching.PackedBatch.groups).
 
     Attributes:
         shared: whether any segment has ancestors.
@@ -166,7 +166,7 @@ def by_tree(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, comp
     """Attention of all segments through FlexAttention. q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E].
 
     Args:
-        compute: see tunery.models.attention_flex.flex.
+        compute: see tunery.fast.attention_flex.flex.
     """
     cap = None if rule.softcap is None else layout.number(rule.softcap)
     return flex(q, k, v, layout.tree_tensors, layout.blocks(rule.window), cap, rule.sinks, rule.scale, compute)
