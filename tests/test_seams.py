@@ -9,10 +9,11 @@ from typing import get_args
 
 import pytest
 
-from tunery.config import KindName, ObjectiveName
+from tunery.config import KindName, ObjectiveName, VariantName
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.export.targets import TARGETS
+from tunery.lora.variants import VARIANTS
 from tunery.training.objectives import OBJECTIVES
 
 SOURCE = Path(__file__).parent.parent / "src" / "tunery"
@@ -20,6 +21,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tunery"
 HOMES = {
     "kind": (set(KINDS), ("data/kinds/", "config.py")),
     "objective": (set(OBJECTIVES), ("training/objectives/", "config.py")),
+    "variant": (set(VARIANTS), ("lora/variants/", "config.py")),
     "target": (set(TARGETS), ("export/targets/", "config.py")),
 }
 """Noun → its names, and where they may be compared with."""
@@ -85,6 +87,7 @@ def test_a_branch_would_be_found() -> None:
 def test_every_name_in_the_settings_has_its_entry() -> None:
     assert set(get_args(KindName)) == set(KINDS)
     assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
+    assert set(get_args(VariantName)) == set(VARIANTS)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)

@@ -25,6 +25,9 @@ KindName = Literal["chat", "completion", "text", "classification", "preference",
 ObjectiveName = Literal["sft", "dpo", "kto"]
 """What a run can minimise; tunery.training.objectives has a file for each."""
 
+VariantName = Literal["lora"]
+"""Variants of LoRA; tunery.lora.variants has a file for each."""
+
 Auto = Literal["auto"]
 
 USUAL_OBJECTIVE: dict[KindName, ObjectiveName] = {
@@ -169,7 +172,7 @@ def _as_label(value: Any) -> str:
     return str(value)
 
 
-OF_THE_START = ("rank", "alpha", "targets", "exclude", "rank_stabilized")
+OF_THE_START = ("rank", "alpha", "targets", "exclude", "rank_stabilized", "variant")
 """Settings of the adapter that one from `lora.start` brings with it."""
 
 
@@ -199,6 +202,9 @@ class LoraConfig(_Settings):
         "with * over full names (model.layers.1*.mlp.*). Nothing matched is an error that lists what could be",
     )
     exclude: tuple[str, ...] = Field(default=(), description="layer names or patterns left out of `targets`")
+    variant: VariantName = Field(
+        default="lora", description="how the low-rank matrices change a layer. lora: they are added to its weight"
+    )
     rank_stabilized: bool = Field(
         default=False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"
     )

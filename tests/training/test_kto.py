@@ -23,8 +23,9 @@ from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model
-from tunery.lora.attach import Piece, adapter_state, lora_layers, place
+from tunery.lora.attach import adapter_state, lora_layers, place
 from tunery.lora.dropout import DropoutClock
+from tunery.lora.layer import LoRATensors
 from tunery.training.data_parallel import Workers, backward_part
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
@@ -159,7 +160,7 @@ def test_an_adapter_to_start_from_is_the_reference() -> None:
     base = tiny_model("llama", dtype=torch.float64)
     apply_lora(base, rank=4, seed=1)
     pieces = {
-        path: Piece(
+        path: LoRATensors(
             layer.settings["default"], layer.lora_A["default"].detach(), torch.randn_like(layer.lora_B["default"])
         )
         for path, layer in lora_layers(base).items()

@@ -20,8 +20,9 @@ from tests.training.test_gradients import PLAIN, lora_model, padded, relative, w
 from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model
-from tunery.lora.attach import Piece, active_adapter, adapter_state, lora_layers, place, set_active
+from tunery.lora.attach import active_adapter, adapter_state, lora_layers, place, set_active
 from tunery.lora.dropout import DropoutClock
+from tunery.lora.layer import LoRATensors
 from tunery.training import loss as losses
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
@@ -266,7 +267,7 @@ def test_against_a_starting_adapter_the_gradient_is_that_of_the_formula(name: st
     move(0.1)
     start = copy.deepcopy(base)
     pieces = {
-        path: Piece(layer.settings["default"], layer.lora_A["default"], layer.lora_B["default"])
+        path: LoRATensors(layer.settings["default"], layer.lora_A["default"], layer.lora_B["default"])
         for path, layer in lora_layers(base).items()
     }
     place(base, "reference", pieces, trainable=False)

@@ -22,7 +22,7 @@ from tunery.evaluation.tuned import read_receipt, require_same_base, same_render
 from tunery.export.room import place_with_room
 from tunery.export.weights import BaseWeights, FileWeights, MergedWeights, ModelWeights
 from tunery.lora.adapter import WEIGHTS_FILE, read_adapter
-from tunery.lora.attach import Piece
+from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.load import empty_model, load_base, load_tokenizer, quantization_of
 from tunery.models.quantized import expected_bytes
@@ -53,7 +53,7 @@ class Subject:
     tokenizer: Any
     renderer: Renderer
     layers: Any = field(repr=False)
-    pieces: Mapping[str, Piece] = field(repr=False)
+    pieces: Mapping[str, LoRATensors] = field(repr=False)
     weights: MergedWeights = field(repr=False)
     numbers: str
     quantized: str | None = None

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from tunery.config import VariantName
 from tunery.fast.fused_linear import fuse_lora
 from tunery.fast.packed_model import restore_model
 from tunery.lora import adapter, attach
@@ -24,6 +25,7 @@ def apply_lora(
     targets: str | Sequence[str] = "all-linear",
     exclude: str | Sequence[str] = (),
     rank_stabilized: bool = False,
+    variant: VariantName = "lora",
     seed: int = 0,
     name: str = "default",
 ) -> Model:
@@ -36,6 +38,7 @@ def apply_lora(
         dropout: fraction of the adapter's inputs set to zero in training mode.
         targets, exclude: see `tunery.lora.targets.find_targets`.
         rank_stabilized: scale by alpha / sqrt(rank) instead.
+        variant: of LoRA: lora, or another that `lora.variant` knows.
         seed: the adapter's starting values follow from it.
         name: of the adapter; a model may carry several.
 
@@ -54,6 +57,7 @@ def apply_lora(
         targets=targets,
         exclude=exclude,
         rank_stabilized=rank_stabilized,
+        variant=variant,
         seed=seed,
         name=name,
     )

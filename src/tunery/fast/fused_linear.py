@@ -40,11 +40,11 @@ class FusedLoRALinear(LoRALinear):
 
     def part(self, x: Tensor) -> Part | None:
         """This layer for the fused functions (tunery.fast.fused_lora); None where only the plain path gives the right
-        result: without an adapter, with dropout, under autocast, and with a base that is trained or does more than
-        multiply."""
+        result: without an adapter, with dropout, under autocast, with a variant that does more than add, and with a
+        base that is trained or does more than multiply."""
         if (name := self.active) is None or self.dropouts[name].on(self.training):
             return None
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) or not self.variant(name).additive:
             return None
         return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
 

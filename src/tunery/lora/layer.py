@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,8 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunery.config import VariantName
 from tunery.errors import AdapterError
 from tunery.lora.dropout import Dropout
+from tunery.lora.variants import VARIANTS
+from tunery.lora.variants.base import Extra, Update, Variant
+from tunery.lora.variants.lora import add_up
+from tunery.models.quantized import is_quantized, unpacked_weight
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class LoRASettings:
     alpha: float
     dropout: float = 0.0
     rank_stabilized: bool = False
+    variant: VariantName = "lora"
 
     @property
     def scaling(self) -> float:
@@ -43,25 +49,14 @@ class LoRASettings:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
-def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """y + scaling · B A x, for every row of x.
+@dataclass(frozen=True)
+class LoRATensors:
+    """An adapter's part in one layer: A [rank, in], B [out, rank], and what its variant has besides."""
 
-    Args:
-        y: output of the base layer, [..., out].
-        x: the adapter's input, [..., in].
-        A: [rank, in]; cast to the number format of x.
-        B: [out, rank]; cast to that of y.
-
-    Returns:
-        [..., out], in the number format of y.
-    """
-    return _add_up(y, F.linear(x, A.to(x.dtype)), B, scaling)
-
-
-def _add_up(y: Tensor, h: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """y + scaling · B h in one pass: y [..., out], h [..., rank], B [out, rank]."""
-    rows = torch.addmm(y.flatten(0, -2), h.to(y.dtype).flatten(0, -2), B.to(y.dtype).t(), alpha=scaling)
-    return rows.view(y.shape)
+    settings: LoRASettings
+    A: Tensor
+    B: Tensor
+    extra: Extra = field(default_factory=dict)
 
 
 def check_name(name: str) -> None:
@@ -85,6 +80,7 @@ class LoRALayer(nn.Module):
     Attributes:
         active: name of the adapter that `forward` adds, or None.
         settings: by adapter name.
+        extra: by the name of a further tensor of a variant (Variant.tensors), by adapter name.
     """
 
     kinds = ("lora_A.weight", "lora_B.weight")
@@ -95,6 +91,7 @@ class LoRALayer(nn.Module):
         self.base = base
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
+        self.extra: Any = nn.ModuleDict()
         self.settings: dict[str, LoRASettings] = {}
         self.dropouts: dict[str, Dropout] = {}
         self.active: str | None = None
@@ -138,32 +135,59 @@ class LoRALayer(nn.Module):
         """Untrained A [rank, in] and B [out, rank], float32 on the CPU."""
         raise NotImplementedError
 
-    def delta_weight(self, name: str) -> Tensor:
-        """s · B A in the layout of `weight`, at least float32; what merging adds."""
+    def variant(self, name: str) -> Variant:
+        """Of an adapter."""
+        return VARIANTS[self.settings[name].variant]
+
+    def update(self, name: str) -> Update:
+        """An adapter's tensors in this layer."""
+        extra = {key: self.extra[key][name] for key in self.variant(name).tensors}
+        return Update(self.lora_A[name], self.lora_B[name], self.settings[name].scaling, extra)
+
+    def tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """The same by PEFT's names within the layer ("lora_A.weight")."""
+        extra = {key: self.extra[key][name] for key in self.variant(name).tensors}
+        return {**dict(zip(self.kinds, (self.lora_A[name], self.lora_B[name]), strict=True)), **extra}
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        """`weight`, in the layout of the base's, with an adapter in it: at least float32."""
         raise NotImplementedError
 
-    def add(
-        self, name: str, settings: LoRASettings, A: Tensor, B: Tensor, dropout: Dropout, trainable: bool = True
-    ) -> None:
+    def add(self, name: str, tensors: LoRATensors, dropout: Dropout, trainable: bool = True) -> None:
         """Hold a further adapter.
 
         Args:
-            A: [settings.rank, in_features].
-            B: [out_features, settings.rank].
-            trainable: A and B collect gradients.
+            trainable: its tensors collect gradients.
 
-        A and B are copied to the base's device as float32 (float64 when the base is float64).
+        They are copied to the base's device as float32 (float64 when the base is float64).
         """
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        for held, tensor in ((self.lora_A, A), (self.lora_B, B)):
+        self.settings[name], self.dropouts[name] = tensors.settings, dropout
+        extra = tensors.extra
+        if missing := [key for key in self.variant(name).tensors if key not in extra]:
+            started = self.variant(name).start(self.dense_weight())
+            extra = {**extra, **{key: started[key] for key in missing}}
+        holders = [(self.lora_A, tensors.A), (self.lora_B, tensors.B)]
+        for key, tensor in extra.items():
+            if key not in self.extra:
+                self.extra[key] = nn.ParameterDict()
+            holders.append((self.extra[key], tensor))
+        for holder, tensor in holders:
             copy = tensor.detach().to(self.weight.device, dtype, copy=True).contiguous()
-            held[name] = nn.Parameter(copy, requires_grad=trainable)
-        self.settings[name] = settings
-        self.dropouts[name] = dropout
+            holder[name] = nn.Parameter(copy, requires_grad=trainable)
+
+    def dense_weight(self) -> Tensor:
+        """The base's weight [out, in], unpacked where it is quantised, at least float32."""
+        raise NotImplementedError
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The tensors of all adapters."""
+        holders = (self.lora_A, self.lora_B, *self.extra.values())
+        return [parameter for holder in holders for parameter in holder.values()]
 
     def discard(self, name: str) -> None:
         """Forget an adapter that this layer may hold."""
-        for held in (self.lora_A, self.lora_B, self.settings, self.dropouts):
+        for held in (self.lora_A, self.lora_B, *self.extra.values(), self.settings, self.dropouts):
             if name in held:
                 del held[name]
         if self.active == name:
@@ -190,17 +214,26 @@ class LoRALinear(LoRALayer):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         return A, torch.zeros(self.out_features, rank, dtype=torch.float32)
 
-    def delta_weight(self, name: str) -> Tensor:
-        delta = self.scaling[name] * (self.lora_B[name] @ self.lora_A[name])
-        return delta.t() if isinstance(self.base, Conv1D) else delta
+    @property
+    def flipped(self) -> bool:
+        """The base stores its weight as [in, out]."""
+        return isinstance(self.base, Conv1D) or getattr(self.base, "source_cls", None) is Conv1D
+
+    def dense_weight(self) -> Tensor:
+        weight = unpacked_weight(self.base) if is_quantized(self.base) else self.weight
+        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return weight.t() if self.flipped else weight
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        update = self.update(name)
+        weight = weight.to(update.A.dtype)
+        if self.flipped:
+            return self.variant(name).merged(weight.t(), update).t()
+        return self.variant(name).merged(weight, update)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out], in the number format of the base's output."""
-        if (name := self.active) is None:
-            return self.base(x)
-        y = self.base(x)
-        x = self.dropouts[name](x, self.training)
-        return add_lora(y, x, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
+        """x [..., in] → [..., out], in the dtype of the base's output."""
+        return self.base(x) if (name := self.active) is None else self.variant(name).output(self, x, name)
 
 
 class LoRAEmbedding(LoRALayer):
@@ -247,8 +280,9 @@ class LoRAEmbedding(LoRALayer):
         A = torch.zeros(rank, self.in_features, dtype=torch.float32)
         return A, torch.randn(self.out_features, rank, dtype=torch.float32, generator=generator)
 
-    def delta_weight(self, name: str) -> Tensor:
-        return self.scaling[name] * (self.lora_A[name].t() @ self.lora_B[name].t())
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        update = self.update(name)
+        return weight.to(update.A.dtype) + update.scaling * (update.A.t() @ update.B.t())
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] → [..., width], in the number format of the table."""
@@ -257,7 +291,7 @@ class LoRAEmbedding(LoRALayer):
             return y
         # No padding_idx here: where pad is also the end token, its update must be trained.
         h = F.embedding(ids, self.lora_A[name].t())
-        return _add_up(y, h, self.lora_B[name], self.settings[name].scaling * self.output_scale)
+        return add_up(y, h, self.lora_B[name], self.settings[name].scaling * self.output_scale)
 
 
 def can_wrap(module: nn.Module) -> bool:
@@ -282,6 +316,6 @@ def _hide_base(layer: nn.Module, state: dict[str, Any], prefix: str, local_metad
 
 
 def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = (f"{prefix}lora_A.", f"{prefix}lora_B.")
+    own = (f"{prefix}lora_A.", f"{prefix}lora_B.", f"{prefix}extra.")
     for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:
         state[f"{prefix}base.{key.removeprefix(prefix)}"] = state.pop(key)

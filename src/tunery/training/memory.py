@@ -68,8 +68,12 @@ class Lean:
         norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
         return cls(
             norms=all(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in norms),
-            mlp=bool(layers) and all(isinstance(layer, LoRALinear) for layer in layers),
+            mlp=bool(layers) and all(isinstance(layer, LoRALinear) and _adds(layer) for layer in layers),
         )
+
+
+def _adds(layer: LoRALinear) -> bool:
+    return all(layer.variant(name).additive for name in layer.settings)
 
 
 LEAN = Lean()

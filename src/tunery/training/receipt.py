@@ -244,6 +244,7 @@ def _lora_section(
         "alpha": settings.alpha,
         "scaling": settings.scaling,
         "rank_stabilized": settings.rank_stabilized,
+        "variant": settings.variant,
         "dropout": settings.dropout,
         "targets": task.lora.targets if start is None else None,
         "matched": attached.matched,

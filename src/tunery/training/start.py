@@ -11,8 +11,9 @@ from typing import Any
 from tunery.config import BUILT_IN_MODELS, Task
 from tunery.errors import AdapterError
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_config
-from tunery.lora.attach import Piece, attach, place
+from tunery.lora.attach import attach, place
 from tunery.lora.dropout import DropoutClock
+from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.hashes import cached_sha256
 from tunery.training.objectives.base import REFERENCE
@@ -116,6 +117,7 @@ def attach_adapter(task: Task, model: Any, *, reference: bool = False) -> Attach
             targets=lora.targets,
             exclude=lora.exclude,
             rank_stabilized=lora.rank_stabilized,
+            variant=lora.variant,
             seed=task.seed,
             clock=clock,
         )
@@ -128,5 +130,5 @@ def attach_adapter(task: Task, model: Any, *, reference: bool = False) -> Attach
     return Attached(list(pieces), clock, read_start(task))
 
 
-def _with_dropout(pieces: Mapping[str, Piece], dropout: float) -> dict[str, Piece]:
+def _with_dropout(pieces: Mapping[str, LoRATensors], dropout: float) -> dict[str, LoRATensors]:
     return {path: replace(piece, settings=replace(piece.settings, dropout=dropout)) for path, piece in pieces.items()}
