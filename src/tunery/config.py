@@ -25,7 +25,7 @@ KindName = Literal["chat", "completion", "text", "classification", "preference",
 ObjectiveName = Literal["sft", "dpo", "kto"]
 """What a run can minimise; tunery.training.objectives has a file for each."""
 
-VariantName = Literal["lora"]
+VariantName = Literal["lora", "dora"]
 """Variants of LoRA; tunery.lora.variants has a file for each."""
 
 Auto = Literal["auto"]
@@ -203,7 +203,9 @@ class LoraConfig(_Settings):
     )
     exclude: tuple[str, ...] = Field(default=(), description="layer names or patterns left out of `targets`")
     variant: VariantName = Field(
-        default="lora", description="how the low-rank matrices change a layer. lora: they are added to its weight"
+        default="lora",
+        description="how the low-rank matrices change a layer. lora: they are added to its weight. dora: its rows are "
+        "also scaled by a trained vector (Liu et al. 2024, arXiv:2402.09353); slower, and not for embeddings",
     )
     rank_stabilized: bool = Field(
         default=False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"

@@ -32,8 +32,8 @@ from triton.runtime.driver import driver
 
 from tests.fast.test_attention_gpu import random_rows
 from tunery.data.batching import flatten
+from tunery.fast import attention_flex, attention_gpu
 from tunery.fast.attention_gpu import GpuLayout, Rule, by_tree
-from tunery.models import attention_flex, attention_gpu
 
 H100 = SimpleNamespace(
     name="H100",

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention import flex_attention as flex
 
 from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.fast import attention_flex, attention_gpu
 from tunery.fast.attention import PackedLayout, flat_attention
 from tunery.fast.attention_flex import BLOCK, SHORTEST, block_mask, over_blocks
 from tunery.fast.attention_gpu import (
@@ -29,7 +30,6 @@ from tunery.fast.attention_gpu import (
     kernels_for,
 )
 from tunery.fast.tree_mask import block_pattern, tree_of
-from tunery.models import attention_flex, attention_gpu
 
 CPU = torch.device("cpu")
 RULES = {

@@ -13,11 +13,11 @@ from torch.nn.attention import flex_attention
 
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
+from tunery.fast import attention, attention_flex, attention_gpu, attention_trials
 from tunery.fast.adapters import apply_lora
 from tunery.fast.attention_gpu import GpuLayout, Rule, attend, by_equal_lengths, by_lengths, by_tree
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import trainable_parameters
-from tunery.models import attention, attention_flex, attention_gpu, attention_trials
 from tunery.training.layers import running_layers
 from tunery.training.loss import batch_loss
 

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from tests.double import Double
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
+from tunery.fast import fused_lora as fused
+from tunery.fast import shared_input as shared
 from tunery.fast.adapters import apply_lora
 from tunery.fast.fused_lora import Part, gated_mlp, lora_linears
 from tunery.fast.fused_mlp import FusedMLP, replace_mlps
 from tunery.fast.islands import ACTIVATIONS
 from tunery.fast.packed_model import optimize_model
-from tunery.lora import fused, shared
 from tunery.lora.attach import lora_layers
 from tunery.lora.layer import LoRALinear
 

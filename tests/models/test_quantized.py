@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_plain_layers_with_the_unpacked_weights(saved: P
 def test_the_fused_functions_unpack_a_weight_and_keep_what_those_of_plain_layers_keep(
     saved: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunery.lora.layer.FUSES_QUANTIZED", {"cpu"})  # as on a GPU
+    monkeypatch.setattr("tunery.fast.fused_linear.FUSES_QUANTIZED", {"cpu"})  # as on a GPU
     model = load(saved, mode).model
     plain = adapted(unpacked(model))
     rows = make_rows(3, 6)

@@ -20,10 +20,10 @@ from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
 from tunery.fast import attention
 from tunery.fast.adapters import apply_lora
+from tunery.fast.fused_linear import FusedLoRALinear
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import adapter_state
 from tunery.lora.dropout import DropoutClock
-from tunery.lora.layer import LoRALinear
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import train_step
 from tunery.training.loss import batch_loss
@@ -90,7 +90,7 @@ def lora_model(name: str) -> tuple[PackedModel, dict[str, Tensor]]:
 def written_out() -> Iterator[None]:
     """LoRA as the paper writes it, operation by operation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LoRALinear, "part", lambda self, x: None)
+        patch.setattr(FusedLoRALinear, "part", lambda self, x: None)
         yield
 
 

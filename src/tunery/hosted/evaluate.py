@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunery.config import EvaluateConfig
+from tunery.config import USUAL_OBJECTIVE, EvaluateConfig
 from tunery.data.example import DataSet, Example
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
@@ -101,6 +101,7 @@ def evaluate(
     judge = _classification if exam.kind.labelled else _text
     return {
         "kind": exam.kind.name,
+        "objective": USUAL_OBJECTIVE[exam.kind.name],
         "unit": exam.kind.noun,
         "split": exam.split,
         "by": "generation",

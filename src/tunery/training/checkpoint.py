@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tunery.config import all_settings
+from tunery.config import OF_THE_START, all_settings
 from tunery.errors import CheckpointError
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, keep_other_content
 from tunery.paths import RunPaths, read_json, write_folder, write_json
@@ -112,7 +112,12 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     because it was written by another version, has its default."""
     defaults = {key: info.default for key, info in all_settings()}
     keys = sorted({*then, *now})
-    pairs = [[values.get(key, defaults.get(key)) for values in (then, now)] for key in keys]
+
+    def of(values: Mapping[str, Any], key: str) -> Any:
+        brought = values.get("lora.start") is not None and key.removeprefix("lora.") in OF_THE_START
+        return values.get(key, None if brought else defaults.get(key))
+
+    pairs = [[of(values, key) for values in (then, now)] for key in keys]
     return [
         f"{key}: {before!r} → {after!r}"
         for key, (before, after) in zip(keys, pairs, strict=True)

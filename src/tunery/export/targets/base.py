@@ -35,10 +35,8 @@ class Destination:
         """What it refuses of an adapter, whatever else it is, and its own remarks."""
         found = self.remarks(wanted)
         if self.adds_only and not wanted.variant.additive:
-            message = (
-                f"{self.name} takes updates that are added to a weight, and {wanted.variant.title} rescales it too"
-            )
-            found = [(True, f"{message}: use --to merged or --to gguf"), *found]
+            why = f"an adapter by itself is added to the base's weights, and {wanted.variant.title} rescales them too"
+            found = [(True, f"{why}: use --to merged or --to gguf"), *found]
         return found
 
     def remarks(self, wanted: Wanted) -> list[Remark]:

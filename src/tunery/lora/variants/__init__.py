@@ -7,9 +7,10 @@ from typing import Any
 
 from tunery.config import VariantName
 from tunery.lora.variants.base import Variant
+from tunery.lora.variants.dora import DoRA
 from tunery.lora.variants.lora import LoRA
 
-VARIANTS: Mapping[VariantName, Variant] = {variant.name: variant for variant in (LoRA(),)}
+VARIANTS: Mapping[VariantName, Variant] = {variant.name: variant for variant in (LoRA(), DoRA())}
 
 
 def variant_of(config: Mapping[str, Any]) -> Variant:
