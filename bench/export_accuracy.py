@@ -26,7 +26,7 @@ from tunery.errors import TuneryError
 from tunery.evaluation.labels import LabelRows, label_rows, score_labels
 from tunery.evaluation.tuned import TunedModel
 from tunery.export.llama import ask_llama
-from tunery.export.scores import make_probe
+from tunery.export.token_scores import make_probe
 from tunery.training.scoring import Scorer
 
 ALLOWED = 0.01

@@ -25,14 +25,24 @@ from bench.run import WORK, heading, say, usable_cores
 
 SHAPES: dict[str, dict[str, int | float | bool]] = {
     "8b": {
-        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
     },
     "70b": {
-        "vocab_size": 128_256, "hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80,
-        "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+        "vocab_size": 128_256,
+        "hidden_size": 8192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
     },
-}  # fmt: skip
+}
 """Of Llama 3.1."""
 
 TUNERY = plan.TUNERY
@@ -132,10 +142,19 @@ def write(work: Path, shape: str, batch: int, options: argparse.Namespace) -> Pa
 def workload_settings(work: Path, shape: str, batch: int) -> dict[str, Any]:
     """The content of workload.json (bench.peers.common.Workload)."""
     return {
-        "name": shape, "kind": "rows", "base": str(work / f"base-{shape}"), "adapter": str(work / f"adapter-{shape}"),
-        "precision": "bfloat16", "batch_size": batch, "rank": plan.RANK, "alpha": plan.ALPHA, "learning_rate": 2e-4,
-        "max_grad_norm": plan.MAX_GRAD_NORM, "seed": plan.SEED, "micro_batch": MICRO,
-    }  # fmt: skip
+        "name": shape,
+        "kind": "rows",
+        "base": str(work / f"base-{shape}"),
+        "adapter": str(work / f"adapter-{shape}"),
+        "precision": "bfloat16",
+        "batch_size": batch,
+        "rank": plan.RANK,
+        "alpha": plan.ALPHA,
+        "learning_rate": 2e-4,
+        "max_grad_norm": plan.MAX_GRAD_NORM,
+        "seed": plan.SEED,
+        "micro_batch": MICRO,
+    }
 
 
 def write_rows(folder: Path, batch: int, length: int, steps: int, vocabulary: int = 40_000) -> None:

@@ -25,9 +25,24 @@ from bench.plan import ROOT
 
 SITE = ROOT / ".site"
 PACKAGES = (
-    "pydantic", "pydantic_core", "annotated-types", "typing-inspection", "gguf", "click", "rich", "markdown-it-py",
-    "mdurl", "Pygments", "trl", "datasets", "dill", "multiprocess", "xxhash", "liger-kernel", "bitsandbytes",
-)  # fmt: skip
+    "pydantic",
+    "pydantic_core",
+    "annotated-types",
+    "typing-inspection",
+    "gguf",
+    "click",
+    "rich",
+    "markdown-it-py",
+    "mdurl",
+    "Pygments",
+    "trl",
+    "datasets",
+    "dill",
+    "multiprocess",
+    "xxhash",
+    "liger-kernel",
+    "bitsandbytes",
+)
 PINS = (ROOT / "constraints.txt", ROOT / "bench/requirements/trl.txt", ROOT / "bench/requirements/gpu.txt")
 """Where versions are looked up, the first one first."""
 

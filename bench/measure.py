@@ -120,9 +120,12 @@ def _environment(threads: int, own: bool, gpu: bool) -> dict[str, str]:
     """Variables of a peer's process: its threads, no network, a GPU if wanted; tunery's sources only for tunery."""
     given = dict(os.environ)
     given.update(
-        OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1",
+        OMP_NUM_THREADS=str(threads),
+        MKL_NUM_THREADS=str(threads),
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_OFFLINE="1",
         PYTHONUNBUFFERED="1",
-    )  # fmt: skip
+    )
     if not gpu:
         given["CUDA_VISIBLE_DEVICES"] = ""
     if not own:

@@ -88,33 +88,57 @@ class Plan:
 SENTIMENT = "Film reviews as chat rows, the task of examples/sentiment: every row has the same instruction in front."
 WORKLOADS = (
     Plan(
-        "classification-16", "Templated classification, batch 16", "classification", "rows", 16, SENTIMENT,
+        "classification-16",
+        "Templated classification, batch 16",
+        "classification",
+        "rows",
+        16,
+        SENTIMENT,
         share_goal={"bfloat16": 0.6, "float32": 0.8},
         micro_batch={"trl-tuned": 8, "peft": 8, "litgpt": 8, "unsloth": 4},
     ),
     Plan(
-        "classification-64", "Templated classification, batch 64", "classification", "rows", 64, SENTIMENT,
+        "classification-64",
+        "Templated classification, batch 64",
+        "classification",
+        "rows",
+        64,
+        SENTIMENT,
         micro_batch={"trl-tuned": 8, "peft": 8, "litgpt": 8, "unsloth": 8},
     ),
     Plan(
-        "long-text", "Long free text, batch 8", "long-text", "rows", 8,
+        "long-text",
+        "Long free text, batch 8",
+        "long-text",
+        "rows",
+        8,
         "IMDB reviews as plain text (kind `text`, what one does to teach a style): every token is trained, nothing is "
         "shared. Cut at 512 tokens; the rest of a longer review is a further row.",
-        speed_goal=1.0, micro_batch={"trl-tuned": 2, "peft": 2, "litgpt": 2, "unsloth": 1},
+        speed_goal=1.0,
+        micro_batch={"trl-tuned": 2, "peft": 2, "litgpt": 2, "unsloth": 1},
     ),
     Plan(
-        "chat", "Chat with a long system prompt, batch 16", "chat", "rows", 16,
+        "chat",
+        "Chat with a long system prompt, batch 16",
+        "chat",
+        "rows",
+        16,
         "The conversations of examples/support-chat under a system prompt of a help desk (bench/help-desk.txt).",
         micro_batch={"trl-tuned": 4, "peft": 4, "litgpt": 4, "unsloth": 1},
     ),
     Plan(
-        "preference", "Preference pairs, batch 8", "preference", "pairs", 8,
+        "preference",
+        "Preference pairs, batch 8",
+        "preference",
+        "pairs",
+        8,
         "DPO. The first sentences of an IMDB review with the order to continue it; the better answer is how it goes "
         "on, the worse one how another review goes on. The two answers of a pair share their prompt, different pairs "
         "only the order's few words.",
-        learning_rate=5e-5, micro_batch={"trl-tuned": 2, "unsloth": 2},
+        learning_rate=5e-5,
+        micro_batch={"trl-tuned": 2, "unsloth": 2},
     ),
-)  # fmt: skip
+)
 CHECKS = (
     Plan("check-rows", "Losses in float32", "mixture", "rows", 4, "Film reviews as chat rows and short texts.", 2e-4),
     Plan("check-pairs", "DPO losses in float32", "preference", "pairs", 2, "Two pairs a step.", 1e-3),

@@ -145,8 +145,17 @@ def describe(facts: Mapping[str, float], chosen: plan.Plan) -> str:
 def speed_table(figures: Sequence[Figures]) -> str:
     """One line a program."""
     pairs = any(f.pairs is not None for f in figures)
-    header = ["program", "tokens/s", "trained/s", *(["pairs/s"] if pairs else []), "tunery is … times as fast",
-              "at a time", "peak memory", "share", "start-up"]  # fmt: skip
+    header = [
+        "program",
+        "tokens/s",
+        "trained/s",
+        *(["pairs/s"] if pairs else []),
+        "tunery is … times as fast",
+        "at a time",
+        "peak memory",
+        "share",
+        "start-up",
+    ]
     return table(header, [_speed_row(f, pairs) for f in figures])
 
 

@@ -57,10 +57,14 @@ def measure(trainer: Trainer, rows: Sequence[Row], label: Any) -> Point:
     sums = trainer.needed(rows)
     attention = 12.0 * attention_width(model.config) * sums.pairs
     point = {
-        "at": label, "seconds": statistics.median(seconds), "data_tokens": sums.data_tokens,
-        "computed_tokens": sums.computed_tokens, "matmul_rate": statistics.median(rates),
-        "flops": trainer.flops(sums), "attention_flops": attention,
-    }  # fmt: skip
+        "at": label,
+        "seconds": statistics.median(seconds),
+        "data_tokens": sums.data_tokens,
+        "computed_tokens": sums.computed_tokens,
+        "matmul_rate": statistics.median(rates),
+        "flops": trainer.flops(sums),
+        "attention_flops": attention,
+    }
     share = point["flops"] / point["seconds"] / point["matmul_rate"]
     say(f"  {label}: {point['seconds']:.2f} s, {share:.0%} of the rate")
     return point
@@ -78,10 +82,14 @@ def random_model(width: int, dtype: torch.dtype) -> Any:
     """A small Llama of random weights: heads of 64, a key-value head for four of them, feed-forward 8/3 · width."""
     heads = width // 64
     config = LlamaConfig(
-        vocab_size=WIDTH_VOCABULARY, hidden_size=width, intermediate_size=64 * round(width * 8 / 3 / 64),
-        num_hidden_layers=WIDTH_LAYERS, num_attention_heads=heads, num_key_value_heads=max(1, heads // 4),
+        vocab_size=WIDTH_VOCABULARY,
+        hidden_size=width,
+        intermediate_size=64 * round(width * 8 / 3 / 64),
+        num_hidden_layers=WIDTH_LAYERS,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     torch.manual_seed(plan.SEED)
     model: Any = LlamaForCausalLM(config)
     return model.to(dtype).requires_grad_(False).eval()

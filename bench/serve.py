@@ -4,7 +4,7 @@
     make bench-serve ARGS="--quick"    # one round, printed
 
 tunery and PEFT compute the same prompts with the same adapters in the same number format, in turn, each in a process of
-its own: in one, the helper threads of either slow the other (tunery.models.device.apart).
+its own: in one, the helper threads of either slow the other (tunery.models.device.run_in_fresh_thread).
 Writes the section "Serving" of docs/benchmarks.md.
 """
 
@@ -28,14 +28,14 @@ from bench.run import heading, say, usable_cores
 from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import save_adapter
 from tunery.lora.attach import remove, trainable_parameters
-from tunery.models.device import apart
+from tunery.models.device import run_in_fresh_thread
 from tunery.models.load import Base, load_base
 from tunery.serve.engine.backend import Usage
-from tunery.serve.engine.batch import Limits
+from tunery.serve.engine.batch import BatchLimits
+from tunery.serve.engine.detokenizer import Detokenizer, TextStream, TokenTexts
 from tunery.serve.engine.engine import Engine
-from tunery.serve.engine.rows import Asked, Row
-from tunery.serve.engine.sampling import Sampler, Sampling
-from tunery.serve.engine.text import Detokenizer, TextStream, TokenTexts
+from tunery.serve.engine.running import Asked, RunningRequest
+from tunery.serve.engine.sampling_params import Sampler, SamplingParams
 
 ROWS, ADAPTERS, PROMPT, ANSWER = 16, 4, 64, 64
 QUESTIONS, LENGTHS = 32, (16, 112)
@@ -68,11 +68,12 @@ class Served:
     ) -> queue.Queue[Any]:
         """Ask for exactly `answer` tokens."""
         items: queue.Queue[Any] = queue.Queue()
-        asked = Asked("" if adapter is None else str(adapter), None if adapter is None else self.folders[adapter],
-                      items.put)  # fmt: skip
+        asked = Asked(
+            "" if adapter is None else str(adapter), None if adapter is None else self.folders[adapter], items.put
+        )
         stream = TextStream(Detokenizer(self.tokenizer.backend_tokenizer.decode))
-        sampler = Sampler(Sampling(temperature=0.0, top_logprobs=logprobs))
-        asked.rows.append(Row(asked, 0, prompt, sampler, stream, self._texts, answer, frozenset()))
+        sampler = Sampler(SamplingParams(temperature=0.0, top_logprobs=logprobs))
+        asked.rows.append(RunningRequest(asked, 0, prompt, sampler, stream, self._texts, answer, frozenset()))
         self.engine.submit(asked)
         return items
 
@@ -169,9 +170,14 @@ def _peft_batch(prompts: Sequence[Sequence[int]], adapters: Sequence[int], answe
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         seen[row, width - len(prompt) :] = 1
     out = _peft.generate(
-        input_ids=ids.to(_peft.device), attention_mask=seen.to(_peft.device), do_sample=False, pad_token_id=0,
-        adapter_names=[str(which) for which in adapters], max_new_tokens=answer, min_new_tokens=answer,
-    )  # fmt: skip
+        input_ids=ids.to(_peft.device),
+        attention_mask=seen.to(_peft.device),
+        do_sample=False,
+        pad_token_id=0,
+        adapter_names=[str(which) for which in adapters],
+        max_new_tokens=answer,
+        min_new_tokens=answer,
+    )
     if out.shape[1] != width + answer:
         raise RuntimeError("PEFT's answers have another length")
 
@@ -213,9 +219,9 @@ def measure(folder: Path, device: str, rounds: int, threads: int) -> dict[str, A
         base = load_base(plan.MODEL, device=device)
         folders = [write_adapter(base.model, folder / str(number), number) for number in range(ADAPTERS)]
         # No prefix is kept: every prompt is computed by both.
-        return base, folders, Engine(base, Limits(rows=ROWS, adapters=ADAPTERS, prefix_bytes=0))
+        return base, folders, Engine(base, BatchLimits(rows=ROWS, adapters=ADAPTERS, prefix_bytes=0))
 
-    base, folders, engine = apart(load)
+    base, folders, engine = run_in_fresh_thread(load)
     peft = Peft(folders, device, base.info.dtype, threads)
     engine.start()
     try:
@@ -246,24 +252,34 @@ def timed(served: Served, peft: Peft, base: Base, rounds: int) -> dict[str, Any]
     runs: list[dict[str, float]] = []
     for number in range(rounds + 1):
         equal, different = load(ROWS, None), load(QUESTIONS, LENGTHS)
-        runs.append({
-            "base": served.speed(equal, [None] * ROWS),
-            "single": served.speed(equal, [0] * ROWS),
-            "mixed": served.speed(equal, adapters(ROWS)),
-            "peft": peft.speed(equal, adapters(ROWS)),
-            "mixed_lengths": served.speed(different, adapters(QUESTIONS)),
-            "peft_lengths": peft.speed(different, adapters(QUESTIONS)),
-        })  # fmt: skip
+        runs.append(
+            {
+                "base": served.speed(equal, [None] * ROWS),
+                "single": served.speed(equal, [0] * ROWS),
+                "mixed": served.speed(equal, adapters(ROWS)),
+                "peft": peft.speed(equal, adapters(ROWS)),
+                "mixed_lengths": served.speed(different, adapters(QUESTIONS)),
+                "peft_lengths": peft.speed(different, adapters(QUESTIONS)),
+            }
+        )
         say(f"  round {number}: " + ", ".join(f"{name} {value:,.0f} tokens/s" for name, value in runs[-1].items()))
     alone = [served.first_token_seconds(prompt) for prompt in prompts(rounds + 1, FIRST_PROMPT)][1:]
     return {
-        "device": str(base.model.device), "dtype": base.info.dtype, "rows": ROWS, "adapters": ADAPTERS,
-        "prompt": PROMPT, "answer": ANSWER, "questions": QUESTIONS, "lengths": LENGTHS,
-        "first_prompt": FIRST_PROMPT, "disagreement": difference,
-        "rounds": runs[1:], "first_token_alone": alone,
+        "device": str(base.model.device),
+        "dtype": base.info.dtype,
+        "rows": ROWS,
+        "adapters": ADAPTERS,
+        "prompt": PROMPT,
+        "answer": ANSWER,
+        "questions": QUESTIONS,
+        "lengths": LENGTHS,
+        "first_prompt": FIRST_PROMPT,
+        "disagreement": difference,
+        "rounds": runs[1:],
+        "first_token_alone": alone,
         "first_token_loaded": under_load(served, prompts(ROWS - 1, PROMPT), prompts(rounds, FIRST_PROMPT)),
         "versions": versions(),
-    }  # fmt: skip
+    }
 
 
 def disagreement(served: Served, peft: Peft, prompts: Sequence[Sequence[int]]) -> float:

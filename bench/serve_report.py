@@ -35,12 +35,20 @@ def serve_section(results: Mapping[str, Any]) -> list[str]:
     )
     about = ABOUT.format(
         **results_of(results, "rows", "prompt", "answer", "questions", "dtype", "adapters", "first_prompt"),
-        low=results["lengths"][0], high=results["lengths"][1], model=plan.MODEL, rank=plan.RANK,
-        rounds=len(results["rounds"]), others=results["rows"] - 1,
-    )  # fmt: skip
+        low=results["lengths"][0],
+        high=results["lengths"][1],
+        model=plan.MODEL,
+        rank=plan.RANK,
+        rounds=len(results["rounds"]),
+        others=results["rows"] - 1,
+    )
     parts = ["## Serving\n", where, about, table(("goal", "", "measured", ""), _goals(results)), ""]
-    parts += [table(("batch", "tokens/s"), _speeds(results)), "", table(("first token", "median", "range"),
-                                                                        _waits(results)), ""]  # fmt: skip
+    parts += [
+        table(("batch", "tokens/s"), _speeds(results)),
+        "",
+        table(("first token", "median", "range"), _waits(results)),
+        "",
+    ]
     return parts
 
 

@@ -26,7 +26,7 @@ from bench import plan
 from bench.peers.common import Pair
 from bench.peers.with_tunery import make_row
 from tunery.config import DataConfig
-from tunery.data.batching import Row, flatten, rows_of_step
+from tunery.data.batching import Row, pack, rows_of_step
 from tunery.data.prepare import prepare
 from tunery.data.read import read_data
 from tunery.lora.adapter import save_adapter
@@ -87,11 +87,20 @@ def write_workload(folder: Path, chosen: plan.Plan, tokenizer: Any, steps: int, 
     place = folder / chosen.name
     place.mkdir(exist_ok=True)
     settings = {
-        "name": chosen.name, "kind": chosen.kind, "base": str(folder / "base"), "adapter": str(folder / "adapter"),
-        "precision": precision, "batch_size": chosen.batch_size, "rank": plan.RANK, "alpha": plan.ALPHA,
-        "learning_rate": chosen.learning_rate, "max_grad_norm": plan.MAX_GRAD_NORM, "seed": plan.SEED,
-        "beta": plan.BETA, "micro_batch": chosen.micro_batch,
-    }  # fmt: skip
+        "name": chosen.name,
+        "kind": chosen.kind,
+        "base": str(folder / "base"),
+        "adapter": str(folder / "adapter"),
+        "precision": precision,
+        "batch_size": chosen.batch_size,
+        "rank": plan.RANK,
+        "alpha": plan.ALPHA,
+        "learning_rate": chosen.learning_rate,
+        "max_grad_norm": plan.MAX_GRAD_NORM,
+        "seed": plan.SEED,
+        "beta": plan.BETA,
+        "micro_batch": chosen.micro_batch,
+    }
     lines = [_line(item) for item in drawn]
     facts = describe([row for item in drawn for row in _rows(item)], chosen)
     (place / "workload.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -104,12 +113,15 @@ def describe(rows: Sequence[Row], chosen: plan.Plan) -> dict[str, float]:
     """Means over the rows drawn: tokens, trained tokens, and the share left to compute after sharing in each batch."""
     size = chosen.batch_size * (2 if chosen.kind == "pairs" else 1)
     tokens, trained = sum(len(row.ids) for row in rows), sum(row.trained for row in rows)
-    computed = sum(len(flatten(rows[i : i + size]).ids) for i in range(0, len(rows), size))
+    computed = sum(len(pack(rows[i : i + size]).ids) for i in range(0, len(rows), size))
     longest = max(len(row.ids) for row in rows)
     return {
-        "rows": len(rows), "tokens_per_row": tokens / len(rows), "trained_per_row": trained / len(rows),
-        "longest": longest, "computed_share": computed / tokens,
-    }  # fmt: skip
+        "rows": len(rows),
+        "tokens_per_row": tokens / len(rows),
+        "trained_per_row": trained / len(rows),
+        "longest": longest,
+        "computed_share": computed / tokens,
+    }
 
 
 def _rows(item: Row | Pair) -> list[Row]:

@@ -377,13 +377,13 @@ def test_every_kind_trains_evaluates_and_answers(project: Path, kind: str) -> No
         },
         "completion": lambda i: {"prompt": f"film {i} is ", "completion": words[i % 3]},
         "text": lambda i: {"text": f"the film number {i} is a {words[i % 3]} film, and so on and on"},
-    }[kind]  # fmt: skip
+    }[kind]
     (project / "rows.jsonl").write_text("".join(json.dumps(rows(i)) + "\n" for i in range(40)))
     run = tunery.train(
         "task.yaml",
         ["data.train=rows.jsonl", "data.instruction=null", "evaluate.max_new_tokens=8", "evaluate.generate_rows=4"],
         view=QUIET,
-    )  # fmt: skip
+    )
     assert run.receipt["data"]["kind"] == kind
     assert run.receipt["tokens"]["end_of_turn_trained"]
     assert run.evaluation is not None
@@ -513,8 +513,11 @@ def test_killed_between_the_last_step_and_the_receipt_the_run_ends_as_it_would_h
     )
     (project / "contrary.csv").write_text(f"text,label\n{contrary}")
     settings = [
-        "data.validation=contrary.csv", "train.epochs=20", "train.eval_steps=4", "train.early_stopping_patience=1",
-    ]  # fmt: skip
+        "data.validation=contrary.csv",
+        "train.epochs=20",
+        "train.eval_steps=4",
+        "train.early_stopping_patience=1",
+    ]
     whole = tunery.train("task.yaml", [*settings, "name=whole"], view=QUIET)
 
     def killed(*_: object) -> None:
@@ -605,13 +608,13 @@ def test_the_models_own_sampling_settings_are_not_used(project: Path, base_folde
 
 def out_of_memory_unless_recomputing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that holds one row at a time, if its activations are recomputed."""
-    from tunery.training.layers import Layers
+    from tunery.training.decoder_layers import DecoderLayers
     from tunery.training.objectives import sft
 
     real = sft.batch_loss
 
     def failing(model: Any, batch: Any) -> Any:
-        if all("forward" not in layer.__dict__ for layer in Layers(model.model).layers):
+        if all("forward" not in layer.__dict__ for layer in DecoderLayers(model.model).layers):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch)
 

@@ -127,9 +127,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def annotated_tree() -> list[str]:
-    """Paths of the README's list "What is where"."""
+    """Paths of the README's list "Code layout"."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## What is where")[2].partition("\n## ")[0]
+    section = text.partition("## Code layout")[2].partition("\n## ")[0]
     paths: list[str] = []
     folder = ""
     for indent, name in re.findall(r"^ {4}( *)(\S+)", section, re.MULTILINE):

@@ -222,10 +222,14 @@ def test_other_pairs_can_be_measured_and_the_model_talked_to(project: Path, monk
 def test_early_stopping_and_the_rate_test_work_on_pairs(project: Path) -> None:
     stopped = tunery.train(
         "task.yaml",
-        ["train.early_stopping_patience=1", "train.early_stopping_threshold=5", "train.eval_steps=2",
-         "evaluate.enabled=false"],
+        [
+            "train.early_stopping_patience=1",
+            "train.early_stopping_threshold=5",
+            "train.eval_steps=2",
+            "evaluate.enabled=false",
+        ],
         view=QUIET,
-    )  # fmt: skip
+    )
     assert stopped.receipt["training"]["stopped"] == "early stopping"
     curve = learning_rate_test("task.yaml", steps=8, view=QUIET)
     assert curve.losses[0] == pytest.approx(math.log(2), abs=1e-3)

@@ -99,3 +99,21 @@ def test_a_kind_says_what_its_columns_are(kind: Kind) -> None:
     for role, names in {**kind.required, **kind.optional}.items():
         assert role in Columns.model_fields
         assert role in names
+
+
+REGISTRIES = ("data/kinds", "lora/variants", "training/objectives", "export/targets", "serve/routes", "serve/schemas")
+"""Folders whose files are named after what they hold, whatever else has that name."""
+
+
+def test_a_module_name_and_a_class_name_stand_once() -> None:
+    modules: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for file in sorted(SOURCE.rglob("*.py")):
+        where = file.relative_to(SOURCE)
+        if file.stem != "__init__" and where.parent.as_posix() not in REGISTRIES:
+            modules.setdefault(file.stem, []).append(where.as_posix())
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(where.as_posix())
+    twice = {name: found for names in (modules, classes) for name, found in names.items() if len(found) > 1}
+    assert not twice, twice

@@ -362,9 +362,14 @@ def test_an_adapter_of_another_base_is_remarked_wherever_it_counts(project: Path
 
 def test_an_adapter_of_peft_with_exceptions_is_trained_on_as_it_is(project: Path, base_folder: Path) -> None:
     settings = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=True,
-        rank_pattern={"layers.0.self_attn.q_proj": 2}, init_lora_weights=False,
-    )  # fmt: skip
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "v_proj"],
+        use_rslora=True,
+        rank_pattern={"layers.0.self_attn.q_proj": 2},
+        init_lora_weights=False,
+    )
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), settings)
     config = {"base_model_name_or_path": str(base_folder), "init_lora_weights": True}
     model.save_pretrained(project / "theirs")

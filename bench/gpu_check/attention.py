@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu_check.check import Check, milliseconds
 from bench.gpu_check.trainer import random_rows
-from tunery.data.batching import PackedBatch, flatten
+from tunery.data.batching import PackedBatch, pack
 from tunery.fast import attention_gpu
 from tunery.fast.attention_flex import over_blocks
 
@@ -48,7 +48,7 @@ class Case:
     @classmethod
     def of(cls, check: Check, heads: int, keys: int, width: int, shared: int) -> Case:
         """Four random rows that share so many tokens in front."""
-        batch = flatten(random_rows(check, ROWS, shared))
+        batch = pack(random_rows(check, ROWS, shared))
 
         def noise(count: int) -> Tensor:  # by token first, as models give them
             made = check.noise(len(batch.ids), count, width).transpose(0, 1)

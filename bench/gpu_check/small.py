@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.gpu_check.check import Check, milliseconds
 from bench.gpu_check.trainer import measure_host, measure_steps, random_llama, random_rows, trainer_of
 from bench.peers.with_tunery import Trainer
-from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast.packed_model import PackedModel
 from tunery.training.loss import batch_loss
 
@@ -66,7 +66,7 @@ class Repeated(PackedModel):
 
 def _graph(check: Check, trainer: Trainer) -> None:
     """Forward and backward pass of one batch. On a CPU there are no graphs: only the eager time is told."""
-    batch, parameters = flatten(short_rows(check, 0)), list(trainer.adapter.values())
+    batch, parameters = pack(short_rows(check, 0)), list(trainer.adapter.values())
     model = Repeated(**{field.name: getattr(trainer.model, field.name) for field in fields(trainer.model)})
 
     def work() -> None:

@@ -15,10 +15,10 @@ import torch
 from bench.gpu_check.check import Check, Shape, gigabytes, milliseconds
 from bench.peers.common import Workload
 from bench.peers.with_tunery import Trainer
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast import attention_gpu
 from tunery.fast import compile as fast_compile
-from tunery.training.layers import running_layers
+from tunery.training.decoder_layers import running_layers
 from tunery.training.loop import StepResult
 
 RATE = (8192, 8192, 8192)
@@ -50,9 +50,19 @@ def random_llama(check: Check, shape: Shape) -> Any:
 def trainer_of(model: Any) -> Trainer:
     """tunery's step with rank 16 on all linear layers, as bench.gpu measures it."""
     work = Workload(
-        folder=Path(), name="gpu-check", kind="rows", base="", adapter="", precision="bfloat16", batch_size=1, rank=16,
-        alpha=32.0, learning_rate=2e-4, max_grad_norm=1.0, seed=0,
-    )  # fmt: skip
+        folder=Path(),
+        name="gpu-check",
+        kind="rows",
+        base="",
+        adapter="",
+        precision="bfloat16",
+        batch_size=1,
+        rank=16,
+        alpha=32.0,
+        learning_rate=2e-4,
+        max_grad_norm=1.0,
+        seed=0,
+    )
     return Trainer(work, model.requires_grad_(False).eval())
 
 
@@ -136,7 +146,7 @@ def measure_host(check: Check, trainer: Trainer, rows: Sequence[Row], shape: str
     for last in (False, False, True):  # the first two warm up
         check.wait()
         at = [time.perf_counter()]
-        batch = flatten(rows)
+        batch = pack(rows)
         at.append(time.perf_counter())
         with trainer.model.running():
             at.append(time.perf_counter())
@@ -151,6 +161,12 @@ def measure_host(check: Check, trainer: Trainer, rows: Sequence[Row], shape: str
         if last:
             flatten_, enter, forward, backward, waiting = (milliseconds(b - a) for a, b in itertools.pairwise(at))
             check.say(
-                "host", shape=shape, rows=len(rows), flatten_ms=flatten_, enter_ms=enter, forward_ms=forward,
-                backward_ms=backward, then_waiting_ms=waiting,
-            )  # fmt: skip
+                "host",
+                shape=shape,
+                rows=len(rows),
+                flatten_ms=flatten_,
+                enter_ms=enter,
+                forward_ms=forward,
+                backward_ms=backward,
+                then_waiting_ms=waiting,
+            )

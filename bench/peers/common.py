@@ -157,9 +157,15 @@ class Lines:
             trained_tokens: predicted tokens.
         """
         self._write(
-            event="step", step=number, seconds=seconds, loss=loss, data_tokens=data_tokens,
-            trained_tokens=trained_tokens, peak_bytes=peak_memory(), **facts,
-        )  # fmt: skip
+            event="step",
+            step=number,
+            seconds=seconds,
+            loss=loss,
+            data_tokens=data_tokens,
+            trained_tokens=trained_tokens,
+            peak_bytes=peak_memory(),
+            **facts,
+        )
 
     def _write(self, **line: Any) -> None:
         self._out.write(json.dumps(line) + "\n")

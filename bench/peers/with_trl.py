@@ -151,9 +151,13 @@ def build(
     # With a fingerprint of ours: a hash of the table is not needed, and dill cannot take every version of pyarrow's.
     dataset = Dataset(InMemoryTable.from_pydict(columns), fingerprint="rows")
     trainer = trainer_class(
-        model=model or work.base, args=config, train_dataset=dataset, processing_class=tokenizer,
-        peft_config=None if model else lora, callbacks=[callback],
-    )  # fmt: skip
+        model=model or work.base,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=None if model else lora,
+        callbacks=[callback],
+    )
     callback.trainer = trainer
     set_peft_model_state_dict(trainer.model, load_file(Path(work.adapter) / "adapter_model.safetensors"))
     return trainer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bench.peers.common import Lines, Workload, batches, finish, options
 from tunery.config import TrainConfig
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import adapter_state, attach
 from tunery.lora.dropout import DropoutClock
@@ -93,7 +93,7 @@ class Trainer:
 
     def needed(self, rows: Sequence[Row]) -> StepStats:
         """What a step over these rows must compute: each shared prefix once, even where workers repeat one."""
-        return StepStats.of(torch.zeros(()), {}, self.model, [flatten(rows)])
+        return StepStats.of(torch.zeros(()), {}, self.model, [pack(rows)])
 
     def flops(self, sums: StepStats) -> float:
         """Floating-point operations of the products that a step needs (tunery.training.flops.step_flops)."""
@@ -101,7 +101,7 @@ class Trainer:
 
     def plain_flops(self, rows: Sequence[Row]) -> float:
         """The same for a program that computes every row in full and the head where something is predicted."""
-        each = [flatten([row]) for row in rows]
+        each = [pack([row]) for row in rows]
         pairs = sum(self.model.visible_pairs(batch) for batch in each)
         return self._flops(sum(len(row.ids) for row in rows), sum(row.trained for row in rows), pairs, 0)
 

@@ -77,10 +77,17 @@ def fits(trainer: Trainer, tokens: int) -> bool:
     """Whether a step over so many tokens is expected to fit beside the base with all activations kept."""
     model, device = trainer.model.model, trainer.model.device
     expected = estimate(
-        model.config, parameters=0, trainable=trainer.trainable, dtype_bytes=model.dtype.itemsize,
-        tokens_in_flight=tokens, trained_tokens=tokens, gradient_checkpointing=False,
-        keys=0 if device.type == "cuda" else None, logit_chunk=logit_chunk(device.type), lean=Lean.of(model),
-    )  # fmt: skip
+        model.config,
+        parameters=0,
+        trainable=trainer.trainable,
+        dtype_bytes=model.dtype.itemsize,
+        tokens_in_flight=tokens,
+        trained_tokens=tokens,
+        gradient_checkpointing=False,
+        keys=0 if device.type == "cuda" else None,
+        logit_chunk=logit_chunk(device.type),
+        lean=Lean.of(model),
+    )
     return expected.total <= ROOM * available_memory(device)
 
 

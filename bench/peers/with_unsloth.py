@@ -34,9 +34,15 @@ def adapted(work: Workload, gpu: bool) -> Any:
         work.base, max_seq_length=longest(work), dtype=getattr(torch, work.precision), load_in_4bit=False
     )
     return FastLanguageModel.get_peft_model(
-        model, r=work.rank, lora_alpha=int(work.alpha), target_modules=list(LINEAR), lora_dropout=0, bias="none",
-        use_gradient_checkpointing="unsloth" if gpu else False, random_state=work.seed,
-    )  # fmt: skip
+        model,
+        r=work.rank,
+        lora_alpha=int(work.alpha),
+        target_modules=list(LINEAR),
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing="unsloth" if gpu else False,
+        random_state=work.seed,
+    )
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunery.errors import TuneryError
     from tunery.evaluation.tuned import TunedModel
     from tunery.export.destinations import check_destinations
-    from tunery.export.run import Export, export_run
+    from tunery.export.export_run import Export, export_run
     from tunery.fast.adapters import apply_lora, load_adapter, merge
     from tunery.lora.adapter import save_adapter
     from tunery.lora.attach import disabled, set_active
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "Export": "tunery.export.run",
+    "Export": "tunery.export.export_run",
     "Run": "tunery.api",
     "Task": "tunery.config",
     "TunedModel": "tunery.evaluation.tuned",
@@ -43,7 +43,7 @@ _HOMES = {
     "check_destinations": "tunery.export.destinations",
     "disabled": "tunery.lora.attach",
     "evaluate": "tunery.api",
-    "export_run": "tunery.export.run",
+    "export_run": "tunery.export.export_run",
     "load": "tunery.api",
     "load_adapter": "tunery.fast.adapters",
     "load_task": "tunery.task_file",

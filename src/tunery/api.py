@@ -21,9 +21,9 @@ from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
 from tunery.fast.packed_model import PackedModel
-from tunery.hosted.check import check_hosted
 from tunery.hosted.consent import Consent
-from tunery.hosted.run import cancel_hosted, evaluate_hosted, train_hosted
+from tunery.hosted.hosted_check import check_hosted
+from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.hosted.state import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
@@ -249,7 +249,7 @@ def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, view: View
 def evaluate(
     run: str | Path, data: str | Path | None = None, *, view: View | None = None, consent: Consent | None = None
 ) -> dict[str, Any]:
-    """Measure base against tuned.
+    """Measure base vs. tuned.
 
     Args:
         run: a run directory.

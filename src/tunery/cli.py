@@ -196,10 +196,13 @@ def check(
 @_JSON
 @_QUIET
 @click.option(
-    "--resume", default="auto", show_default=True, metavar="auto|never|PATH|JOB",
+    "--resume",
+    default="auto",
+    show_default=True,
+    metavar="auto|never|PATH|JOB",
     help="Go on from the last checkpoint, start over (an earlier run is kept under another name), or name one; of a "
     "hosted model, its job.",
-)  # fmt: skip
+)
 @click.option("--seed", type=click.IntRange(0), help="Short for --set seed=N.")
 @_YES
 @click.option("--cancel", is_flag=True, help="Cancel the job of a hosted model instead.")
@@ -237,7 +240,7 @@ def train(
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
 @_YES
 def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -> None:
-    """Measure base against tuned model of a RUN again, or on other rows."""
+    """Measure base vs. tuned model of a RUN again, or on other rows."""
     with collector_paused(freeze=True):
         from tunery import api, show
     from tunery.console import Console
@@ -342,15 +345,18 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
 @click.option(
     "--quantize",
     metavar="TYPE",
-    help="Number format of a GGUF file: f32, f16 (gguf's default), bf16, q8_0 (ollama's default), q6_k, q5_k_m, q5_1, "
+    help="Dtype of a GGUF file: f32, f16 (gguf's default), bf16, q8_0 (ollama's default), q6_k, q5_k_m, q5_1, "
     "q5_0, q4_k_m, q4_1, q4_0, q3_k_m.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Its folder; left out, RUN/export/FORMAT.")
 @click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(1), help="Held-out rows to compare.")
 @click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps",
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|mps",
     help="Where models are compared; auto takes the CPU where a GPU has no room.",
-)  # fmt: skip
+)
 @click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
 @click.option(
     "--content",
@@ -381,7 +387,7 @@ def export(
     """
     with collector_paused(freeze=True):
         from tunery import show
-        from tunery.export.run import export_run
+        from tunery.export.export_run import export_run
     from tunery.console import Console
 
     done = export_run(
@@ -405,42 +411,57 @@ def export(
 
 @cli.command()
 @click.option(
-    "--base", "bases", multiple=True, required=True, metavar="MODEL",
+    "--base",
+    "bases",
+    multiple=True,
+    required=True,
+    metavar="MODEL",
     help="A model to answer and to train, named as in a task file. Repeatable; the first is loaded at the start.",
-)  # fmt: skip
+)
 @click.option("--alias", "aliases", multiple=True, metavar="NAME=MODEL", help="Another name of a base. Repeatable.")
 @click.option(
-    "--adapter", "adapters", multiple=True, metavar="NAME=RUN",
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=RUN",
     help="A run directory, or an adapter folder, to answer under NAME. Repeatable.",
-)  # fmt: skip
+)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Any other than loopback needs keys in TUNERY_API_KEYS."
 )
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @click.option(
-    "--home", type=click.Path(path_type=Path), metavar="DIR",
+    "--home",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Where files, jobs and models are kept.  [default: $TUNERY_HOME or ~/.local/share/tunery]",
-)  # fmt: skip
+)
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1), help="Jobs trained at the same time.")
 @click.option("--engine", metavar="URL", help="A vLLM or llama.cpp server that answers instead of this process.")
 @click.option("--engine-kind", type=click.Choice(["vllm", "llamacpp"]), help="Left out, it is found out.")
 @click.option(
-    "--task-defaults", type=click.Path(path_type=Path), metavar="FILE",
+    "--task-defaults",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Settings for all jobs: sections of a task file, such as lora and train.",
-)  # fmt: skip
+)
 @click.option("--max-rows", default=64, show_default=True, type=click.IntRange(1), help="Answers made at a time.")
 @click.option("--max-queue", default=256, show_default=True, type=click.IntRange(0), help="Requests that may wait.")
 @click.option("--allow-host", "allow_hosts", multiple=True, metavar="NAME", help="A further Host name. Repeatable.")
 @click.option(
-    "--allow-origin", "allow_origins", multiple=True, metavar="ORIGIN",
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
     help="A web page's origin that may use the API from a browser. Repeatable.",
-)  # fmt: skip
+)
 @click.option("--upload-limit", default=512, show_default=True, type=click.IntRange(1), help="Megabytes of one file.")
 def serve(task_defaults: Path | None, upload_limit: int, home: Path | None, **given: Any) -> None:
     """Speak OpenAI's fine-tuning API on this machine, and serve a page for it. Scripts find it by OPENAI_BASE_URL."""
     _require("serve", ("fastapi", "uvicorn", "python_multipart", "llguidance"))
     with collector_paused(freeze=True):
-        from tunery.serve import app, settings
+        from tunery.serve import app
+        from tunery.serve import server_settings as settings
 
     for option in ("aliases", "adapters"):
         given[option] = settings.named(given[option], option)

@@ -337,7 +337,7 @@ class TrainConfig(_Settings):
     )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto",
-        description="number format of the base; the adapter is float32. auto: the faster one, by a short timed probe",
+        description="dtype of the base; the adapter is float32. auto: the faster one, by a short timed probe",
     )
     quantize: Literal["none", "nf4", "int8"] = Field(
         default="none",

@@ -14,7 +14,7 @@ from tunery.text import duration, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
     from tunery.api import Run
-    from tunery.export.run import Export
+    from tunery.export.export_run import Export
     from tunery.hosted.migrate import Migration
 
 SCORES = {
@@ -124,7 +124,7 @@ def _check_hosted(console: Console, hosted: Mapping[str, Any]) -> None:
 
 def _of_the_rate(share: float | None) -> str:
     """Nothing where the rate could not be measured beside other programs."""
-    return "" if share is None else f"{share:.0%} of this machine's matrix-multiply rate "
+    return "" if share is None else f"{share:.0%} of this machine's matmul rate "
 
 
 def _stored(quantization: str | None) -> str:
@@ -154,7 +154,7 @@ def _check_training(console: Console, training: Mapping[str, Any]) -> None:
 
 
 def evaluation(result: Mapping[str, Any]) -> None:
-    """Print base against tuned."""
+    """Print base vs. tuned."""
     console = _console()
     base, tuned = result["base"], result["tuned"]
     unit = unit_of(result)

@@ -30,17 +30,25 @@ def results(**peers: dict[str, Any]) -> dict[str, Any]:
     name = {key: key.replace("_", "-") for key in peers}
     check = {"tunery": run([1, 1], [3.0, 2.5]), **{name[key]: run([1, 1], [3.0, 2.5]) for key in peers}}
     return {
-        "created": "2026-11-24", "commit": "abc", "command": "python -m bench.run",
+        "created": "2026-11-24",
+        "commit": "abc",
+        "command": "python -m bench.run",
         "machine": {"name": "A processor", "threads": 2, "memory_bytes": 24 * 2**30},
         "checks": {"rows": check},
-        "workloads": [{
-            "name": "long-text",
-            "micro_batch": {"peft": 4},
-            "facts": {
-                "rows": 32, "tokens_per_row": 258.0, "trained_per_row": 257.0, "longest": 512, "computed_share": 0.99,
-            },
-            "comparisons": {
-                name[key]: {"tunery": ours([9, 1, 2, 1], CURVE), "other": other} for key, other in peers.items()
-            },
-        }],
-    }  # fmt: skip
+        "workloads": [
+            {
+                "name": "long-text",
+                "micro_batch": {"peft": 4},
+                "facts": {
+                    "rows": 32,
+                    "tokens_per_row": 258.0,
+                    "trained_per_row": 257.0,
+                    "longest": 512,
+                    "computed_share": 0.99,
+                },
+                "comparisons": {
+                    name[key]: {"tunery": ours([9, 1, 2, 1], CURVE), "other": other} for key, other in peers.items()
+                },
+            }
+        ],
+    }

@@ -20,7 +20,7 @@ from bench.gpu_check.trainer import random_llama, random_rows, trainer_of
 from torch import Tensor
 
 from bench import plan
-from tunery.data.batching import flatten
+from tunery.data.batching import pack
 from tunery.training.loss import batch_loss
 
 QUICK = ("facts", "lora", "attention", "islands", "small")
@@ -170,9 +170,15 @@ def test_peer(tmp_path: Path) -> None:
         pytest.skip("needs TRL, which `make gpu-site` brings to the GPU machine")
     command = [sys.executable, "-m", "bench.gpu_check.peer", "--tiny"]
     done = subprocess.run(
-        command, cwd=plan.ROOT, env=environment(tmp_path), input="go\n" * 9, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        command,
+        cwd=plan.ROOT,
+        env=environment(tmp_path),
+        input="go\n" * 9,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["event"] for line in lines] == ["ready", *["step"] * 5]
@@ -229,7 +235,7 @@ def test_a_model_that_repeats_a_batch_copies_it_once_and_gives_the_same_gradient
 ) -> None:
     check = Check(True, tmp_path)
     trainer = trainer_of(random_llama(check, check.shape("135m")).double())
-    batch, parameters = flatten(short_rows(check, 0)), list(trainer.adapter.values())
+    batch, parameters = pack(short_rows(check, 0)), list(trainer.adapter.values())
 
     def gradient(model: Any) -> list[Tensor]:
         with model.running():

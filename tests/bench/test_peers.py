@@ -18,10 +18,19 @@ from bench.peers.common import Workload
 from bench import environments, plan
 
 SETTINGS = {
-    "name": "x", "kind": "rows", "base": "base", "adapter": "adapter", "precision": "float32", "batch_size": 16,
-    "rank": 16, "alpha": 32.0, "learning_rate": 2e-4, "max_grad_norm": 1.0, "seed": 7,
+    "name": "x",
+    "kind": "rows",
+    "base": "base",
+    "adapter": "adapter",
+    "precision": "float32",
+    "batch_size": 16,
+    "rank": 16,
+    "alpha": 32.0,
+    "learning_rate": 2e-4,
+    "max_grad_norm": 1.0,
+    "seed": 7,
     "micro_batch": {"trl-tuned": 8, "unsloth": 4},
-}  # fmt: skip
+}
 
 
 def workload(folder: Path, lines: list[dict[str, Any]], **changes: Any) -> Workload:
@@ -90,12 +99,19 @@ def test_unsloth_gets_the_settings_of_the_workload(
     assert with_unsloth.adapted(workload(tmp_path, ROWS), gpu) == "adapted"
     loaded, given = calls
     assert loaded == {
-        "base": "base", "forced": forced, "max_seq_length": 5, "dtype": torch.float32, "load_in_4bit": False
-    }  # fmt: skip
+        "base": "base",
+        "forced": forced,
+        "max_seq_length": 5,
+        "dtype": torch.float32,
+        "load_in_4bit": False,
+    }
     assert given["use_gradient_checkpointing"] == recomputing
     assert {key: given[key] for key in ("r", "lora_alpha", "lora_dropout", "random_state")} == {
-        "r": 16, "lora_alpha": 32, "lora_dropout": 0, "random_state": 7
-    }  # fmt: skip
+        "r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0,
+        "random_state": 7,
+    }
 
 
 def test_unsloth_has_room_for_the_longer_answer_of_a_pair(tmp_path: Path) -> None:

@@ -14,12 +14,24 @@ def results(**changes: Any) -> dict[str, Any]:
         {"base": 500.0, "single": 400.0, "mixed": 320.0, "peft": 100.0, "mixed_lengths": 400.0, "peft_lengths": 80.0},
     ]
     return {
-        "machine": {"name": "cpu", "threads": 2}, "created": "today", "commit": "abc", "command": "make",
-        "rows": 16, "prompt": 64, "answer": 32, "questions": 32, "lengths": (16, 112),
-        "dtype": "bfloat16", "adapters": 4, "first_prompt": 256,
-        "disagreement": 0.01, "rounds": rounds, "first_token_alone": [0.1, 0.2, 0.4],
-        "first_token_loaded": [0.3, 0.3, 0.9], **changes,
-    }  # fmt: skip
+        "machine": {"name": "cpu", "threads": 2},
+        "created": "today",
+        "commit": "abc",
+        "command": "make",
+        "rows": 16,
+        "prompt": 64,
+        "answer": 32,
+        "questions": 32,
+        "lengths": (16, 112),
+        "dtype": "bfloat16",
+        "adapters": 4,
+        "first_prompt": 256,
+        "disagreement": 0.01,
+        "rounds": rounds,
+        "first_token_alone": [0.1, 0.2, 0.4],
+        "first_token_loaded": [0.3, 0.3, 0.9],
+        **changes,
+    }
 
 
 def test_goals_are_medians_of_neighbouring_speeds() -> None:

@@ -168,8 +168,14 @@ def test_a_quantised_base_recomputes_only_where_memory_asks_for_it(free: int, mo
 
 
 def test_a_gpu_workload_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"vocab_size": 49_152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    small = {
+        "vocab_size": 49_152,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     monkeypatch.setitem(gpu.SHAPES, "8b", small)
     folder = gpu.write(tmp_path, "8b", 2, gpu.parse(["--length", "16", "--steps", "2"]))
     work = Workload.read(folder)

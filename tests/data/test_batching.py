@@ -11,8 +11,8 @@ from tunery.data.batching import (
     PackedBatch,
     Row,
     epoch_order,
-    flatten,
     micro_batches,
+    pack,
     rows_of_step,
     steps_per_epoch,
 )
@@ -48,7 +48,7 @@ def visible(batch: PackedBatch) -> list[list[int]]:
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 12), share=st.booleans())
 def test_every_prediction_sees_its_own_row_and_nothing_else(seed: int, count: int, share: bool) -> None:
     rows = make_rows(seed, count)
-    batch = flatten(rows, share=share)
+    batch = pack(rows, share=share)
     seen = visible(batch)
     found: dict[int, list[tuple[int, int, float]]] = {i: [] for i in range(count)}
     for entry, target, weight, owner in zip(batch.entry, batch.targets, batch.weights, batch.owners, strict=True):
@@ -68,14 +68,14 @@ def test_a_shared_beginning_is_computed_once() -> None:
     for end in range(4):
         ids = np.concatenate([prefix, [100 + end, 7, 8]]).astype(np.int32)
         rows.append(Row(ids, np.array([0] * 22 + [1], dtype=np.float32)))
-    assert len(flatten(rows).ids) == 20 + 4 * 2
-    assert len(flatten(rows, share=False).ids) == 4 * 22
-    assert flatten(rows).data_tokens == 4 * 23
+    assert len(pack(rows).ids) == 20 + 4 * 2
+    assert len(pack(rows, share=False).ids) == 4 * 22
+    assert pack(rows).data_tokens == 4 * 23
 
 
 def test_nothing_after_the_last_trained_token_is_computed() -> None:
     row = Row(np.arange(10, dtype=np.int32), np.array([0, 0, 0, 1, 0, 0, 0, 0, 0, 0], dtype=np.float32))
-    assert flatten([row]).ids.tolist() == [0, 1, 2]
+    assert pack([row]).ids.tolist() == [0, 1, 2]
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,7 +103,7 @@ def test_micro_batches_hold_every_row_once_within_the_limits(seed: int, count: i
     for part in parts:
         assert len(part) <= limit
         if len(part) > 1:  # a single row may be longer than the limit; sharing under 8 tokens is not used
-            assert len(flatten(part).ids) <= tokens + 8 * len(part)
+            assert len(pack(part).ids) <= tokens + 8 * len(part)
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 100])
@@ -113,6 +113,6 @@ def test_visible_pairs_are_those_of_the_whole_mask(window: int | None) -> None:
     rng = np.random.default_rng(3)
     stem = rng.integers(3, 60, 20)
     rows = [Row(np.r_[stem, rng.integers(3, 60, n)].astype(np.int32), np.ones(20 + n, np.float32)) for n in (3, 9, 30)]
-    batch = flatten(rows)
+    batch = pack(rows)
     assert len(batch.groups) > 1
     assert batch.visible_pairs(window) == int(tree_of(batch.groups).sees(window).sum())

@@ -6,7 +6,7 @@ import pytest
 
 from tunery.data.example import Problem
 from tunery.data.formats import PASSAGE_CHARACTERS, open_source
-from tunery.data.source import Row
+from tunery.data.source import RawRow
 from tunery.errors import ConfigError, DataError
 from tunery.versions import install_command
 
@@ -23,12 +23,12 @@ def items(folder: Path, name: str, content: str | bytes):
 
 def rows(folder: Path, name: str, content: str | bytes) -> list[tuple[int, object]]:
     found = items(folder, name, content)
-    assert all(isinstance(item, Row) for item in found), found
+    assert all(isinstance(item, RawRow) for item in found), found
     return [tuple(item) for item in found]
 
 
 def problems(folder: Path, name: str, content: str | bytes) -> list[Problem]:
-    return [problem for item in items(folder, name, content) if not isinstance(item, Row) for problem in item]
+    return [problem for item in items(folder, name, content) if not isinstance(item, RawRow) for problem in item]
 
 
 class TestJsonLines:
@@ -69,7 +69,7 @@ class TestJsonLines:
 
     def test_bytes_that_are_not_utf8_spoil_their_row_only(self, tmp_path):
         found = items(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n{"text": "b"}\n')
-        assert [type(item) for item in found] == [Row, list, Row]
+        assert [type(item) for item in found] == [RawRow, list, RawRow]
         assert "a.jsonl:2:(row): a character is not valid UTF-8" in str(found[1][0])
 
     def test_single_quotes_get_their_own_fix(self, tmp_path):
@@ -156,7 +156,7 @@ class TestTables:
 
     def test_a_stray_quote_is_a_problem_and_later_rows_are_read(self, tmp_path):
         found = items(tmp_path, "a.csv", 'text,label\n"a"b,1\nc,2\n')
-        assert [type(item) for item in found] == [list, Row]
+        assert [type(item) for item in found] == [list, RawRow]
         assert (found[0][0].line, found[1].line) == (2, 3)
 
     def test_a_quote_that_swallows_the_file_is_an_error_even_when_rows_may_be_skipped(self, tmp_path):
@@ -237,7 +237,7 @@ class TestArrow:
     def test_parquet_rows_are_numbered(self, tmp_path, datasets):
         datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0.0, 1.0]}).to_parquet(tmp_path / "a.parquet")
         found = list(open_source(str(tmp_path / "a.parquet")).items)
-        assert found == [Row(1, {"text": "a", "label": 0.0}), Row(2, {"text": "b", "label": 1.0})]
+        assert found == [RawRow(1, {"text": "a", "label": 0.0}), RawRow(2, {"text": "b", "label": 1.0})]
 
     def test_a_file_that_is_no_parquet(self, tmp_path, datasets):
         with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
@@ -250,7 +250,7 @@ class TestArrow:
         one = datasets.Dataset.from_dict({"text": ["a"], "label": [1]}, features=features)
         datasets.DatasetDict(train=one, test=one).save_to_disk(tmp_path / "saved")
         source = open_source(str(tmp_path / "saved"), "test")
-        assert list(source.items) == [Row(1, {"text": "a", "label": 1})]
+        assert list(source.items) == [RawRow(1, {"text": "a", "label": 1})]
         assert any("0: no, 1: yes" in note for note in source.notes)
         assert any(name.endswith(".arrow") for name in source.hashes)
         assert [row.line for row in open_source(str(tmp_path / "saved" / "train")).items] == [1]
@@ -266,7 +266,7 @@ class TestArrow:
 
         monkeypatch.setattr(datasets, "load_dataset", load)
         source = open_source("hub:owner/reviews:test")
-        assert list(source.items) == [Row(1, {"text": "a"})]
+        assert list(source.items) == [RawRow(1, {"text": "a"})]
         assert source.hashes["hub:owner/reviews:test"]
         open_source("hub:owner/reviews", "validation")
         assert asked == [

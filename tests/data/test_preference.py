@@ -17,7 +17,7 @@ from tunery.data.prepare import tokenize
 from tunery.data.read import read_data, read_more
 from tunery.data.render import Renderer
 from tunery.data.rows import check_row
-from tunery.data.source import Row
+from tunery.data.source import RawRow
 from tunery.errors import ConfigError, DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -37,13 +37,13 @@ def shape_of(row: dict[str, Any]) -> Shape:
 
 
 def read(row: dict[str, Any], shape: Shape | None = None) -> Example:
-    result = check_row("rows.jsonl", Row(3, row), shape or shape_of(row))
+    result = check_row("rows.jsonl", RawRow(3, row), shape or shape_of(row))
     assert isinstance(result, Example), result
     return result
 
 
 def problems(row: dict[str, Any], shape: Shape | None = None) -> list[Problem]:
-    result = check_row("rows.jsonl", Row(3, row), shape or shape_of(row))
+    result = check_row("rows.jsonl", RawRow(3, row), shape or shape_of(row))
     assert isinstance(result, list), result
     return result
 
@@ -155,20 +155,42 @@ def test_earlier_answers_that_both_conversations_share_are_part_of_the_prompt() 
             "prompt",
             "is not trained",
         ),
-        ({"prompt": [USER], "chosen": [{"role": "asistant", "content": "a"}], "rejected": [BAD]},
-         "chosen[0].role", "unknown role"),
-        ({"input": {"message": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
-         "input.message", "unknown key"),
-        ({"input": {"messages": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
-         "input.messages", "empty"),
-        ({"input": {"messages": [USER], "tools": [{}]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
-         "input.tools[0].type", "missing"),
-        ({"input": {"messages": [USER], "parallel_tool_calls": "no"}, "preferred_output": [GOOD],
-          "non_preferred_output": [BAD]}, "input.parallel_tool_calls", "true or false is needed"),
-        ({"prompt": [USER, CALL], "chosen": [RESULT | {"tool_call_id": "c2"}, GOOD], "rejected": [BAD]},
-         "chosen[0].tool_call_id", "no earlier message makes the tool call"),
+        (
+            {"prompt": [USER], "chosen": [{"role": "asistant", "content": "a"}], "rejected": [BAD]},
+            "chosen[0].role",
+            "unknown role",
+        ),
+        (
+            {"input": {"message": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+            "input.message",
+            "unknown key",
+        ),
+        (
+            {"input": {"messages": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+            "input.messages",
+            "empty",
+        ),
+        (
+            {"input": {"messages": [USER], "tools": [{}]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+            "input.tools[0].type",
+            "missing",
+        ),
+        (
+            {
+                "input": {"messages": [USER], "parallel_tool_calls": "no"},
+                "preferred_output": [GOOD],
+                "non_preferred_output": [BAD],
+            },
+            "input.parallel_tool_calls",
+            "true or false is needed",
+        ),
+        (
+            {"prompt": [USER, CALL], "chosen": [RESULT | {"tool_call_id": "c2"}, GOOD], "rejected": [BAD]},
+            "chosen[0].tool_call_id",
+            "no earlier message makes the tool call",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_with_its_field(row: dict[str, Any], field: str, words: str) -> None:
     found = problems(row)
     assert [p for p in found if p.field == field and words in p.message], found

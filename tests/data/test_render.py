@@ -13,7 +13,7 @@ from tunery.data.example import Example, Place
 from tunery.data.prepare import tokenize, tokenize_once
 from tunery.data.render import Renderer
 from tunery.data.rows import check_row
-from tunery.data.source import Row as RawRow
+from tunery.data.source import RawRow as RawRow
 from tunery.errors import DataError
 
 MESSAGES = {"messages": "messages"}
@@ -65,9 +65,12 @@ def test_an_answer_that_repeats_the_question_is_found_by_place_not_by_text() -> 
 def test_weight_zero_is_not_trained_and_the_tail_after_the_last_answer_is_left_out() -> None:
     renderer = Renderer(tiny_tokenizer(CHATML))
     example = conversation(
-        ("user", "a"), {"role": "assistant", "content": "bad", "weight": 0}, ("user", "b"), ("assistant", "good"),
+        ("user", "a"),
+        {"role": "assistant", "content": "bad", "weight": 0},
+        ("user", "b"),
+        ("assistant", "good"),
         ("user", "never answered"),
-    )  # fmt: skip
+    )
     assert trained_text(renderer, example) == ["good<|im_end|>"]
     assert "never answered" not in renderer.render(example)[0].text
 
@@ -149,7 +152,7 @@ def test_rows_the_template_refuses_are_all_listed_or_dropped_and_counted() -> No
     good = conversation(("user", "u"), ("assistant", "a"))
     bad = [
         Example("chat", Place("chat.jsonl", n), ({"role": "system", "content": "s"}, *good.messages)) for n in (7, 8)
-    ]  # fmt: skip
+    ]
     for _ in range(2):  # also after it was seen once
         with pytest.raises(
             DataError, match=r"(?s)2 problems in 2 of 3 rows.*chat\.jsonl:7:.*no system.*chat\.jsonl:8:"

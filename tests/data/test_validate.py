@@ -7,7 +7,7 @@ from tunery.data.detect import Shape
 from tunery.data.example import Example, Place
 from tunery.data.kinds.values import label_map
 from tunery.data.rows import check_row
-from tunery.data.source import Row
+from tunery.data.source import RawRow
 
 CHAT = Shape("chat", {"messages": "messages"})
 COMPLETION = Shape("completion", {"prompt": "prompt", "completion": "completion"})
@@ -21,13 +21,13 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "argumen
 
 
 def good(shape, value, labels=None) -> Example:
-    result = check_row("f.jsonl", Row(7, value), shape, labels)
+    result = check_row("f.jsonl", RawRow(7, value), shape, labels)
     assert isinstance(result, Example), result
     return result
 
 
 def bad(shape, value, labels=None) -> list[tuple[str, str, str]]:
-    result = check_row("f.jsonl", Row(7, value), shape, labels)
+    result = check_row("f.jsonl", RawRow(7, value), shape, labels)
     assert isinstance(result, list), result
     assert all((p.file, p.line) == ("f.jsonl", 7) and p.fix for p in result)
     return [(p.field, p.message, p.fix) for p in result]

@@ -67,9 +67,11 @@ def _trained(cut: str) -> str:
     tokenizer.pre_tokenizer = _cut(cut)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=list(CONTROL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
+        vocab_size=340,
+        special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(LINES * 4, trainer)
     return tokenizer.to_str()
 
@@ -77,9 +79,12 @@ def _trained(cut: str) -> str:
 def byte_level(cut: str = "gpt-2", template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """A byte-level BPE that cuts text as the model of that name does; its eos token is <|im_end|>."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained(cut)), bos_token="<|im_start|>", eos_token="<|im_end|>",
-        unk_token="<|endoftext|>", pad_token="<|endoftext|>",
-    )  # fmt: skip
+        tokenizer_object=Tokenizer.from_str(_trained(cut)),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
     tokenizer.chat_template = template
     return tokenizer
 
@@ -125,9 +130,10 @@ def save_base(
     else:  # GPT-2 brings no chat template
         tokenizer = byte_level(CUTS[shape], template=None if shape == "gpt2" else CHATML)
     ids = {
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     if shape == "mistral":  # llama.cpp computes no window, so it takes no longer rows than that
         changes = {"sliding_window": None, **changes}
     shards = changes.pop("max_shard_size", None)

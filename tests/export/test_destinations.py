@@ -92,10 +92,26 @@ def test_check_for_a_destination_on_the_command_line(tmp_path: Path) -> None:
 
     def check(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "tunery.cli", "check", "task.yaml", "--for", "vllm", "--for", "gguf",
-             "--set", "lora.rank=64", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "tunery.cli",
+                "check",
+                "task.yaml",
+                "--for",
+                "vllm",
+                "--for",
+                "gguf",
+                "--set",
+                "lora.rank=64",
+                *arguments,
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

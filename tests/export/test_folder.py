@@ -18,8 +18,8 @@ import tunery
 from tests.export.runs import QUIET
 from tunery import paths
 from tunery.errors import ConfigError, ResumableError, TuneryError
-from tunery.export.folder import RECORD, check_target, sweep, write_export
 from tunery.export.room import memory_errors, place_with_room
+from tunery.export.target_folder import RECORD, check_target, sweep, write_export
 from tunery.export.targets import TARGETS
 
 
@@ -102,7 +102,7 @@ TERMINATED = """
 import sys, time
 from pathlib import Path
 from tunery.errors import StoppedError
-from tunery.export.folder import terminable, write_export
+from tunery.export.target_folder import terminable, write_export
 
 def fill(folder):
     (folder / "part").write_bytes(bytes(1000))

@@ -22,12 +22,22 @@ from tunery.export.gguf_names import ARCHITECTURES, architecture_of, place_tenso
 from tunery.export.gguf_tokenizer import begins_with_bos, read_vocabulary
 from tunery.export.gguf_types import NUMBERS, bytes_of, encode, numbers_of
 
-# --------------------------------------------------------------------------- number formats
+# --------------------------------------------------------------------------- dtypes
 
 ERRORS = {
-    Type.F32: 0.0, Type.F16: 1e-3, Type.BF16: 5e-3, Type.Q8_0: 0.01, Type.Q6_K: 0.03, Type.Q5_1: 0.06, Type.Q5_0: 0.07,
-    Type.Q5_K: 0.06, Type.Q4_1: 0.11, Type.Q4_0: 0.13, Type.Q4_K: 0.11, Type.Q3_K: 0.22,
-}  # fmt: skip
+    Type.F32: 0.0,
+    Type.F16: 1e-3,
+    Type.BF16: 5e-3,
+    Type.Q8_0: 0.01,
+    Type.Q6_K: 0.03,
+    Type.Q5_1: 0.06,
+    Type.Q5_0: 0.07,
+    Type.Q5_K: 0.06,
+    Type.Q4_1: 0.11,
+    Type.Q4_0: 0.13,
+    Type.Q4_K: 0.11,
+    Type.Q3_K: 0.22,
+}
 """Relative error of normal numbers, root mean square."""
 
 
@@ -91,10 +101,14 @@ def test_every_tensor_has_a_place_of_its_own(shape: str) -> None:
 def test_rotary_rows_are_interleaved_within_each_head() -> None:
     config = tiny_model("llama").config  # four heads of eight, two of them for keys
     places = place_tensors(
-        ARCHITECTURES["llama"], config,
-        ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight",
-         "model.layers.1.self_attn.v_proj.weight"],
-    )  # fmt: skip
+        ARCHITECTURES["llama"],
+        config,
+        [
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.1.self_attn.k_proj.weight",
+            "model.layers.1.self_attn.v_proj.weight",
+        ],
+    )
     q, k, v = places.values()
     assert q.order is not None
     assert k.order is not None
@@ -106,9 +120,13 @@ def test_rotary_rows_are_interleaved_within_each_head() -> None:
 
 def test_llama_3s_divisors_slow_the_slow_frequencies_only() -> None:
     scaling = {
-        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
-    }  # fmt: skip
+    }
     config = AutoConfig.for_model("llama", hidden_size=4096, num_attention_heads=32, rope_parameters=scaling)
     divisors = rope_divisors(config)
     assert divisors is not None
@@ -128,7 +146,10 @@ def test_llama_3s_divisors_slow_the_slow_frequencies_only() -> None:
             "llama",
             {
                 "rope_parameters": {
-                    "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64,
+                    "rope_type": "dynamic",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
                 }
             },
             "rotary scaling of type dynamic",
@@ -139,7 +160,7 @@ def test_llama_3s_divisors_slow_the_slow_frequencies_only() -> None:
         ("gemma3_text", {"layer_types": ["full_attention"] * 26}, "another order of sliding and full attention"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "another scaling of attention"),
     ],
-)  # fmt: skip
+)
 def test_what_llama_cpp_computes_differently_is_refused(kind: str, changes: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         architecture_of(AutoConfig.for_model(kind, **changes))

@@ -98,7 +98,7 @@ def test_files_of_other_formats_are_removed(run_of: Callable[[str], Path], api: 
     assert not {"config.json", "model.safetensors"} & set(removed)
     done = push(run_of("llama"), tmp_path / "gguf", content="gguf", dry_run=True)
     assert {"adapter_config.json", "config.json", "model.safetensors", "Modelfile"} <= set(done.upload["removes"])
-    assert "*.gguf" not in done.upload["removes"]  # other number formats
+    assert "*.gguf" not in done.upload["removes"]  # other dtypes
 
 
 def failure(status: int) -> Exception:
@@ -120,9 +120,15 @@ def failure(status: int) -> Exception:
     ],
 )
 def test_what_is_said_when_it_cannot_go(
-    error: Exception, offline: bool, kind: type[TuneryError], words: str, run_of: Callable[[str], Path],
-    api: type[Api], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    error: Exception,
+    offline: bool,
+    kind: type[TuneryError],
+    words: str,
+    run_of: Callable[[str], Path],
+    api: type[Api],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     api.error = error
     with pytest.raises(kind, match=words) as caught:

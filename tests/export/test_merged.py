@@ -156,13 +156,26 @@ def test_memory_stays_within_1_3_times_the_merged_model(
     small_base = save_base(tmp_path / "small-base", "llama", dtype, tied=False)
     small = make_run(tmp_path / "small", small_base, "chat", wanted)
     base = save_base(
-        tmp_path / "base", "llama", dtype, tied=False, hidden_size=1024, intermediate_size=2816, head_dim=256,
-        initializer_range=0.02, **({"num_hidden_layers": 12} if targets == "all-linear" else {"vocab_size": 65536}),
-    )  # fmt: skip
+        tmp_path / "base",
+        "llama",
+        dtype,
+        tied=False,
+        hidden_size=1024,
+        intermediate_size=2816,
+        head_dim=256,
+        initializer_range=0.02,
+        **({"num_hidden_layers": 12} if targets == "all-linear" else {"vocab_size": 65536}),
+    )
     run = make_run(
-        tmp_path / "big", base, "chat", wanted, "train.precision=bfloat16", "train.max_steps=1",
-        "train.batch_size=1", "data.validation=1",
-    )  # fmt: skip
+        tmp_path / "big",
+        base,
+        "chat",
+        wanted,
+        "train.precision=bfloat16",
+        "train.max_steps=1",
+        "train.batch_size=1",
+        "data.validation=1",
+    )
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     assert size > 250e6
     (tmp_path / "measure.py").write_text(MEASURE)
@@ -170,7 +183,9 @@ def test_memory_stays_within_1_3_times_the_merged_model(
     done = subprocess.run(
         [sys.executable, str(tmp_path / "measure.py"), str(run), str(small), form, str(tmp_path / "out")],
         env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[0]) <= 1.3 * size, done.stdout

@@ -91,9 +91,11 @@ def said(*roles: str) -> list[dict[str, str]]:
 
 
 CONVERSATIONS = (
-    said("user"), said("user", "assistant", "user"), said("system", "user"),
+    said("user"),
+    said("user", "assistant", "user"),
+    said("system", "user"),
     said("system", "user", "assistant", "user", "assistant", "user"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import tunery
 from tests.export.runs import QUIET, make_run, save_base
 from tunery.errors import AdapterError, ConfigError
-from tunery.export import run as export_module
+from tunery.export import export_run as export_module
 from tunery.export.subject import Subject
 from tunery.export.targets import DESTINATIONS, FORMATS, TARGETS
 from tunery.lora.layer import LoRATensors
@@ -208,7 +208,7 @@ def test_an_adapter_that_is_not_the_receipts(tmp_path: Path) -> None:
     [
         ("nowhere", {}, "nothing is exported to 'nowhere'"),
         ("merged", {"quantize": "q8_0"}, "--quantize has no meaning for merged"),
-        ("gguf", {"quantize": "q9"}, "no number format 'q9'"),
+        ("gguf", {"quantize": "q9"}, "no dtype 'q9'"),
         ("gguf-adapter", {"quantize": "q4_0"}, "an adapter is not written as q4_0"),
         ("hub", {}, "where on the hub"),
         ("hub", {"repo": "me"}, "no repository"),
@@ -219,9 +219,13 @@ def test_an_adapter_that_is_not_the_receipts(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_told_before_anything_is_done(
-    run_of: Callable[[str], Path], to: str, more: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch,
+    run_of: Callable[[str], Path],
+    to: str,
+    more: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(export_module, "open_run", lambda *_: pytest.fail("the run was opened"))
     with pytest.raises(ConfigError, match=words):
         tunery.export_run(run_of("llama"), to, out=tmp_path / "out", device="cpu", view=QUIET, **more)
@@ -245,8 +249,12 @@ def test_the_command_line(run_of: Callable[[str], Path], tmp_path: Path) -> None
     def tunery_export(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "tunery.cli", "export", str(run_of("llama")), *arguments],
-            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
 
     done = tunery_export("--to", "merged", "--out", "merged")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ import tunery
 from tests.export.runs import QUIET, make_run, save_base
 from tunery.errors import ConfigError
 from tunery.export import weights as weights_module
-from tunery.export.run import Export
+from tunery.export.export_run import Export
 from tunery.export.subject import open_run
 from tunery.export.targets import TARGETS
 
@@ -200,9 +200,13 @@ def test_a_base_from_a_gguf_file_is_exported_from_its_converted_copy(
 
 def test_llama_3s_rotary_scaling(tmp_path: Path) -> None:
     scaling = {
-        "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     run = make_run(tmp_path, save_base(tmp_path / "base", "llama", rope_parameters=scaling))
     check(export(run, "gguf", tmp_path / "out", "f32"), "gguf", "f32")
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tunery.export.limits import LIMITS, Limits
-from tunery.export.scores import Scores, compare, make_probe
 from tunery.export.targets import TARGETS
+from tunery.export.token_scores import TokenScores, compare, make_probe
 
 
-def scores(probabilities: np.ndarray, targets: list[int], ids: np.ndarray | None = None) -> Scores:
+def scores(probabilities: np.ndarray, targets: list[int], ids: np.ndarray | None = None) -> TokenScores:
     logs = np.log(probabilities)
     ids = np.tile(np.arange(logs.shape[1]), (len(logs), 1)) if ids is None else ids
-    return Scores(logs[np.arange(len(logs)), targets], logs.argmax(1), ids, np.take_along_axis(logs, ids, 1))
+    return TokenScores(logs[np.arange(len(logs)), targets], logs.argmax(1), ids, np.take_along_axis(logs, ids, 1))
 
 
 def random_distributions(rows: int, width: int, seed: int) -> np.ndarray:
@@ -93,14 +93,18 @@ def test_positions_of_a_probe_are_spread_over_the_answer() -> None:
 
 
 def test_what_could_not_be_measured_is_not_invented() -> None:
-    from tunery.export.layers import _judge, _Slope
+    from tunery.export.update_check import _judge, _Slope
     from tunery.show import _found
 
     nothing, sharp = _Slope(), _Slope()
     nothing.add(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4)), None)
     assert _judge([("a", nothing)]).as_dict() == {
-        "layers": 1, "measured": 0, "mean_share": None, "least_share": None, "least_in": None,
-    }  # fmt: skip
+        "layers": 1,
+        "measured": 0,
+        "mean_share": None,
+        "least_share": None,
+        "least_in": None,
+    }
     assert _found(_judge([("a", nothing)]).as_dict()).startswith("the update is found in 0 of 1 layer:")
     sharp.add(np.zeros((4, 4)), np.ones((4, 4)), 0.75 * np.ones((4, 4)), None)
     found = _judge([("a", nothing), ("b", sharp)]).as_dict()

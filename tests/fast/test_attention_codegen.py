@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from tests.fast.test_attention_gpu import random_rows
-from tunery.data.batching import flatten
+from tunery.data.batching import pack
 from tunery.fast import attention_flex, attention_gpu
 from tunery.fast.attention_gpu import GpuLayout, Rule, by_tree
 
@@ -159,7 +159,7 @@ RULES = {
 def test_no_kernel_checks_where_the_row_ends_and_none_is_compiled_for_a_length(
     dtype: torch.dtype, width: int, rule: Rule, codes: list[str]
 ) -> None:
-    batch = flatten(random_rows(5, 20))
+    batch = pack(random_rows(5, 20))
     q, k, v = (torch.randn(len(batch.ids), n, width, dtype=dtype).requires_grad_().transpose(0, 1) for n in (8, 2, 2))
     by_tree(q, k, v, GpuLayout(batch.groups, torch.device("cpu")), rule)
     assert len(codes) == 2
@@ -178,7 +178,7 @@ def test_no_kernel_checks_where_the_row_ends_and_none_is_compiled_for_a_length(
 
 def test_kernel_options_reach_the_kernels(codes: list[str]) -> None:
     """As the GPU check tries them."""
-    batch = flatten(random_rows(5, 20))
+    batch = pack(random_rows(5, 20))
     q, k, v = (torch.randn(len(batch.ids), n, 64).bfloat16().requires_grad_().transpose(0, 1) for n in (8, 2, 2))
     layout = GpuLayout(batch.groups, torch.device("cpu"))
     for stages in (2, 3):

@@ -15,13 +15,13 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.attention import SDPBackend
 from torch.nn.attention import flex_attention as flex
 
-from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast import attention_flex, attention_gpu
 from tunery.fast.attention import PackedLayout, flat_attention
 from tunery.fast.attention_flex import BLOCK, SHORTEST, block_mask, over_blocks
 from tunery.fast.attention_gpu import (
+    AttentionCase,
     GpuLayout,
-    Kind,
     Rule,
     by_equal_lengths,
     by_lengths,
@@ -79,7 +79,7 @@ def test_the_mask_and_its_blocks_are_what_the_rows_say(
     seed: int, count: int, window: int | None, share: bool, block: int
 ) -> None:
     rows = random_rows(seed, count)
-    batch = flatten(rows, share=share)
+    batch = pack(rows, share=share)
     tree = tree_of(batch.groups)
     assert tree.position.tolist() == batch.positions.tolist()
     wanted = mask_of_rows(batch, rows)
@@ -98,14 +98,14 @@ def test_the_mask_and_its_blocks_are_what_the_rows_say(
 def test_blocks_compared_in_parts_are_the_blocks_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from tunery.fast import tree_mask
 
-    tree = tree_of(flatten(random_rows(3, 20)).groups)
+    tree = tree_of(pack(random_rows(3, 20)).groups)
     whole = block_pattern(tree, 11, 16)
     monkeypatch.setattr(tree_mask, "_PAIRS", 1)
     assert all(np.array_equal(a, b) for a, b in zip(whole, block_pattern(tree, 11, 16), strict=True))
 
 
 def test_padding_sees_nothing_and_is_not_seen() -> None:
-    tree = tree_of(flatten(random_rows(1, 3)).groups)
+    tree = tree_of(pack(random_rows(1, 3)).groups)
     length = len(tree.enter)
     seen = tree.padded(length + 5).sees(None)
     assert np.array_equal(seen[:length, :length], tree.sees(None))
@@ -114,7 +114,7 @@ def test_padding_sees_nothing_and_is_not_seen() -> None:
 
 
 def test_the_block_mask_is_the_one_pytorch_makes_from_the_whole_mask() -> None:
-    layout = GpuLayout(flatten(random_rows(8, 16)).groups, CPU)
+    layout = GpuLayout(pack(random_rows(8, 16)).groups, CPU)
     length = len(layout.tree.enter)
     assert length > 2 * BLOCK
     assert length % BLOCK == 0
@@ -125,8 +125,10 @@ def test_the_block_mask_is_the_one_pytorch_makes_from_the_whole_mask() -> None:
         for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
         for name in ("kv", "full_kv", "q", "full_q"):
-            counts, got, wanted = (getattr(m, f"{name}_{part}") for m, part in (
-                (mine, "num_blocks"), (mine, "indices"), (theirs, "indices")))  # fmt: skip
+            counts, got, wanted = (
+                getattr(m, f"{name}_{part}")
+                for m, part in ((mine, "num_blocks"), (mine, "indices"), (theirs, "indices"))
+            )
             for row, count in enumerate(counts[0, 0].tolist()):
                 assert got[0, 0, row, :count].tolist() == wanted[0, 0, row, :count].tolist()
 
@@ -164,7 +166,7 @@ def backward_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flex_attention_over_the_tree_equals_attention_by_groups_with_its_gradient(
     rule: dict[str, Any], count: int, backward_on_cpu: None
 ) -> None:
-    batch = flatten(random_rows(5, count))
+    batch = pack(random_rows(5, count))
     assert (len(batch.ids) < SHORTEST) == (count == 2)
     layout = GpuLayout(batch.groups, CPU)
     results = []
@@ -207,7 +209,7 @@ def counting(backward_on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_flex_attention_is_compiled_once_for_batches_of_any_length(counting: Counting) -> None:
     """And once without gradients. The rows are given as models give them, by token first."""
     for seed in range(6):
-        batch = flatten(random_rows(seed, 2 + 3 * seed))
+        batch = pack(random_rows(seed, 2 + 3 * seed))
         layout = GpuLayout(batch.groups, CPU)
         for window in (None, 7, 12):
             q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in heads(len(batch.ids)))
@@ -221,7 +223,7 @@ def test_flex_attention_is_compiled_once_for_batches_of_any_length(counting: Cou
 
 def test_a_process_may_hold_many_models(counting: Counting) -> None:
     """PyTorch stops compiling a function after eight graphs; each kind of model makes two."""
-    batch = flatten(random_rows(3, 12))
+    batch = pack(random_rows(3, 12))
     shapes = [(4, 2, 16, 0.25), (6, 2, 16, 0.25), (8, 8, 16, 0.125), (4, 4, 32, 0.2), (8, 2, 32, 0.3), (2, 1, 16, 0.4)]
     for query, keys, width, scale in shapes * 2:
         layout = GpuLayout(batch.groups, CPU)
@@ -238,7 +240,7 @@ def test_the_compiler_is_told_no_length_and_that_it_is_a_whole_number_of_blocks(
 ) -> None:
     graphs: list[torch.fx.GraphModule] = []
     monkeypatch.setattr(Counting, "__call__", lambda self, graph, _: graphs.append(graph) or graph)
-    batch = flatten(random_rows(5, 12))
+    batch = pack(random_rows(5, 12))
     by_tree(*heads(len(batch.ids)), GpuLayout(batch.groups, CPU), Rule(0.3))
     (call,) = (node for node in graphs[0].graph.nodes if node.target is torch.ops.higher_order.flex_attention)
     query, mask = call.args[0].meta["example_value"], call.args[4]
@@ -254,9 +256,18 @@ def test_separate_segments_are_given_to_flash_attention_with_their_lengths_and_w
     """Flash attention runs on a GPU only; a stand-in reads its arguments as its documentation says."""
 
     def stand_in(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float,
-        window_size: tuple[int, int], enable_gqa: bool = False,
-    ) -> Tensor:  # fmt: skip
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+        enable_gqa: bool = False,
+    ) -> Tensor:
         assert enable_gqa == attention_gpu._FLASH_ASKS_FOR_GROUPS
         assert torch.equal(cu_q, cu_k)
         assert cu_q.dtype == torch.int32
@@ -273,7 +284,7 @@ def test_separate_segments_are_given_to_flash_attention_with_their_lengths_and_w
         return out
 
     monkeypatch.setattr(attention_gpu, "varlen_attn", stand_in)
-    batch = flatten(random_rows(2, 7), share=False)
+    batch = pack(random_rows(2, 7), share=False)
     q, k, v = heads(len(batch.ids))
     got = by_lengths(q, k, v, GpuLayout(batch.groups, CPU), Rule(0.3, window))
     assert torch.allclose(got, plainly(batch, q, k, v, sliding_window=window), rtol=1e-12, atol=1e-12)
@@ -285,7 +296,7 @@ def test_segments_of_one_length_are_a_batch(keys: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(attention_gpu, "EQUAL_LENGTHS_BACKEND", SDPBackend.MATH)
     rng = np.random.default_rng(0)
     rows = [Row(rng.integers(0, 50, 38).astype(np.int32), np.ones(38, np.float32)) for _ in range(3)]
-    batch = flatten(rows, share=False)
+    batch = pack(rows, share=False)
     layout = GpuLayout(batch.groups, CPU)
     assert layout.one_length == 37
     results = []
@@ -298,8 +309,8 @@ def test_segments_of_one_length_are_a_batch(keys: int, monkeypatch: pytest.Monke
         assert float((got - wanted).norm() / wanted.norm()) < 1e-12
 
 
-def kind(dtype: torch.dtype, width: int = 64, softcap: float | None = None, sinks: bool = False) -> Kind:
-    return Kind(dtype, CPU, 4, 4, width, width, 1.0, False, softcap, sinks)
+def kind(dtype: torch.dtype, width: int = 64, softcap: float | None = None, sinks: bool = False) -> AttentionCase:
+    return AttentionCase(dtype, CPU, 4, 4, width, width, 1.0, False, softcap, sinks)
 
 
 def test_what_no_kernel_can_do_is_left_to_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,9 +327,9 @@ def test_what_no_kernel_can_do_is_left_to_the_plain_way(monkeypatch: pytest.Monk
 
 
 def test_a_kernel_is_given_only_rows_that_it_can_compute() -> None:
-    shared = GpuLayout(flatten(random_rows(5, 12)).groups, CPU)
-    packed = GpuLayout(flatten(random_rows(2, 5), share=False).groups, CPU)
-    equal = GpuLayout(flatten([Row(np.arange(9, dtype=np.int32), np.ones(9, np.float32))] * 2, share=False).groups, CPU)
+    shared = GpuLayout(pack(random_rows(5, 12)).groups, CPU)
+    packed = GpuLayout(pack(random_rows(2, 5), share=False).groups, CPU)
+    equal = GpuLayout(pack([Row(np.arange(9, dtype=np.int32), np.ones(9, np.float32))] * 2, share=False).groups, CPU)
     assert shared.shared
     assert not packed.shared
     assert equal.one_length == 8

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 
 from tests.shapes import tiny_model
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast import attention, attention_flex, attention_gpu, attention_trials
 from tunery.fast.adapters import apply_lora
 from tunery.fast.attention_gpu import GpuLayout, Rule, attend, by_equal_lengths, by_lengths, by_tree
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import trainable_parameters
-from tunery.training.layers import running_layers
+from tunery.training.decoder_layers import running_layers
 from tunery.training.loss import batch_loss
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def tuned(name: str = "llama", **changes: Any) -> tuple[torch.nn.Module, list[Te
 
 def gradient(model: PackedModel, parameters: list[Tensor], share: bool) -> list[Tensor]:
     with model.running():
-        return list(torch.autograd.grad(batch_loss(model, flatten(rows(5), share=share)).total, parameters))
+        return list(torch.autograd.grad(batch_loss(model, pack(rows(5), share=share)).total, parameters))
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "packed"])
@@ -125,7 +125,7 @@ def test_all_kernels_are_tried_before_the_run_on_the_layers_own_kinds_of_attenti
     model.set_attn_implementation("eager")  # transformers 5.17 loads Gemma 2 with SDPA, which knows no soft cap
     assert optimize_model(model).flattened
     config = model.config
-    tried = {(key[0], attention_gpu.Kind(*key[1:])) for key in attention_gpu._tried}
+    tried = {(key[0], attention_gpu.AttentionCase(*key[1:])) for key in attention_gpu._tried}
     flash = {"llama": {by_equal_lengths, by_lengths}}.get(name, set())
     assert {kernel for kernel, _ in tried} == {by_tree, *flash}
     assert {kind.windowed for _, kind in tried} == ({False} if name == "llama" else {False, True})
@@ -169,7 +169,7 @@ def test_a_trial_has_rows_as_long_and_laid_out_as_real_ones(monkeypatch: pytest.
 
 def batch_kernel(flat: PackedModel, share: bool, batch: list[Row] | None = None) -> str | None:
     """The kernel that a batch is computed with."""
-    inputs = flat._inputs(flatten(batch or rows(5), share=share))
+    inputs = flat._inputs(pack(batch or rows(5), share=share))
     with flat.running(), torch.no_grad():
         flat.model.get_decoder()(**inputs)
     (kernel,) = set(inputs["segments"].gpu.chosen.values())

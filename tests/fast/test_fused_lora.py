@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from tests.double import Double
 from tests.shapes import tiny_model
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast import fused_lora as fused
 from tunery.fast import shared_input as shared
 from tunery.fast.adapters import apply_lora
-from tunery.fast.fused_lora import Part, gated_mlp, lora_linears
+from tunery.fast.fused_lora import LoRAPart, gated_mlp, lora_linears
 from tunery.fast.fused_mlp import FusedMLP, replace_mlps
 from tunery.fast.islands import ACTIVATIONS
 from tunery.fast.packed_model import optimize_model
@@ -30,17 +30,17 @@ from tunery.lora.layer import LoRALinear
 F64 = torch.float64
 
 
-def random_part(inside: int, outside: int, rank: int, bias: bool, seed: int) -> Part:
+def random_part(inside: int, outside: int, rank: int, bias: bool, seed: int) -> LoRAPart:
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=F64, generator=random)
 
     A, B = draw(rank, inside).requires_grad_(), draw(outside, rank).requires_grad_()
-    return Part(draw(outside, inside), draw(outside) if bias else None, A, B, 0.5 + seed)
+    return LoRAPart(draw(outside, inside), draw(outside) if bias else None, A, B, 0.5 + seed)
 
 
-def written_out(x: Tensor, part: Part) -> Tensor:
+def written_out(x: Tensor, part: LoRAPart) -> Tensor:
     return F.linear(x, part.dense(), part.bias) + part.scaling * (x @ part.A.t()) @ part.B.t()
 
 
@@ -138,7 +138,7 @@ def test_in_a_step_an_adapters_copy_in_the_models_dtype_is_made_once() -> None:
 def test_no_gradient_goes_where_none_is_wanted() -> None:
     """Below the lowest adapted layer the input needs none; an adapter that is not trained gets none."""
     part = random_part(6, 4, 2, False, 0)
-    frozen = Part(part.weight, None, part.A.detach(), part.B.detach(), 1.0)
+    frozen = LoRAPart(part.weight, None, part.A.detach(), part.B.detach(), 1.0)
     x = torch.randn(3, 6, dtype=F64)
     lora_linears(x, [part])[0].sum().backward()
     assert part.A.grad is not None
@@ -192,7 +192,7 @@ def test_query_key_and_value_compute_together_in_a_run_and_alone_elsewhere(monke
     real = shared.lora_linears
     monkeypatch.setattr(shared, "lora_linears", lambda x, parts: (counts.append(len(parts)), real(x, parts))[1])
     with torch.no_grad():
-        flat.hidden(flatten([row(20)]))
+        flat.hidden(pack([row(20)]))
         assert counts == [3, 3]
         model(input_ids=torch.arange(3, 9)[None], use_cache=False)
         assert counts == [3, 3]

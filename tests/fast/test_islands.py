@@ -14,8 +14,8 @@ from tunery.fast import compile as compiler
 from tunery.fast import islands
 from tunery.fast.compile import Island, calls, compiling, refusals
 from tunery.fast.islands import ACTIVATIONS, add_rms_norm, gated, gated_backward, rms_norm, rms_norm_backward, rotate
+from tunery.training.decoder_layers import running_layers
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.layers import running_layers
 
 F64 = torch.float64
 

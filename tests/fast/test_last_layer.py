@@ -9,7 +9,7 @@ import torch
 
 from tests.fast.test_packed_model import make_rows
 from tests.shapes import SHAPES, tiny_model
-from tunery.data.batching import flatten
+from tunery.data.batching import pack
 from tunery.fast.packed_model import optimize_model
 
 BLOCKS = {"gpt2": ("transformer.h", "mlp"), "gpt_neox": ("gpt_neox.layers", "mlp"), "opt": ("", "")}
@@ -25,7 +25,7 @@ def test_only_predicting_positions_pass_through_the_last_feed_forward_block(name
     for number, layer in enumerate(layers):
         inner = next(iter(getattr(layer, block).children()))
         inner.register_forward_pre_hook(lambda _, args, number=number: seen.append((number, args[0].shape[-2])))
-    batch = flatten(make_rows(4))
+    batch = pack(make_rows(4))
     assert len(batch.sources) < len(batch.ids)
     with torch.no_grad():
         flat.hidden(batch)

@@ -14,7 +14,7 @@ from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCau
 from tests.double import Double
 from tests.host_waits import NoHostWaits
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import trainable_parameters
@@ -68,7 +68,7 @@ def test_a_micro_batch_forward_and_backward_never_waits_for_the_device(name: str
     flat = flat if head else replace(flat, head=None)
     parameters = trainable_parameters(model)
     for share in (True, False):
-        batch = flatten(make_rows(), share=share)
+        batch = pack(make_rows(), share=share)
         with NoHostWaits(), flat.running():
             found = torch.autograd.grad(batch_loss(flat, batch).total, parameters)
         assert all(gradient.isfinite().all() for gradient in found)
@@ -86,7 +86,7 @@ def mamba() -> torch.nn.Module:
 
 
 def bloom() -> torch.nn.Module:
-    """Its positions are in the attention scores (ALiBi), which a flattened row does not give it."""
+    """Its positions are in the attention scores (ALiBi), which a packed sequence does not give it."""
     return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3))
 
 
@@ -126,7 +126,7 @@ def test_attention_is_as_before_outside_the_flattened_context() -> None:
 def test_a_row_at_a_time_refuses_a_merged_batch() -> None:
     model = tiny_model("llama").eval()
     with pytest.raises(ValueError, match="one row"):
-        PackedModel(model, flattened=False, head=None).logits(flatten(make_rows(2)))
+        PackedModel(model, flattened=False, head=None).logits(pack(make_rows(2)))
 
 
 def test_memory_that_runs_out_while_a_model_is_looked_at_says_nothing_about_it(monkeypatch: pytest.MonkeyPatch) -> None:

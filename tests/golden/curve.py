@@ -123,9 +123,13 @@ def write(
         why: [{"reason", "moved"}] of every renewal, the newest last.
     """
     head = {
-        "about": about, "tolerance": str(tolerance), "renew": RENEW, "versions": dict(versions), "processor": processor,
+        "about": about,
+        "tolerance": str(tolerance),
+        "renew": RENEW,
+        "versions": dict(versions),
+        "processor": processor,
         "why": list(why),
-    }  # fmt: skip
+    }
     text = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n    ".join(json.dumps({key: _rounded(value) for key, value in line.items()}) for line in curve)
     path.write_text(f'{text},\n  "curve": [\n    {lines}\n  ]\n}}\n', encoding="utf-8")

@@ -56,9 +56,14 @@ def _renew(name: str, run: Golden, reason: str, folder: Path) -> str:
         return "unmoved"
     why = [*(held["why"] if held else []), {"reason": reason, "moved": moved}]
     curve.write(
-        path, about=run.about, tolerance=run.tolerance, versions=versions(), processor=curve.processor(), why=why,
+        path,
+        about=run.about,
+        tolerance=run.tolerance,
+        versions=versions(),
+        processor=curve.processor(),
+        why=why,
         curve=now,
-    )  # fmt: skip
+    )
     return f"renewed: {moved}"
 
 

@@ -128,30 +128,59 @@ class Tiny:
 
 
 COMMON = (
-    "train.precision=float32", "train.device=cpu", "evaluate.enabled=false", "train.max_steps=20", "train.eval_steps=5",
-    "train.learning_rate=0.003", "data.validation=10", "lora.rank=4",
-)  # fmt: skip
+    "train.precision=float32",
+    "train.device=cpu",
+    "evaluate.enabled=false",
+    "train.max_steps=20",
+    "train.eval_steps=5",
+    "train.learning_rate=0.003",
+    "data.validation=10",
+    "lora.rank=4",
+)
 
 TINY = {
     "llama-classification": Tiny(
         "a Llama on labels, behind an instruction all rows share, gradients clipped",
-        "llama", _classification, 60,
-        ("data.instruction=good (g) or bad (b)?", "train.batch_size=8", "train.micro_batch_size=3", "train.warmup=4",
-         "train.weight_decay=0.1"),
+        "llama",
+        _classification,
+        60,
+        (
+            "data.instruction=good (g) or bad (b)?",
+            "train.batch_size=8",
+            "train.micro_batch_size=3",
+            "train.warmup=4",
+            "train.weight_decay=0.1",
+        ),
     ),
     "gpt2-chat": Tiny(
         "a GPT-2 on conversations of one to three turns, not clipped",
-        "gpt2", _chat, 60,
-        ("train.batch_size=6", "train.micro_batch_size=4", "train.scheduler=cosine", "train.max_grad_norm=null",
-         "train.weight_decay=0.01", "lora.rank_stabilized=true"),
+        "gpt2",
+        _chat,
+        60,
+        (
+            "train.batch_size=6",
+            "train.micro_batch_size=4",
+            "train.scheduler=cosine",
+            "train.max_grad_norm=null",
+            "train.weight_decay=0.01",
+            "lora.rank_stabilized=true",
+        ),
     ),
     "llama-preference": Tiny(
         "a Llama on pairs of a better and a worse answer (DPO)",
-        "llama", _pair, 44,
-        ("train.batch_size=4", "train.micro_batch_size=2", "train.beta=0.2", "train.learning_rate=0.0005",
-         "train.scheduler=constant", "train.weight_decay=0.1"),
+        "llama",
+        _pair,
+        44,
+        (
+            "train.batch_size=4",
+            "train.micro_batch_size=2",
+            "train.beta=0.2",
+            "train.learning_rate=0.0005",
+            "train.scheduler=constant",
+            "train.weight_decay=0.1",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 # --------------------------------------------------------------------------- the demo
@@ -180,9 +209,14 @@ def record_demo(folder: Path, overrides: Sequence[str] = ()) -> list[Line]:
     example = ROOT / "examples" / "sentiment"
     subprocess.run([sys.executable, str(example / "prepare.py"), "--out", str(folder)], check=True, capture_output=True)
     settings = [
-        f"data.train={folder / 'train.csv'}", f"data.validation={folder / 'held-out.csv'}", f"output={folder}",
-        "train.precision=bfloat16", "train.device=cpu", "train.micro_batch_size=16", *overrides,
-    ]  # fmt: skip
+        f"data.train={folder / 'train.csv'}",
+        f"data.validation={folder / 'held-out.csv'}",
+        f"output={folder}",
+        "train.precision=bfloat16",
+        "train.device=cpu",
+        "train.micro_batch_size=16",
+        *overrides,
+    ]
     recorder = Recorder(DEMO_STEPS)
     try:
         tunery.train(example / "task.yaml", settings, view=recorder)
@@ -221,7 +255,10 @@ class Golden:
 RUNS = {
     **{name: Golden(f"{tiny.about}, 20 steps in float32", FLOAT32, tiny.record) for name, tiny in TINY.items()},
     "demo": Golden(
-        f"the first {DEMO_STEPS} steps of `make demo` in bfloat16", BFLOAT16, record_demo, why_no_demo,
+        f"the first {DEMO_STEPS} steps of `make demo` in bfloat16",
+        BFLOAT16,
+        record_demo,
+        why_no_demo,
         elsewhere=BFLOAT16_ELSEWHERE,
     ),
-}  # fmt: skip
+}

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tunery.hosted.tokens import TokenCounter
+from tunery.hosted.token_counter import TokenCounter
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = "gpt-4.1-mini"
@@ -120,9 +120,14 @@ class Fake:
             number = f"file-{len(self.files) + 1:024d}"
             self.content[number] = content
             self.files[number] = {
-                "id": number, "object": "file", "bytes": len(content), "created_at": 1_780_000_000,
-                "filename": name, "purpose": purpose, "status": "processed",
-            }  # fmt: skip
+                "id": number,
+                "object": "file",
+                "bytes": len(content),
+                "created_at": 1_780_000_000,
+                "filename": name,
+                "purpose": purpose,
+                "status": "processed",
+            }
             return self.files[number]
 
     def add_job(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -133,14 +138,25 @@ class Fake:
             settled = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.8}
             settled |= {key: value for key, value in asked.items() if value != "auto"}
             self.jobs[number] = {
-                "id": number, "object": "fine_tuning.job", "created_at": 1_780_000_000, "error": None,
-                "fine_tuned_model": None, "finished_at": None, "hyperparameters": settled, "model": request["model"],
-                "organization_id": "org-test", "result_files": [], "seed": request.get("seed", 42),
-                "status": self.statuses[0], "trained_tokens": None, "training_file": request["training_file"],
-                "validation_file": request.get("validation_file"), "metadata": request.get("metadata"),
+                "id": number,
+                "object": "fine_tuning.job",
+                "created_at": 1_780_000_000,
+                "error": None,
+                "fine_tuned_model": None,
+                "finished_at": None,
+                "hyperparameters": settled,
+                "model": request["model"],
+                "organization_id": "org-test",
+                "result_files": [],
+                "seed": request.get("seed", 42),
+                "status": self.statuses[0],
+                "trained_tokens": None,
+                "training_file": request["training_file"],
+                "validation_file": request.get("validation_file"),
+                "metadata": request.get("metadata"),
                 "method": {"type": method["type"], method["type"]: {"hyperparameters": settled}},
                 "suffix": request.get("suffix") or "",
-            }  # fmt: skip
+            }
             self.events[number] = []
             self.looks[number] = 0
             self._say(number, f"Created fine-tuning job: {number}")
@@ -349,13 +365,20 @@ def _chat(fake: Fake, request: dict[str, Any]) -> tuple[int, Any]:
     text = fake.answer(request["model"], said)
     content = [{"token": word, "logprob": -0.05, "bytes": None, "top_logprobs": []} for word in text.split()]
     return 200, {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": request["model"],
-        "choices": [{
-            "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": {"content": content, "refusal": None} if request.get("logprobs") else None,
-        }],
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": request["model"],
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": {"content": content, "refusal": None} if request.get("logprobs") else None,
+            }
+        ],
         "usage": {"prompt_tokens": 10, "completion_tokens": len(content), "total_tokens": 10 + len(content)},
-    }  # fmt: skip
+    }
 
 
 def _uploaded(content_type: str, body: bytes) -> tuple[str, bytes, str]:

@@ -15,7 +15,7 @@ from tunery.errors import ConfigError, HostedError, ResumableError
 from tunery.hosted import client as client_module
 from tunery.hosted.ask import Asker
 from tunery.hosted.client import Service, base_url
-from tunery.hosted.failures import Server, explain
+from tunery.hosted.failures import HostedServer, explain
 from tunery.hosted.job import EventLog, create, retrieve, upload
 from tunery.hosted.questions import Question
 
@@ -102,8 +102,18 @@ def test_patience_has_an_end(fake: Fake, service: Service, pauses: list[float]) 
         (
             {"status": 403, "code": "training_not_available", "message": "Fine-tuning is not available"},
             HostedError,
-            ["trains no models for this account", "2026-05-07", "2026-07-02", "2027-01-06", "2027-01-14", "2027-04-14",
-             "model=smollm2-135m-instruct", "Azure", "hosted.base_url", "tunery migrate"],
+            [
+                "trains no models for this account",
+                "2026-05-07",
+                "2026-07-02",
+                "2027-01-06",
+                "2027-01-14",
+                "2027-04-14",
+                "model=smollm2-135m-instruct",
+                "Azure",
+                "hosted.base_url",
+                "tunery migrate",
+            ],
         ),
         ({"status": 403, "message": "missing scope"}, HostedError, ["does not allow it to this key", "missing scope"]),
         ({"status": 404, "message": "no such thing"}, HostedError, ["does not know it", "/v1"]),
@@ -111,7 +121,7 @@ def test_patience_has_an_end(fake: Fake, service: Service, pauses: list[float]) 
         ({"status": 429, "code": "daily_rate_limit_exceeded"}, ResumableError, ["today's jobs", "tomorrow"]),
         ({"status": 400, "message": "too odd", "param": "n_epochs"}, HostedError, ["too odd", "names n_epochs"]),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_pass_is_told_at_once_and_in_words(
     fake: Fake, service: Service, pauses: list[float], failure: dict[str, Any], kind: type[Exception], words: list[str]
 ) -> None:
@@ -129,7 +139,7 @@ def test_the_key_is_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPatch, not
     with pytest.raises(ConfigError, match=r"Incorrect API key provided: …\.") as stopped:
         models(Service(HostedConfig(), notes.append))
     assert "sk-wrong" not in str(stopped.value)
-    assert KEY not in repr(Server("http://x", "K", KEY))
+    assert KEY not in repr(HostedServer("http://x", "K", KEY))
 
 
 @pytest.mark.parametrize("key", ["sk-secret\nsk-more", "sk-sécret", "sk-secret more"])
@@ -143,7 +153,7 @@ def test_a_key_that_is_none_is_refused_without_showing_it(
 
 
 def test_words_about_a_network_failure_are_without_the_key() -> None:
-    error = explain(ValueError(f"cannot send {KEY}"), Server("http://x/v1", "K", KEY), "looking")
+    error = explain(ValueError(f"cannot send {KEY}"), HostedServer("http://x/v1", "K", KEY), "looking")
     assert "cannot send …" in str(error)
 
 
@@ -172,10 +182,10 @@ def test_a_key_is_needed_except_on_this_machine(monkeypatch: pytest.MonkeyPatch,
 def test_the_address_is_the_settings_then_the_environments_then_openais(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert base_url(HostedConfig()) == "https://api.openai.com/v1"
-    assert Server(base_url(HostedConfig()), "K").is_openais
+    assert HostedServer(base_url(HostedConfig()), "K").is_openais
     monkeypatch.setenv("OPENAI_BASE_URL", "https://there.example/v1/")
     assert base_url(HostedConfig()) == "https://there.example/v1"
-    assert not Server(base_url(HostedConfig()), "K").is_openais
+    assert not HostedServer(base_url(HostedConfig()), "K").is_openais
     assert base_url(HostedConfig(base_url="http://here.example/v1")) == "http://here.example/v1"
     for wrong in ("ftp://x/v1", "https://me:secret@x/v1", "nonsense"):
         monkeypatch.setenv("OPENAI_BASE_URL", wrong)

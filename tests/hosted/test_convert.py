@@ -96,7 +96,7 @@ def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path:
             "f:5: the chosen answer has 3 messages",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_no_server_takes_is_named_with_its_place(example: Example, words: str) -> None:
     with pytest.raises(DataError, match=words):
         lines([example], Prompts())

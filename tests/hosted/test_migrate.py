@@ -49,10 +49,14 @@ def job(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         for name, numbers in (("training", range(40)), ("validation", range(100, 112)))
     }
     request = {
-        "model": MODEL, "training_file": files["training"], "validation_file": files["validation"], "seed": 7,
-        "suffix": "films", "metadata": {"team": "films"},
+        "model": MODEL,
+        "training_file": files["training"],
+        "validation_file": files["validation"],
+        "seed": 7,
+        "suffix": "films",
+        "metadata": {"team": "films"},
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
-    }  # fmt: skip
+    }
     service = Service(HostedConfig(), lambda _: None)
     number = create(service, request)["id"]
     while retrieve(service, number)["status"] != "succeeded":
@@ -197,8 +201,10 @@ def test_without_a_validation_file_rows_are_held_out_and_the_page_says_so(job: s
 
 def test_files_do_where_the_account_is_closed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    files = {name: write_chats(tmp_path / f"{name}.jsonl", range(*span)) for name, span in
-             (("training", (0, 20)), ("validation", (50, 58)), ("kept", (50, 60)))}  # fmt: skip
+    files = {
+        name: write_chats(tmp_path / f"{name}.jsonl", range(*span))
+        for name, span in (("training", (0, 20)), ("validation", (50, 58)), ("kept", (50, 60)))
+    }
     kept = files.pop("kept")
     done = move(None, base, files=files, answers=kept)
     assert done.result is not None

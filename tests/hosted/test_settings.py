@@ -10,7 +10,7 @@ import yaml
 
 from tunery.config import Task
 from tunery.errors import ConfigError
-from tunery.hosted.settings import given, method, require_meaning, to_yaml
+from tunery.hosted.job_settings import given, method, require_meaning, to_yaml
 from tunery.task_file import absolute, load_task
 
 

@@ -104,15 +104,24 @@ def test_labels_are_a_few_short_answers_again_and_again(answers: list[str], labe
     ("job", "train"),
     [
         ({}, {"epochs": 3}),
-        ({"hyperparameters": {"n_epochs": 2, "batch_size": 1, "learning_rate_multiplier": 0.5}},
-         {"epochs": 2, "batch_size": 1, "learning_rate_multiplier": 0.5}),
+        (
+            {"hyperparameters": {"n_epochs": 2, "batch_size": 1, "learning_rate_multiplier": 0.5}},
+            {"epochs": 2, "batch_size": 1, "learning_rate_multiplier": 0.5},
+        ),
         ({"hyperparameters": {"n_epochs": "auto", "batch_size": "auto"}}, {"epochs": 3}),
-        ({"hyperparameters": {"n_epochs": 4},
-          "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "batch_size": 2}}}},
-         {"epochs": 4, "batch_size": 2}),
+        (
+            {
+                "hyperparameters": {"n_epochs": 4},
+                "method": {
+                    "type": "supervised",
+                    "supervised": {"hyperparameters": {"n_epochs": "auto", "batch_size": 2}},
+                },
+            },
+            {"epochs": 4, "batch_size": 2},
+        ),
         ({"method": {"type": "supervised"}}, {"epochs": 3}),
     ],
-)  # fmt: skip
+)
 def test_a_job_that_tells_little_is_completed(tmp_path: Path, job: dict[str, Any], train: dict[str, Any]) -> None:
     job = {"id": "ftjob-1", "model": "gpt-4o", **job} if job else {}
     capture = Capture(tmp_path / "capture", job)

@@ -13,16 +13,16 @@ from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError
 from tunery.hosted.estimate import billed_tokens
 from tunery.hosted.prices import Price, base_name, dollars, load_prices
-from tunery.hosted.tokens import LONGEST_ROW, TokenCounter
+from tunery.hosted.token_counter import LONGEST_ROW, TokenCounter
 
 COUNTED = {
     "The film is a delight from start to finish, and its two leads have never been better.": 19,
     "Der Film ist von Anfang bis Ende ein Vergnügen, und die Hauptdarsteller waren nie besser.": 21,
     "Этот фильм радует от начала и до конца.": 10,
     "这部电影从头到尾都很精彩。": 11,
-    'def add(first: int, second: int) -> int:\n    return first + second\n': 19,
+    "def add(first: int, second: int) -> int:\n    return first + second\n": 19,
     '{"name": "Ada", "born": 1815, "city": "London"}': 19,
-}  # fmt: skip
+}
 """Text → tokens in o200k_base, counted with the vocabulary itself."""
 
 
@@ -130,8 +130,12 @@ def test_a_list_that_is_none_is_named(tmp_path: Path, content: str, words: str) 
 
 def test_small_amounts_are_not_rounded_to_nothing() -> None:
     assert [dollars(amount) for amount in (0, 0.0004, 0.25, 12.5, 1234.0)] == [
-        "$0", "$0.0004", "$0.25", "$12.50", "$1,234.00",
-    ]  # fmt: skip
+        "$0",
+        "$0.0004",
+        "$0.25",
+        "$12.50",
+        "$1,234.00",
+    ]
 
 
 def test_a_row_beyond_what_is_trained_is_counted_as_cut() -> None:

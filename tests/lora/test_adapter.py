@@ -89,9 +89,15 @@ def test_a_copy_of_the_embedding_passes_before_the_base_is_loaded(tmp_path: Path
 
 def test_patterns_of_rank_and_alpha_survive_both_ways(tmp_path: Path) -> None:
     expected = made_by_peft(
-        "llama", tmp_path / "peft", r=4, lora_alpha=6, use_rslora=True, target_modules=r".*(q|v|down)_proj",
-        rank_pattern={"layers.0.self_attn.q_proj": 2, "down_proj": 7}, alpha_pattern={r".*\.1\..*v_proj": 11},
-    )  # fmt: skip
+        "llama",
+        tmp_path / "peft",
+        r=4,
+        lora_alpha=6,
+        use_rslora=True,
+        target_modules=r".*(q|v|down)_proj",
+        rank_pattern={"layers.0.self_attn.q_proj": 2, "down_proj": 7},
+        alpha_pattern={r".*\.1\..*v_proj": 11},
+    )
     ours = tiny_model("llama", F64)
     load_adapter(ours, tmp_path / "peft")
     assert relative(logits(ours), expected) < 1e-10
@@ -117,10 +123,19 @@ def test_the_files_are_what_other_programs_expect(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     expected = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none",
-        "base_model_name_or_path": "owner/base", "inference_mode": True, "fan_in_fan_out": False, "use_rslora": False,
-        "target_modules": ["embed_tokens", "k_proj", "o_proj", "q_proj", "v_proj"], "modules_to_save": None,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.1,
+        "bias": "none",
+        "base_model_name_or_path": "owner/base",
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "target_modules": ["embed_tokens", "k_proj", "o_proj", "q_proj", "v_proj"],
+        "modules_to_save": None,
+    }
     assert expected.items() <= config.items()
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}

@@ -269,9 +269,15 @@ def test_hugging_face_trainer_trains_saves_and_resumes(shape: str, tmp_path: Pat
         model = apply_lora(tiny_model(shape, tied=True), rank=2, dropout=0.1, targets=["all-linear", "lm_head"])
         rows = [{"input_ids": row, "labels": row} for row in token_ids(8)]
         arguments = TrainingArguments(
-            str(tmp_path), max_steps=steps, save_steps=2, report_to=[], learning_rate=1e-2, use_cpu=True,
-            disable_tqdm=True, per_device_train_batch_size=2,
-        )  # fmt: skip
+            str(tmp_path),
+            max_steps=steps,
+            save_steps=2,
+            report_to=[],
+            learning_rate=1e-2,
+            use_cpu=True,
+            disable_tqdm=True,
+            per_device_train_batch_size=2,
+        )
         return Trainer(model, arguments, train_dataset=rows)  # type: ignore[arg-type]
 
     straight = trainer(4)

@@ -1,4 +1,4 @@
-"""The choice of device and number format, and the memory that a container leaves."""
+"""The choice of device and dtype, and the memory that a container leaves."""
 
 from __future__ import annotations
 

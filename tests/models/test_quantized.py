@@ -20,7 +20,7 @@ from tests.shapes import tiny_model, token_ids
 from tests.test_api import QUIET, adapter, base_folder, project, same  # noqa: F401
 from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
-from tunery.data.batching import flatten
+from tunery.data.batching import pack
 from tunery.errors import ConfigError, ModelError
 from tunery.fast.adapters import apply_lora, merge
 from tunery.fast.packed_model import optimize_model
@@ -107,7 +107,7 @@ def test_the_fused_functions_unpack_a_weight_and_keep_what_those_of_plain_layers
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = batch_loss(flat, flatten(rows)).total
+            loss = batch_loss(flat, pack(rows)).total
         kept.append(bytes_kept)
         found.append(torch.autograd.grad(loss, parameters))
         query = each.model.layers[0].self_attn.q_proj

@@ -13,7 +13,7 @@ import pytest
 from tests.serve.echo import EchoBackend
 from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
-from tunery.serve.settings import make_settings
+from tunery.serve.server_settings import make_settings
 
 Start = Callable[..., Running]
 

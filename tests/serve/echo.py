@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tests.serve.fakes import Served
-from tunery.serve.engine.backend import Delta, TokenLogprob, ToolCallDelta, Usage
-from tunery.serve.errors import ApiError, Busy
+from tunery.serve.api_errors import ApiError, Busy
+from tunery.serve.engine.backend import TokenDelta, TokenLogprob, ToolCallDelta, Usage
 from tunery.serve.schemas import ChatRequest, CompletionRequest
 
 
@@ -41,25 +41,25 @@ class EchoBackend:
     def health(self) -> dict[str, Any]:
         return {"active": self.open, "waiting": 0}
 
-    async def chat(self, request: ChatRequest, model: Served) -> AsyncIterator[Delta | Usage]:
+    async def chat(self, request: ChatRequest, model: Served) -> AsyncIterator[TokenDelta | Usage]:
         said = request.messages[-1]["content"]
         words = _json_of(request.response_format) or ["you ", "said: ", *said.split()]
         async for item in self._answer(request, said, words, range(request.n), request.max_completion_tokens):
             yield item
 
-    async def complete(self, request: CompletionRequest, model: Served) -> AsyncIterator[Delta | Usage]:
+    async def complete(self, request: CompletionRequest, model: Served) -> AsyncIterator[TokenDelta | Usage]:
         prompts = [prompt if isinstance(prompt, str) else str(prompt) for prompt in request.prompt]
         for number, prompt in enumerate(prompts):
             words = [*([prompt] if request.echo else []), *(f"{word} " for word in prompt.split())]
             choices = range(number * request.n, (number + 1) * request.n)
             limit = request.max_tokens + request.echo
             async for item in self._answer(request, prompt, words, choices, limit):
-                if number == len(prompts) - 1 or isinstance(item, Delta):
+                if number == len(prompts) - 1 or isinstance(item, TokenDelta):
                     yield item
 
     async def _answer(
         self, request: Any, said: str, words: Sequence[str], choices: range, limit: int | None
-    ) -> AsyncIterator[Delta | Usage]:
+    ) -> AsyncIterator[TokenDelta | Usage]:
         self.asked.append(request)
         self.open += 1
         done = False
@@ -90,12 +90,12 @@ class EchoBackend:
             await self.release.wait()
 
 
-def _words(request: Any, index: int, words: Sequence[str], limit: int | None) -> list[Delta]:
+def _words(request: Any, index: int, words: Sequence[str], limit: int | None) -> list[TokenDelta]:
     wanted = request.logprobs is not None and request.logprobs is not False
     top = request.top_logprobs if isinstance(request, ChatRequest) else request.logprobs or 0
     shown = words[:limit]
-    deltas = [Delta(index, word, logprobs=(_logprob(word, top),) if wanted else ()) for word in shown]
-    return [*deltas, Delta(index, finish_reason="length" if len(shown) < len(words) else "stop")]
+    deltas = [TokenDelta(index, word, logprobs=(_logprob(word, top),) if wanted else ()) for word in shown]
+    return [*deltas, TokenDelta(index, finish_reason="length" if len(shown) < len(words) else "stop")]
 
 
 def _logprob(word: str, top: int) -> TokenLogprob:
@@ -103,12 +103,12 @@ def _logprob(word: str, top: int) -> TokenLogprob:
     return TokenLogprob(word, -0.5, tuple(word.encode()), others)
 
 
-def _call(request: ChatRequest, index: int) -> list[Delta]:
+def _call(request: ChatRequest, index: int) -> list[TokenDelta]:
     name = request.tool_mode[1] or request.tools[0]["function"]["name"]
     return [
-        Delta(index, tool_calls=(ToolCallDelta(0, "call_1", name, '{"city": '),)),
-        Delta(index, tool_calls=(ToolCallDelta(0, None, None, '"Oslo"}'),)),
-        Delta(index, finish_reason="tool_calls"),
+        TokenDelta(index, tool_calls=(ToolCallDelta(0, "call_1", name, '{"city": '),)),
+        TokenDelta(index, tool_calls=(ToolCallDelta(0, None, None, '"Oslo"}'),)),
+        TokenDelta(index, finish_reason="tool_calls"),
     ]
 
 

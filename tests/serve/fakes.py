@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunery.serve.errors import ApiError, not_found
+from tunery.serve.api_errors import ApiError, not_found
 from tunery.serve.schemas import CreateJob
 
 

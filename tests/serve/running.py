@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunery.serve.app import Server, bind, create_app
-from tunery.serve.settings import ServeSettings
+from tunery.serve.server_settings import ServeSettings
 
 
 @dataclass

@@ -19,7 +19,7 @@ from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tunery.errors import ConfigError
 from tunery.serve.app import bind, create_app, serve, welcome
-from tunery.serve.settings import make_settings
+from tunery.serve.server_settings import make_settings
 
 
 def ask(said: str, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.files import Files
 from tunery.serve.store import Store
 

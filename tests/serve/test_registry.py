@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tunery.errors import ConfigError
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.records import Checkpoint, Job, Model, Work
 from tunery.serve.registry import Registry, ServedModel
 from tunery.serve.store import Store
@@ -152,8 +152,10 @@ def test_adapters_of_the_owner_are_served_under_their_names(store: Store, tmp_pa
     registry = Registry(store, tmp_path / "jobs", bases, adapters=given)
     films, plain = registry.resolve("films"), registry.resolve("plain")
     assert (films.base, films.adapter, films.key) == (
-        "base-a", tmp_path / "runs" / "films" / "adapter", "adapter/films",
-    )  # fmt: skip
+        "base-a",
+        tmp_path / "runs" / "films" / "adapter",
+        "adapter/films",
+    )
     assert (plain.base, plain.adapter) == ("smollm2-135m-instruct", tmp_path / "plain")
     assert [model.id for model in registry.list()] == [*bases, "films", "plain"]
     with pytest.raises(ApiError) as error:

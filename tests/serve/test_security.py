@@ -18,7 +18,7 @@ from tunery.errors import ConfigError
 from tunery.serve.routes import ROUTERS
 from tunery.serve.routes.page import page_router
 from tunery.serve.security import host_name
-from tunery.serve.settings import make_settings
+from tunery.serve.server_settings import make_settings
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 KEYED = {"api_keys": ("first-key", "second-key")}
@@ -257,9 +257,14 @@ def test_too_many_headers(plain: Running) -> None:
 def test_ids_never_become_paths(plain: Running, tmp_path: Path, name: str) -> None:
     port = int(plain.url.rpartition(":")[2])
     for path in (
-        f"/v1/files/{name}", f"/v1/files/{name}/content", f"/v1/fine_tuning/jobs/{name}", f"/web/{name}",
-        f"/api/jobs/{name}/adapter.zip", f"/api/jobs/{name}/report", f"/v1/models/{name}",
-    ):  # fmt: skip
+        f"/v1/files/{name}",
+        f"/v1/files/{name}/content",
+        f"/v1/fine_tuning/jobs/{name}",
+        f"/web/{name}",
+        f"/api/jobs/{name}/adapter.zip",
+        f"/api/jobs/{name}/report",
+        f"/v1/models/{name}",
+    ):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)  # sends the path as it is
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from tests.test_cli import tunery
 from tunery.cli import cli
 from tunery.errors import ConfigError
-from tunery.serve import settings as serve_settings
-from tunery.serve.settings import make_settings, named, read_task_defaults
+from tunery.serve import server_settings as serve_settings
+from tunery.serve.server_settings import make_settings, named, read_task_defaults
 from tunery.versions import install_command
 
 
@@ -65,8 +65,10 @@ def test_settings_for_all_jobs(tmp_path: Path) -> None:
     path = tmp_path / "jobs.yaml"
     path.write_text("lora:\n  rank: 8\ntrain:\n  learning_rate: 1e-4\ndata:\n  max_length: 512\n")
     assert read_task_defaults(path) == {
-        "lora": {"rank": 8}, "train": {"learning_rate": 1e-4}, "data": {"max_length": 512},
-    }  # fmt: skip
+        "lora": {"rank": 8},
+        "train": {"learning_rate": 1e-4},
+        "data": {"max_length": 512},
+    }
     path.write_text("")
     assert read_task_defaults(path) == {}
     path.write_text("lora:\n  rnak: 8\n")

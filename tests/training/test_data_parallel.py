@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from tests.double import Double
 from tests.training.test_gradients import lora_model, make_rows, tree_rows
-from tunery.data.batching import Row, deal, flatten
+from tunery.data.batching import Row, deal, pack
 from tunery.lora.dropout import DropoutClock
 from tunery.training import data_parallel, worker_pool
-from tunery.training.data_parallel import Part, Workers, backward_part
+from tunery.training.data_parallel import StepPart, Workers, backward_part
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
 from tunery.training.objectives.base import Objective, StepStats
@@ -35,7 +35,7 @@ from tunery.training.worker_pool import WorkerLostError, WorkerPool, wanted_work
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked under Linux only")
 
-Wrap = Callable[[Callable[[Part], StepStats]], Callable[[Part], StepStats]]
+Wrap = Callable[[Callable[[StepPart], StepStats]], Callable[[StepPart], StepStats]]
 
 
 class Setup:
@@ -52,7 +52,7 @@ class Setup:
 
     @contextmanager
     def workers(self, count: int, wrap: Wrap = lambda backward: backward) -> Iterator[Workers]:
-        def backward(part: Part) -> StepStats:
+        def backward(part: StepPart) -> StepStats:
             with Double():
                 return backward_part(self.model, self.clock, self.objective, part)
 
@@ -153,8 +153,8 @@ def test_where_memory_runs_out_in_a_worker_the_step_is_computed_in_smaller_parts
     setup, rows = Setup(), make_rows(6, 8)
     _, wanted = setup.step(rows)
 
-    def short(backward: Callable[[Part], StepStats]) -> Callable[[Part], StepStats]:
-        def work(part: Part) -> StepStats:
+    def short(backward: Callable[[StepPart], StepStats]) -> Callable[[StepPart], StepStats]:
+        def work(part: StepPart) -> StepStats:
             if part.first and part.max_units > 1:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
             return backward(part)
@@ -169,8 +169,8 @@ def test_where_memory_runs_out_in_a_worker_the_step_is_computed_in_smaller_parts
 
 
 def test_what_a_worker_raises_is_told_with_its_traceback() -> None:
-    def broken(backward: Callable[[Part], StepStats]) -> Callable[[Part], StepStats]:
-        def work(part: Part) -> StepStats:
+    def broken(backward: Callable[[StepPart], StepStats]) -> Callable[[StepPart], StepStats]:
+        def work(part: StepPart) -> StepStats:
             if part.first:
                 raise ValueError("a bug")
             return backward(part)
@@ -183,8 +183,8 @@ def test_what_a_worker_raises_is_told_with_its_traceback() -> None:
 
 
 def test_a_worker_that_is_killed_is_named_and_can_be_resumed_from() -> None:
-    def killed(backward: Callable[[Part], StepStats]) -> Callable[[Part], StepStats]:
-        def work(part: Part) -> StepStats:
+    def killed(backward: Callable[[StepPart], StepStats]) -> Callable[[StepPart], StepStats]:
+        def work(part: StepPart) -> StepStats:
             if part.first:
                 os.kill(os.getpid(), signal.SIGKILL)
             return backward(part)
@@ -212,7 +212,7 @@ def test_workers_do_what_they_are_told() -> None:
         workers.pool.call("recompute", [None, None])
         assert calls == [os.getpid()]  # once here, and once in the worker's own memory
         rows = make_rows(9, 2)
-        parts = [Part(rows[:1], 1, None, (0, 0), 0, 1.0), Part(rows[1:], 1, None, (0, 0), 1, 1.0)]
+        parts = [StepPart(rows[:1], 1, None, (0, 0), 0, 1.0), StepPart(rows[1:], 1, None, (0, 0), 1, 1.0)]
         assert workers.run(parts).loss == 2.0
     finally:
         workers.close()
@@ -309,7 +309,7 @@ def test_rows_with_one_prefix_go_to_one_worker() -> None:
     rows = [text(90, stems[i % 2], seed=i) for i in range(12)]
     dealt, _ = deal(rows, 2)
     assert sorted(len({int(row.ids[0]) for row in part}) for part in dealt) == [1, 1]
-    assert sum(len(flatten(part).ids) for part in dealt) == len(flatten(rows).ids)
+    assert sum(len(pack(part).ids) for part in dealt) == len(pack(rows).ids)
 
 
 def test_long_rows_are_spread() -> None:

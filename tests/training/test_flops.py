@@ -7,16 +7,22 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.shapes import tiny_model
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import optimize_model
 from tunery.models.windows import layer_windows
 from tunery.training.flops import step_flops
 
 CONFIG = LlamaConfig(
-    vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=4, tie_word_embeddings=False,
-)  # fmt: skip
+    vocab_size=50,
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    tie_word_embeddings=False,
+)
 LAYER = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16
 
 
@@ -55,6 +61,6 @@ def test_pairs_are_counted_within_each_layers_window(name: str, windows: list[in
     model = tiny_model(name).eval()
     assert layer_windows(model.config) == windows
     ids = np.arange(21, dtype=np.int32)
-    batch = flatten([Row(ids, np.r_[0, np.ones(20)].astype(np.float32))])
+    batch = pack([Row(ids, np.r_[0, np.ones(20)].astype(np.float32))])
     each = {None: 20 * 21 // 2, 8: 8 * 9 // 2 + 12 * 8}
     assert optimize_model(model).visible_pairs(batch) == sum(each[window] for window in windows)

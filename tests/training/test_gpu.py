@@ -16,14 +16,14 @@ from tests.shapes import tiny_model
 from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
 from tunery.console import Console
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast import attention_gpu
 from tunery.fast.adapters import apply_lora
 from tunery.fast.compile import compiling
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import adapter_state
 from tunery.models.load import load_base
-from tunery.training.layers import running_layers, try_compiling
+from tunery.training.decoder_layers import running_layers, try_compiling
 from tunery.training.loss import batch_loss
 from tunery.training.scoring import score
 
@@ -66,7 +66,7 @@ def lora(name: str, dtype: torch.dtype, device: str) -> tuple[PackedModel, list[
 
 def gradient(model: PackedModel, parameters: Sequence[Tensor], rows: Sequence[Row], share: bool) -> list[Tensor]:
     with model.running():
-        total = batch_loss(model, flatten(rows, share=share)).total
+        total = batch_loss(model, pack(rows, share=share)).total
         found = torch.autograd.grad(total, list(parameters))
     return [total.detach()[None].cpu().double(), *(g.cpu().double().flatten() for g in found)]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.double import Double
 from tests.shapes import tiny_model
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.fast import attention
 from tunery.fast.adapters import apply_lora
 from tunery.fast.fused_linear import FusedLoRALinear
@@ -152,16 +152,20 @@ def test_plain_packing_without_sharing_gives_the_same_gradient() -> None:
     rows = make_rows(5, 6)
     _, wanted = padded_gradient(model, adapter, rows)
     weight = sum(float(row.weights.sum()) for row in rows)
-    loss = batch_loss(model, flatten(rows, share=False)).total / weight
+    loss = batch_loss(model, pack(rows, share=False)).total / weight
     assert relative(torch.autograd.grad(loss, list(adapter.values())), wanted) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_oss"])
 @settings(max_examples=12, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), count=st.integers(1, 9), limit=st.integers(1, 9), kept=st.sampled_from([0, 20, 640]),
-    queries=st.sampled_from([5, 256]), scores=st.sampled_from([1, 1 << 22]),
-)  # fmt: skip
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 9),
+    limit=st.integers(1, 9),
+    kept=st.sampled_from([0, 20, 640]),
+    queries=st.sampled_from([5, 256]),
+    scores=st.sampled_from([1, 1 << 22]),
+)
 def test_random_trees_give_the_padded_gradient(
     name: str, seed: int, count: int, limit: int, kept: int, queries: int, scores: int
 ) -> None:

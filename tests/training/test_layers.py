@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.training.test_gradients import lora_model, make_rows, our_gradient, relative
-from tunery.data.batching import flatten
+from tunery.data.batching import pack
 from tunery.errors import ModelError
 from tunery.fast.compile import compiling
 from tunery.fast.packed_model import PackedModel
+from tunery.training.decoder_layers import DecoderLayers, running_layers, try_compiling
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loss import batch_loss
 from tunery.training.objectives import sft
 
@@ -43,7 +43,7 @@ def test_recomputing_keeps_less_for_the_backward_pass() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), model.running():
-            batch_loss(model, flatten(rows))
+            batch_loss(model, pack(rows))
         return numbers
 
     before = kept()
@@ -54,7 +54,7 @@ def test_recomputing_keeps_less_for_the_backward_pass() -> None:
 
 def forwards(model: Any) -> list[bool]:
     """Of each layer: whether its forward pass is the class's own."""
-    return ["forward" not in layer.__dict__ for layer in Layers(model).layers]
+    return ["forward" not in layer.__dict__ for layer in DecoderLayers(model).layers]
 
 
 def test_layers_are_as_before_afterwards_even_after_an_error() -> None:
@@ -94,7 +94,7 @@ def test_where_nothing_is_compiled_nothing_is_said() -> None:
 # --------------------------------------------------------------------------- memory
 
 
-def tight(monkeypatch: pytest.MonkeyPatch, layers: Layers, enough: bool = True) -> None:
+def tight(monkeypatch: pytest.MonkeyPatch, layers: DecoderLayers, enough: bool = True) -> None:
     """A GPU whose memory holds one row, and only if its activations are recomputed."""
     real = sft.batch_loss
 

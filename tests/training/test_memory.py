@@ -10,15 +10,20 @@ import torch
 from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import optimize_model
 from tunery.training.memory import Lean, estimate, tokens_that_fit
 
 LLAMA = LlamaConfig(
-    vocab_size=64, hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
-    num_key_value_heads=2, max_position_embeddings=256,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
 GPT2 = GPT2Config(vocab_size=64, n_embd=192, n_layer=3, n_head=6, n_positions=256)
 LEANNESS = {id(LLAMA): Lean(), id(GPT2): Lean(norms=True, mlp=False)}
 SIZES: dict[str, Any] = {
@@ -47,7 +52,7 @@ def kept_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = flat.hidden(flatten([row]))
+        hidden = flat.hidden(pack([row]))
     assert hidden.requires_grad
     return sum(kept.values())
 
@@ -95,9 +100,16 @@ def test_longer_rows_keep_more_attention_weights_up_to_where_they_are_computed_a
 def test_a_mixture_of_experts_counts_the_experts_a_token_visits() -> None:
     def moe(visited: int) -> Any:
         return Qwen3MoeConfig(
-            vocab_size=64, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, num_experts=8, num_experts_per_tok=visited, moe_intermediate_size=48,
-        )  # fmt: skip
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_experts=8,
+            num_experts_per_tok=visited,
+            moe_intermediate_size=48,
+        )
 
     one, four = (estimate(moe(n), tokens_in_flight=64, trained_tokens=1, **SIZES).activations for n in (1, 4))
     assert one < four < 4 * one

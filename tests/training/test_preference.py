@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.double import Double
 from tests.shapes import tiny_model
 from tests.training.test_gradients import PLAIN, lora_model, padded, relative, written_out
-from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
+from tunery.data.batching import MIN_SHARED, Row, largest_unit, micro_batches, pack
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import active_adapter, adapter_state, lora_layers, place, set_active
@@ -240,7 +240,7 @@ def test_with_dropout_the_two_ways_draw_the_same_masks_and_the_reference_has_non
     assert relative(gradients[0], gradients[1]) == 0
     clock.enabled = True
     clock.set(0, 3, 0)
-    policy = torch.cat([losses.row_log_probabilities(model, flatten([row]), 1) for row in rows])
+    policy = torch.cat([losses.row_log_probabilities(model, pack([row]), 1) for row in rows])
     clock.enabled = False
     plain_model = copy.deepcopy(base)
     for layer in lora_layers(plain_model).values():
@@ -301,7 +301,7 @@ def test_prompts_are_computed_once_for_both_answers_and_for_all_that_share_them(
     for index in range(6):
         ids = np.concatenate([prompt, rng.integers(3, 60, 5)]).astype(np.int32)
         rows.append(Row(ids, np.r_[np.zeros(40), np.ones(5)].astype(np.float32), "", index // 2))
-    assert len(flatten(rows).ids) <= 40 + 6 * 4
+    assert len(pack(rows).ids) <= 40 + 6 * 4
 
 
 def test_what_must_fit_in_memory_is_the_largest_pair_with_its_prompt_once() -> None:
@@ -325,4 +325,4 @@ def test_micro_batches_never_part_a_pair(seed: int, count: int, limit: int, toke
         assert all(n % 2 == 0 for n in numbers[0::2])
         assert len(part) <= 2 * limit
         slack = MIN_SHARED * len(part)  # shorter common beginnings are computed again
-        assert len(part) == 2 or len(flatten(part).ids) <= tokens + slack
+        assert len(part) == 2 or len(pack(part).ids) <= tokens + slack

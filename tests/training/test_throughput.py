@@ -10,7 +10,7 @@ import torch
 from tests.shapes import tiny_model
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model
-from tunery.models.device import Probe
+from tunery.models.device import PrecisionProbe
 from tunery.training import throughput
 from tunery.training.throughput import SpeedCheck, matmul_fraction, training_flops
 
@@ -64,7 +64,7 @@ def test_a_neighbour_is_named_once(model: PackedModel, monkeypatch: pytest.Monke
 
 
 def test_a_dtype_that_was_chosen_wrongly_is_named(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = Probe(150.0, 16.0, torch.bfloat16, "bfloat16 is 9.4 times as fast as float32 on this cpu")
+    again = PrecisionProbe(150.0, 16.0, torch.bfloat16, "bfloat16 is 9.4 times as fast as float32 on this cpu")
     monkeypatch.setattr(throughput, "probe_precision", lambda _: again)
     look = check(model, 0.02, chosen=True)
     said = [look.look(Step(), 10.0) for _ in range(3)][2]

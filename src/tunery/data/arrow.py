@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunery.data.source import EXTENSIONS, Item, Row, Source, shown_path
+from tunery.data.source import EXTENSIONS, Item, RawRow, Source, shown_path
 from tunery.errors import ConfigError, DataError, NotInstalledError
 from tunery.paths import file_sha256
 from tunery.versions import install_command
@@ -52,7 +52,7 @@ def _records(batches: Iterator[Any]) -> Iterator[Item]:
     for batch in batches:
         for record in batch.to_pylist():
             number += 1
-            yield Row(number, record)
+            yield RawRow(number, record)
 
 
 def open_folder(path: Path, split: str, source: Source) -> Source:

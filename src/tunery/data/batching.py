@@ -1,4 +1,4 @@
-"""Which rows a step trains, and how they become one flattened row without padding.
+"""Which rows a step trains, and how they become one packed sequence without padding.
 
 The rows of a micro-batch are merged into a prefix tree: tokens that several rows have in common at their start are
 computed once. Causal attention makes the hidden states of a shared prefix the same in every row, so neither the loss
@@ -172,7 +172,7 @@ def deal(rows: Sequence[Row], parts: int, unit: int = 1, pair_cost: float = 0.0)
     return [[row for number in sorted(part) for row in units[number]] for part in best if part], largest_cost(best)
 
 
-# --------------------------------------------------------------------------- one flattened row
+# --------------------------------------------------------------------------- one packed sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A micro-batch as one flattened row of T tokens, with S predicting positions and N things to predict.
+    """A micro-batch as one packed sequence of T tokens, with S predicting positions and N things to predict.
 
     Attributes:
         ids, positions: int64 [T]; a token's position counts from the start of its own row.
@@ -310,8 +310,8 @@ def _lay_out(nodes: list[_Node]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def flatten(rows: Sequence[Row], *, share: bool = True) -> PackedBatch:
-    """Merge rows into one flattened row.
+def pack(rows: Sequence[Row], *, share: bool = True) -> PackedBatch:
+    """Merge rows into one packed sequence.
 
     Args:
         rows: each with at least one trained token.

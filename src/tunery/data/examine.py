@@ -11,7 +11,7 @@ from tunery.data.example import Example, Problem
 from tunery.data.formats import open_source
 from tunery.data.kinds.values import label_map
 from tunery.data.prepare import make_renderer, render_all
-from tunery.data.read import Head, Log, collected_labels
+from tunery.data.read import Log, OpenedSource, collected_labels
 from tunery.errors import TuneryError
 
 FILE = "(file)"
@@ -106,7 +106,7 @@ class _Reading:
         heads = []
         for path in paths:
             self.shown.append(path)
-            heads.append(Head.of(open_source(path, split)))
+            heads.append(OpenedSource.of(open_source(path, split)))
             self.shown[-1] = heads[-1].source.shown
         values = [row.value for head in heads for row in head.rows]
         if self.shape is None and values:

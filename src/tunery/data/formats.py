@@ -30,7 +30,7 @@ from tunery.data.source import (
     NOT_UTF8,
     ROW,
     Item,
-    Row,
+    RawRow,
     Source,
     missing_file,
     open_text,
@@ -118,7 +118,7 @@ class _Json:
         if not isinstance(value, dict):
             example = '{"text": "…"}'
             faults.append((ROW, f"a row is an object, not {_json_type(value)}", f"write it like {example}"))
-        return [Problem(shown, line, *fault) for fault in faults] or Row(line, value)
+        return [Problem(shown, line, *fault) for fault in faults] or RawRow(line, value)
 
 
 def _encodable(value: Any) -> bool:
@@ -263,7 +263,7 @@ def _table(path: Path, source: Source) -> Iterator[Item]:
             elif len(record) != len(header):
                 yield [_wrong_width(record, header, delimiter, shown, line)]
             else:
-                yield Row(line, dict(zip(header, record, strict=True)))
+                yield RawRow(line, dict(zip(header, record, strict=True)))
 
 
 def _delimiter(file: TextIO, source: Source) -> str:
@@ -313,7 +313,7 @@ def _passages(path: Path, source: Source) -> Iterator[Item]:
         if passage.strip():
             first = begin + len(text[begin:end]) - len(text[begin:end].lstrip("\n"))
             line, counted, passages = line + text.count("\n", counted, first), first, passages + 1
-            yield [Problem(source.shown, line, ROW, *NOT_UTF8)] if undecodable(passage) else Row(line, passage)
+            yield [Problem(source.shown, line, ROW, *NOT_UTF8)] if undecodable(passage) else RawRow(line, passage)
         begin = end
     source.notes.append(f"{source.shown} is plain text, cut at blank lines into {passages} passages.")
 

@@ -14,7 +14,7 @@ from tunery.data import token_cache
 from tunery.data.batching import Row
 from tunery.data.example import DataSet, Example, Problem, Rendered
 from tunery.data.kinds import KINDS
-from tunery.data.kinds.base import Tokens
+from tunery.data.kinds.base import Encoded
 from tunery.data.render import Renderer
 from tunery.data.source import ROW, bad_rows
 from tunery.errors import DataError
@@ -166,7 +166,7 @@ def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_lo
     encoded = iter(renderer.encode([row for _, rows in rendered for row in rows]))
     for number, rows in rendered:
         example = examples[number]
-        tokens = [Tokens(*next(encoded), row.desirable) for row in rows]
+        tokens = [Encoded(*next(encoded), row.desirable) for row in rows]
         for fitted in kind.fit(renderer, example, tokens, limit, too_long):
             if fitted.reason:
                 result.dropped.append((example.where, fitted.reason))
@@ -190,7 +190,7 @@ def render_all(
         yield number, rows
 
 
-def make_row(tokens: Tokens, where: str = "", number: int = 0) -> Row:
+def make_row(tokens: Encoded, where: str = "", number: int = 0) -> Row:
     """A row of tokens, the trained ones with weight 1."""
     weights = np.asarray(tokens.trained, dtype=np.float32)
     if len(weights):

@@ -12,7 +12,7 @@ from tunery.data.example import DataSet, Example, Problem
 from tunery.data.formats import open_source
 from tunery.data.kinds.values import label_map
 from tunery.data.rows import check_row
-from tunery.data.source import Item, Row, Source, bad_rows, printable
+from tunery.data.source import Item, RawRow, Source, bad_rows, printable
 from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
 from tunery.errors import ConfigError, DataError
 
@@ -32,7 +32,7 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
         DataError: bad rows, each as file:line:field with its fix (up to 100); a file without a good row.
     """
     log = Log(config.on_bad_row)
-    heads = [Head.of(open_source(path, "train")) for path in config.train_files]
+    heads = [OpenedSource.of(open_source(path, "train")) for path in config.train_files]
     values = [row.value for head in heads for row in head.rows]
     if not values:
         for head in heads:
@@ -46,7 +46,7 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
         labels = collected_labels(train, log)
     parts = {}
     for part, path in (("validation", config.validation), ("test", config.test)):
-        parts[part] = log.read(Head.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
+        parts[part] = log.read(OpenedSource.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
     log.finish()
     names = tuple(dict.fromkeys((labels or {}).values()))
     _refuse_single_label(names)
@@ -71,7 +71,7 @@ def read_more(
     """
     log = Log(like.on_bad_row)
     known = label_map(like.labels if like.labels is not None else tuple(labels)) if labels else None
-    rows = log.read(Head.of(open_source(path, "test")), Shape(kind, dict(columns)), known)
+    rows = log.read(OpenedSource.of(open_source(path, "test")), Shape(kind, dict(columns)), known)
     log.finish()
     return DataSet(
         kind=kind,
@@ -88,25 +88,25 @@ def read_more(
 
 
 @dataclass
-class Head:
+class OpenedSource:
     """A source whose first rows have been looked at, for detection, and will still be read."""
 
     source: Source
     seen: list[Item]
 
     @classmethod
-    def of(cls, source: Source) -> Head:
+    def of(cls, source: Source) -> OpenedSource:
         seen, rows = [], 0
         for item in source.items:
             seen.append(item)
-            rows += isinstance(item, Row)
+            rows += isinstance(item, RawRow)
             if rows == _DETECTION_ROWS:
                 break
         return cls(source, seen)
 
     @property
-    def rows(self) -> list[Row]:
-        return [item for item in self.seen if isinstance(item, Row)]
+    def rows(self) -> list[RawRow]:
+        return [item for item in self.seen if isinstance(item, RawRow)]
 
     def items(self) -> Iterator[Item]:
         return itertools.chain(self.seen, self.source.items)
@@ -126,20 +126,20 @@ class Log:
     notes: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
 
-    def read(self, head: Head, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
+    def read(self, head: OpenedSource, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
         """The good rows of one source; its bad ones are noted."""
         source, examples = head.source, []
         check_columns(shape, [row.value for row in head.rows], source.shown)
         for item in head.items():
             self.rows_read += 1
-            result = check_row(source.shown, item, shape, labels) if isinstance(item, Row) else item
+            result = check_row(source.shown, item, shape, labels) if isinstance(item, RawRow) else item
             if isinstance(result, list):
                 self.bad_rows += 1
                 self.problems += result
             else:
                 examples.append(result)
                 self.shortened += (
-                    isinstance(item, Row)
+                    isinstance(item, RawRow)
                     and isinstance(item.value, dict)
                     and shape.rules.shortened(result, item.value, shape.columns)
                 )

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from tunery.data.conversation import Report
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place, Problem
-from tunery.data.source import Row
+from tunery.data.source import RawRow
 
 
-def check_row(file: str, row: Row, shape: Shape, labels: Mapping[str, str] | None = None) -> Example | list[Problem]:
+def check_row(file: str, row: RawRow, shape: Shape, labels: Mapping[str, str] | None = None) -> Example | list[Problem]:
     """Turn a raw row into an example.
 
     Args:

@@ -23,14 +23,14 @@ NOT_UTF8 = ("a character is not valid UTF-8", "save the file as UTF-8")
 _BROKEN_BYTE = re.compile("[\udc80-\udcff]")  # where a byte that is not UTF-8 ends up under errors="surrogateescape"
 
 
-class Row(NamedTuple):
+class RawRow(NamedTuple):
     """One raw row: the line it starts on, from 1, and its fields (or its text, from a plain text file)."""
 
     line: int
     value: dict[str, Any] | str
 
 
-Item = Row | list[Problem]
+Item = RawRow | list[Problem]
 """A row, or all problems of one that could not be parsed."""
 
 

@@ -41,9 +41,15 @@ _CODE = Path(__file__).parent
 def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> str:
     """The hash of everything that the tokens of these rows follow from."""
     settings = [
-        renderer.tokenizer_sha256, renderer.template_sha256, renderer.labels, renderer.instruction, renderer.system,
-        limit, too_long, [version_of(name) for name in ("tokenizers", "transformers", "jinja2")],
-    ]  # fmt: skip
+        renderer.tokenizer_sha256,
+        renderer.template_sha256,
+        renderer.labels,
+        renderer.instruction,
+        renderer.system,
+        limit,
+        too_long,
+        [version_of(name) for name in ("tokenizers", "transformers", "jinja2")],
+    ]
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update(_code_sha256())
     names = [f.name for f in fields(Example) if f.name != "where"]
@@ -120,12 +126,14 @@ def store(key: str, tokenized: Mapping[str, Any], examples: Sequence[Example], r
         "examples": np.asarray([row.example for row in rows], np.int64),
         "desirable": np.asarray([_DESIRABLE[row.desirable] for row in rows], np.int8),
     }
-    facts = json.dumps({
-        "truncated": [numbers[where] for where in tokenized["truncated"]],
-        "dropped": [(numbers[where], reason) for where, reason in tokenized["dropped"]],
-        "more": {name: value for name, value in tokenized.items() if name not in ("rows", "truncated", "dropped")},
-        "remarks": dict(remarks),
-    })  # fmt: skip
+    facts = json.dumps(
+        {
+            "truncated": [numbers[where] for where in tokenized["truncated"]],
+            "dropped": [(numbers[where], reason) for where, reason in tokenized["dropped"]],
+            "more": {name: value for name, value in tokenized.items() if name not in ("rows", "truncated", "dropped")},
+            "remarks": dict(remarks),
+        }
+    )
     content = save(arrays, metadata={"facts": facts, "sha256": _content_sha256(arrays, facts)})
     if len(content) > LIMIT_BYTES // 2:
         return

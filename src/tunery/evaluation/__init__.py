@@ -1,1 +1,1 @@
-"""Base against tuned: loss, label scores, generation, overlap scores, the report."""
+"""Base vs. tuned: loss, label scores, generation, overlap scores, the report."""

@@ -21,7 +21,7 @@ class Conversation:
     Attributes:
         tuned: the loaded run.
         system: system message, or None for the run's own.
-        sampling: see tunery.evaluation.generate.Sampling.
+        sampling: see tunery.inference.generate.Sampling.
         sides: who answers: "tuned", "base", or both. With both, the tuned answer is the one remembered.
     """
 

@@ -1,4 +1,4 @@
-"""Base against tuned on held-out rows: one model in memory, the adapter switched off and on."""
+"""Base vs. tuned on held-out rows: one model in memory, the adapter switched off and on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tunery.data.kinds.base import Kind
 from tunery.data.prepare import Rows
 from tunery.data.render import Renderer
 from tunery.errors import DataError
-from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.fast.packed_model import PackedModel
+from tunery.inference.generate import Sampling, context_length, generate
 from tunery.lora.attach import disabled
 from tunery.progress import Note, Say
 from tunery.training.objectives.base import Objective, loss_metrics

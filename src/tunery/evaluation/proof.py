@@ -260,7 +260,7 @@ _FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
             _Entry("Device", "device.name", "words"),
             _Entry("Threads", "device.threads", "count"),
             _Entry("Processes that computed a step", "device.workers", "count"),
-            _Entry("Number format", "precision.dtype", "words"),
+            _Entry("Dtype", "precision.dtype", "words"),
             _Entry("Chosen because", "precision.reason", "words"),
             _Entry("Base stored as", "model.quantization", "words"),
             _Entry("Data tokens a second", "speed.data_tokens_per_second", "count"),

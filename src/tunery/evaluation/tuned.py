@@ -15,9 +15,9 @@ from tunery.data.kinds.base import Kind
 from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError, ConfigError
-from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.inference.generate import Sampling, generate, stream
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
 from tunery.models.load import Base, load_base
@@ -82,7 +82,7 @@ class TunedModel:
         Args:
             asked: messages ({role, content}), or a text: put to the model as the run's rows were (a text to classify, a
                 prompt to complete, a text to go on with, or a user message).
-            sampling: fields of tunery.evaluation.generate.Sampling (max_new_tokens, temperature, top_p, seed).
+            sampling: fields of tunery.inference.generate.Sampling (max_new_tokens, temperature, top_p, seed).
         """
         ids = [self._prompt(asked)]
         return generate(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)[0]

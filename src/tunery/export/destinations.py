@@ -129,7 +129,7 @@ def check_destinations(
 def _lost(model: str, layers: Any, adapted: Sequence[str]) -> list[str]:
     """Adapted weights that the base's files hold under no such name; none where the files are not on this machine."""
     from tunery.export.weights import FileWeights, lost_weights
-    from tunery.models.source import locate
+    from tunery.models.model_source import locate
 
     try:
         return lost_weights(FileWeights(locate(model, weights=False), layers), layers, adapted)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tunery.errors import ConfigError
 from tunery.export.gguf_model import EMBEDDING, describe_run, writer
-from tunery.export.gguf_names import Place, architecture_of, place_tensors
+from tunery.export.gguf_names import TensorPlace, architecture_of, place_tensors
 from tunery.export.gguf_types import encode
 from tunery.export.subject import Subject
 from tunery.lora.layer import LoRATensors
@@ -28,13 +28,13 @@ NUMBERS = {
 
 
 def check_numbers(name: str) -> None:
-    """Refuse a number format that no adapter file has.
+    """Refuse a dtype that no adapter file has.
 
     Raises:
         ConfigError: with those that there are.
     """
     if name.lower() not in NUMBERS:
-        raise ConfigError(f"an adapter is not written as {name}", f"its number formats are {', '.join(NUMBERS)}")
+        raise ConfigError(f"an adapter is not written as {name}", f"its dtypes are {', '.join(NUMBERS)}")
 
 
 def write_adapter(subject: Subject, file: Path, numbers: str) -> None:
@@ -79,14 +79,14 @@ def adapter_refusal(subject: Subject) -> str | None:
     return None
 
 
-def placed_pieces(subject: Subject) -> list[tuple[Place, LoRATensors]]:
+def placed_pieces(subject: Subject) -> list[tuple[TensorPlace, LoRATensors]]:
     """The adapter's parts with the tensors they belong to, in model order."""
     names = [f"{path}.weight" for path in subject.pieces]
     places = place_tensors(architecture_of(subject.config), subject.config, names)
     return [(places[name], piece) for name, piece in zip(names, subject.pieces.values(), strict=True)]
 
 
-def pair(place: Place, piece: LoRATensors, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def pair(place: TensorPlace, piece: LoRATensors, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """A and B as they are stored, float32. What alpha / rank does not say of the scaling goes into B."""
     A, B = piece.A.float().numpy(), piece.B.float().numpy()
     factor = piece.settings.scaling * piece.settings.rank / alpha

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from tunery.errors import ConfigError
-from tunery.export.gguf_names import Architecture, Place, architecture_of, place_tensors, rope_divisors
+from tunery.export.gguf_names import Architecture, TensorPlace, architecture_of, place_tensors, rope_divisors
 from tunery.export.gguf_tokenizer import write_tokenizer
 from tunery.export.gguf_types import Numbers, bytes_of, encode
 from tunery.export.subject import Subject
@@ -32,7 +32,7 @@ class Entry:
     """A tensor of the file: the model's own name for it, its place, shape [out, in] and type."""
 
     source: str
-    place: Place
+    place: TensorPlace
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
 
@@ -141,7 +141,7 @@ def stored(weights: MergedWeights, entry: Entry, rows: slice | None = None) -> n
     return _arranged(weights.wide(entry.source, rows), entry.place)
 
 
-def _arranged(tensor: Tensor, place: Place) -> np.ndarray:
+def _arranged(tensor: Tensor, place: TensorPlace) -> np.ndarray:
     numbers = tensor.float().numpy()
     if place.flipped:
         numbers = numbers.T

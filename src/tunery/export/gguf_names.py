@@ -24,7 +24,7 @@ from tunery.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor goes, and how it is stored there.
 
     Attributes:
@@ -93,7 +93,7 @@ def architecture_of(config: Any) -> Architecture:
     return found
 
 
-def place_tensors(architecture: Architecture, config: Any, names: Sequence[str]) -> dict[str, Place]:
+def place_tensors(architecture: Architecture, config: Any, names: Sequence[str]) -> dict[str, TensorPlace]:
     """Where each tensor goes, in the order given; buffers that hold no weights are left out.
 
     Raises:
@@ -113,14 +113,14 @@ def place_tensors(architecture: Architecture, config: Any, names: Sequence[str])
     return places
 
 
-def _place(architecture: Architecture, config: Any, name: str, there: str) -> Place:
+def _place(architecture: Architecture, config: Any, name: str, there: str) -> TensorPlace:
     heads = next((setting for layer, setting in architecture.rotated if f".{layer}." in name), None)
     if heads is not None:
-        return Place(there, order=_interleaved(getattr(config, heads), _head_size(config)))
+        return TensorPlace(there, order=_interleaved(getattr(config, heads), _head_size(config)))
     if architecture.norms_plus_one and name.endswith("norm.weight"):
-        return Place(there, plus_one=True)
+        return TensorPlace(there, plus_one=True)
     flipped = config.model_type == "gpt2" and name.endswith(_CONV1D)
-    return Place(there, flipped=flipped)
+    return TensorPlace(there, flipped=flipped)
 
 
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")

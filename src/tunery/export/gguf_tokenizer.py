@@ -242,6 +242,8 @@ def _writes(renderer: Renderer) -> bool:
     token the one that opens every turn."""
     bos = renderer.tokenizer.bos_token_id
     two_turns = [
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
-    ]  # fmt: skip
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     return renderer.encode_prompt(renderer.prompt(two_turns)).count(bos) == 1  # type: ignore[arg-type]

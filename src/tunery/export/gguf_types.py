@@ -1,4 +1,4 @@
-"""The number formats of GGUF files: which tensor gets which, and turning numbers into them.
+"""The dtypes of GGUF files: which tensor gets which, and turning numbers into them.
 
 The `gguf` library quantises to q8_0, q5_1, q5_0, q4_1 and q4_0. The k-quants (q6_k, q4_k_m, …) are made by llama.cpp's
 own function, which the package xllamacpp carries: ggml_quantize_chunk of its public header ggml.h.
@@ -36,7 +36,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
 @dataclass(frozen=True)
 class Numbers:
-    """A number format of a whole file.
+    """A dtype of a whole file.
 
     Attributes:
         usual: of most weight matrices.
@@ -116,16 +116,19 @@ NUMBERS: dict[str, Numbers] = {
         Numbers("q4_1", LlamaFileType.MOSTLY_Q4_1, Type.Q4_1, Type.Q8_0),
         Numbers("q4_0", LlamaFileType.MOSTLY_Q4_0, Type.Q4_0, Type.Q8_0),
         Numbers(
-            "q3_k_m", LlamaFileType.MOSTLY_Q3_K_M, Type.Q3_K, Type.Q6_K,
+            "q3_k_m",
+            LlamaFileType.MOSTLY_Q3_K_M,
+            Type.Q3_K,
+            Type.Q6_K,
             _medium(fused=Type.Q4_K, spread=Type.Q5_K, rest=Type.Q4_K),
         ),
     )
-}  # fmt: skip
+}
 """Number formats of an exported file, best first."""
 
 
 def numbers_of(name: str) -> Numbers:
-    """A number format by its name.
+    """A dtype by its name.
 
     Raises:
         ConfigError: there is none of that name, or nothing here can make it.
@@ -134,7 +137,7 @@ def numbers_of(name: str) -> Numbers:
     found = NUMBERS.get(name.lower())
     if found is None:
         raise ConfigError(
-            f"no number format {name!r} can be written here",
+            f"no dtype {name!r} can be written here",
             f"by the gguf library: {', '.join(by_library)}; by llama.cpp itself: "
             f"{', '.join(n for n in NUMBERS if n not in by_library)}",
         )
@@ -190,8 +193,13 @@ def _ggml_quantize() -> Callable[..., int] | None:
             continue
         function.restype = ctypes.c_size_t
         function.argtypes = [
-            ctypes.c_int, ctypes.POINTER(ctypes.c_float), ctypes.c_void_p,
-            ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-        ]  # fmt: skip
+            ctypes.c_int,
+            ctypes.POINTER(ctypes.c_float),
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+        ]
         return function
     return None

@@ -19,7 +19,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*
 
 def obsolete(folder: Path, form: str) -> list[str]:
     """Patterns of files that make no sense beside an export: transformers, say, puts an adapter that it finds beside a
-    merged model on top of it. GGUF files of other number formats may stay beside a GGUF file.
+    merged model on top of it. GGUF files of other dtypes may stay beside a GGUF file.
 
     Args:
         folder: of the export; what is in it is not named.

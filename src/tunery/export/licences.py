@@ -26,7 +26,7 @@ def front_matter(stated: str) -> dict[str, str | list[str]]:
     """`license`, and `license_name` where the hub does not list it.
 
     Args:
-        stated: as the base states it; several, joined with commas, as tunery.models.source gives them.
+        stated: as the base states it; several, joined with commas, as tunery.models.model_source gives them.
     """
     names = [name.strip().lower() for name in stated.split(",") if name.strip()]
     if names and LISTED.issuperset(names):

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunery.errors import AdapterError, NotInstalledError
 from tunery.export.sample import Prompt
-from tunery.export.scores import Probe, Scores
+from tunery.export.token_scores import Probe, TokenScores
 from tunery.paths import read_json, write_json
 from tunery.versions import install_command
 
@@ -30,7 +30,7 @@ _LAST = 12
 
 
 @dataclass(frozen=True)
-class Answers:
+class LlamaAnswers:
     """What llama.cpp answered.
 
     Attributes:
@@ -70,7 +70,7 @@ def ask_llama(
     probes: Sequence[Probe] = (),
     questions: Sequence[dict[str, Any]] = (),
     top: int = ASKED_FOR,
-) -> Answers:
+) -> LlamaAnswers:
     """Load a GGUF file in llama.cpp, in a process of its own, and ask.
 
     Args:
@@ -109,10 +109,10 @@ def ask_llama(
         if code or not answer.exists():
             last = "\n    ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_LAST:])
             raise AdapterError(f"llama.cpp does not take {model.name} (it ended with {code}):\n    {last}")
-        return Answers(**read_json(answer))
+        return LlamaAnswers(**read_json(answer))
 
 
-def as_scores(answers: Answers, tuned: Scores) -> Scores:
+def as_scores(answers: LlamaAnswers, tuned: TokenScores) -> TokenScores:
     """llama.cpp's log-probabilities of the tokens that `tuned` knows; NaN where it did not name one."""
     places = [place for row in answers.scores for place in row]
     known = np.full(tuned.ids.shape, np.nan)
@@ -125,4 +125,4 @@ def as_scores(answers: Answers, tuned: Scores) -> Scores:
         known[number, found] = logs[order][spot][found]
         best[number] = ids[logs.argmax()]
     target = np.asarray([place["logprob"] for place in places], np.float64)
-    return Scores(target, best, tuned.ids, known)
+    return TokenScores(target, best, tuned.ids, known)

@@ -1,6 +1,6 @@
 """The base with the adapter in it, as a folder that any program that reads safetensors can load.
 
-Number format, names of tensors and split into files are the base's. One slice of one tensor is in memory at a time.
+Dtype, names of tensors and split into files are the base's. One slice of one tensor is in memory at a time.
 """
 
 from __future__ import annotations

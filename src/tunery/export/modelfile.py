@@ -70,7 +70,7 @@ class Pieces:
         system = self.system and (self.system[0].removeprefix(beginning), self.system[1])
         return Pieces(
             self.alone.removeprefix(beginning), system, self.system_in_user, self.user, self.assistant, self.ask
-        )  # fmt: skip
+        )
 
 
 def find_pieces(renderer: Renderer) -> Pieces | None:
@@ -213,8 +213,13 @@ def pieces_of(subject: Subject, prompts: Sequence[Prompt]) -> Pieces:
 
 def _texts(pieces: Pieces) -> list[str]:
     return [
-        pieces.alone, *(pieces.system or ()), pieces.system_in_user or "", *pieces.user, *pieces.assistant, pieces.ask,
-    ]  # fmt: skip
+        pieces.alone,
+        *(pieces.system or ()),
+        pieces.system_in_user or "",
+        *pieces.user,
+        *pieces.assistant,
+        pieces.ask,
+    ]
 
 
 def go_template(pieces: Pieces) -> str:

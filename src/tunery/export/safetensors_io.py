@@ -19,9 +19,17 @@ from torch import Tensor
 from tunery.errors import ModelError
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 """Types that are read as numbers; tensors of others are copied as they are."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -47,7 +55,7 @@ class Stored:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Its number format; None if it is not read as numbers."""
+        """Its dtype; None if it is not read as numbers."""
         return DTYPES.get(self.kind)
 
     def read(self, rows: slice | None = None) -> Tensor:
@@ -121,8 +129,10 @@ def write_file(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str
     place = 0
     for name, tensor in tensors.items():
         header[name] = {
-            "dtype": tensor.kind, "shape": list(tensor.shape), "data_offsets": [place, place + tensor.size],
-        }  # fmt: skip
+            "dtype": tensor.kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.size],
+        }
         place += tensor.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight

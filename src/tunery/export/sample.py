@@ -15,8 +15,8 @@ from tunery.data.prepare import Rows, tokenize, tokenize_once
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
 from tunery.errors import TuneryError
-from tunery.export.scores import Probe, make_probe
 from tunery.export.subject import Subject
+from tunery.export.token_scores import Probe, make_probe
 
 TEXTS = (
     "Hello, world!",

@@ -25,8 +25,8 @@ from tunery.lora.adapter import WEIGHTS_FILE, read_adapter
 from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.load import empty_model, load_base, load_tokenizer, quantization_of
+from tunery.models.model_source import ModelSource, locate
 from tunery.models.quantized import expected_bytes
-from tunery.models.source import Source, locate
 from tunery.paths import RunPaths, file_sha256
 from tunery.task_file import load_task
 
@@ -40,7 +40,7 @@ class Subject:
         layers: the base's modules without memory for their weights.
         pieces: the adapter, by full module name.
         weights: base and adapter together.
-        numbers: the base's number format ("bfloat16"); of a quantised base, that of its products.
+        numbers: the base's dtype ("bfloat16"); of a quantised base, that of its products.
         quantized: how the run held its base ("nf4", "int8"), or None.
         held: the quantised base in memory; None for others, which are loaded when they are needed.
         public: others will see the export, so no path of this machine goes into it.
@@ -49,7 +49,7 @@ class Subject:
     paths: RunPaths
     task: Task
     receipt: Mapping[str, Any] = field(repr=False)
-    source: Source
+    source: ModelSource
     tokenizer: Any
     renderer: Renderer
     layers: Any = field(repr=False)
@@ -118,9 +118,7 @@ def open_run(run: str | Path, device: str = "auto") -> Subject:
         base = FileWeights(source, layers)
         numbers = _number_format(base)
     weights = MergedWeights(base, layers, pieces)
-    return Subject(
-        paths, task, receipt, source, tokenizer, renderer, layers, pieces, weights, numbers, quantized, held
-    )  # fmt: skip
+    return Subject(paths, task, receipt, source, tokenizer, renderer, layers, pieces, weights, numbers, quantized, held)
 
 
 def _require_same_adapter(paths: RunPaths, receipt: Mapping[str, Any]) -> None:

@@ -11,14 +11,14 @@ import torch
 
 from tunery.errors import AdapterError
 from tunery.export.exact import compute_in_float32
-from tunery.export.layers import Kept
 from tunery.export.limits import Limits
-from tunery.export.llama import Answers, ask_llama
+from tunery.export.llama import LlamaAnswers, ask_llama
 from tunery.export.room import place_with_room
 from tunery.export.sample import Sample
-from tunery.export.scores import Scores, compare, score
 from tunery.export.subject import Subject
-from tunery.export.tokens import AGAIN, same_text, same_tokens
+from tunery.export.token_scores import TokenScores, compare, score
+from tunery.export.tokenizer_check import AGAIN, same_text, same_tokens
+from tunery.export.update_check import Kept
 from tunery.lora.attach import place, remove
 from tunery.models.load import load_base
 from tunery.versions import version_of
@@ -46,19 +46,23 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """For export.json."""
         return {
-            "runtime": self.runtime, "difference": self.difference, "limits": self.limits,
-            "identical_prompts": self.prompts, "identical_texts": self.texts, "update": self.kept.as_dict(),
-        }  # fmt: skip
+            "runtime": self.runtime,
+            "difference": self.difference,
+            "limits": self.limits,
+            "identical_prompts": self.prompts,
+            "identical_texts": self.texts,
+            "update": self.kept.as_dict(),
+        }
 
 
-def score_tuned(subject: Subject, sample: Sample, device: str) -> Scores:
+def score_tuned(subject: Subject, sample: Sample, device: str) -> TokenScores:
     """What the adapter says in tunery: on the base as it is stored, computed in float32."""
     scores = _score_tuned(subject, sample, device)
     free_memory()
     return scores
 
 
-def _score_tuned(subject: Subject, sample: Sample, device: str) -> Scores:
+def _score_tuned(subject: Subject, sample: Sample, device: str) -> TokenScores:
     model = subject.held if subject.held is not None else load_stored(subject, device)
     place(model, "export", subject.pieces, trainable=False)
     with compute_in_float32(model):
@@ -83,8 +87,8 @@ def free_memory() -> None:
 
 
 def judge(
-    tuned: Scores,
-    exported: Scores,
+    tuned: TokenScores,
+    exported: TokenScores,
     limits: Limits,
     runtime: str,
     sample: Sample,
@@ -107,9 +111,7 @@ def judge(
             f"{'; '.join(wrong)}",
             hint,
         )
-    return Verdict(
-        runtime, difference.as_dict(), limits.as_dict(), len(sample.prompts), len(sample.texts), kept
-    )  # fmt: skip
+    return Verdict(runtime, difference.as_dict(), limits.as_dict(), len(sample.prompts), len(sample.texts), kept)
 
 
 def version(package: str) -> str:
@@ -117,7 +119,7 @@ def version(package: str) -> str:
     return f"{package} {version_of(package)}"
 
 
-def ask(subject: Subject, sample: Sample, file: Path, adapter: Path | None) -> Answers:
+def ask(subject: Subject, sample: Sample, file: Path, adapter: Path | None) -> LlamaAnswers:
     """Score the sample in llama.cpp, once its tokens are seen to be those of the training."""
     templated = subject.kind.templated
     asked = [(text, False) for text, _ in sample.texts]

@@ -21,8 +21,8 @@ from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Update, Variant
+from tunery.models.model_source import ModelSource
 from tunery.models.quantized import compute_dtype, is_quantized, unpacked_weight
-from tunery.models.source import Source
 
 SLICE = 1 << 22
 """Numbers merged at a time."""
@@ -38,7 +38,7 @@ class BaseWeights(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """The number format; None for a tensor that is not read as numbers."""
+        """The dtype; None for a tensor that is not read as numbers."""
         ...
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class FileWeights:
         keys: the files' own names, by the state dict's; some releases leave the first part ("transformer.") out.
     """
 
-    def __init__(self, source: Source, model: nn.Module) -> None:
+    def __init__(self, source: ModelSource, model: nn.Module) -> None:
         prefix, known = f"{getattr(model, 'base_model_prefix', '')}.", set(model.state_dict())
         self.files: dict[Path, list[str]] = {}
         self.metadata: dict[Path, dict[str, str]] = {}
@@ -121,7 +121,7 @@ class ModelWeights:
 
 
 @dataclass(frozen=True)
-class Delta:
+class WeightUpdate:
     """What an adapter adds to one weight.
 
     Attributes:
@@ -191,7 +191,9 @@ class MergedWeights:
         self.base = base
         modules = dict(plain_modules(model))
         self.deltas = {
-            f"{path}.weight": Delta(piece, isinstance(modules[path], nn.Embedding | Conv1D) or _was_conv(modules[path]))
+            f"{path}.weight": WeightUpdate(
+                piece, isinstance(modules[path], nn.Embedding | Conv1D) or _was_conv(modules[path])
+            )
             for path, piece in pieces.items()
         }
         self.head, self._source = _tied(model)
@@ -214,7 +216,7 @@ class MergedWeights:
         return self.base.shape(self.origin(name))
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """The base's number format."""
+        """The base's dtype."""
         return self.base.dtype(self.origin(name))
 
     def wide(self, name: str, rows: slice | None = None) -> Tensor:

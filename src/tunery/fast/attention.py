@@ -1,6 +1,6 @@
-"""Attention over one flattened row, segment by segment, through transformers' public attention interface.
+"""Attention over one packed sequence, segment by segment, through transformers' public attention interface.
 
-A flattened row holds the nodes of a prefix tree (tunery.data.batching). A node's tokens attend to all tokens of the
+A packed sequence holds the nodes of a prefix tree (tunery.data.batching). A node's tokens attend to all tokens of the
 node's ancestors and causally to themselves; no row ever sees another. Nodes with one parent are computed together, in
 blocks: batched products of queries with keys, softmax, batched products with values, and the same by hand backwards,
 so that neither masks, float32 scores nor copies of them are kept. Grouped-query heads (a group's query heads are folded
@@ -75,8 +75,8 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How one kind of attention (heads, window) is computed over one flattened row.
+class AttentionPlan:
+    """How one kind of attention (heads, window) is computed over one packed sequence.
 
     Attributes:
         chunks: parents before children.
@@ -114,7 +114,7 @@ def _as_path(group: Group, device: torch.device) -> Tensor | slice | None:
 
 
 class PackedLayout:
-    """The attention pattern of one flattened row; given to the model as the keyword argument `segments`.
+    """The attention pattern of one packed sequence; given to the model as the keyword argument `segments`.
 
     Where there are kernels for the device, those are tried here that layers of the batch before asked for first.
 
@@ -128,9 +128,9 @@ class PackedLayout:
         if kernels and device.type in KERNEL_DEVICES:
             try_kernels(_plainly)
             self.gpu = GpuLayout(groups, device)
-        self._plans: dict[tuple[int, int, int | None, torch.dtype], Plan] = {}
+        self._plans: dict[tuple[int, int, int | None, torch.dtype], AttentionPlan] = {}
 
-    def plan(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
+    def plan(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype) -> AttentionPlan:
         """Made for the first layer that asks, and kept for the others."""
         longest = max(len(group.path) + max(group.lengths) for group in self.groups)
         window = window if window is not None and window < longest else None
@@ -139,7 +139,7 @@ class PackedLayout:
             self._plans[name] = self._make(heads, kv_heads, window, dtype)
         return self._plans[name]
 
-    def _make(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
+    def _make(self, heads: int, kv_heads: int, window: int | None, dtype: torch.dtype) -> AttentionPlan:
         total = self.groups[-1].stop * kv_heads
         from_queries, from_keys = np.empty(total, np.int64), np.empty(total, np.int64)
         chunks, queries_before, keys_before = [], 0, 0
@@ -165,11 +165,14 @@ class PackedLayout:
                 keys_before += keys.size
                 chunks.append(
                     Chunk(
-                        self._index(keys.reshape(-1)), n * kv_heads, shared, _as_path(group, self.device),
+                        self._index(keys.reshape(-1)),
+                        n * kv_heads,
+                        shared,
+                        _as_path(group, self.device),
                         tuple(blocks),
                     )
-                )  # fmt: skip
-        return Plan(tuple(chunks), self._index(from_queries), self._index(from_keys))
+                )
+        return AttentionPlan(tuple(chunks), self._index(from_queries), self._index(from_keys))
 
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(np.maximum(rows, 0)).to(self.device)
@@ -243,7 +246,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, kind: _Kind, kv_heads: int
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: AttentionPlan, kind: _Kind, kv_heads: int
     ) -> Tensor:
         parts, kept = [], []
         for chunk in plan.chunks:
@@ -299,7 +302,7 @@ def _add_up(sums: list[Tensor], each: Sequence[Tensor], keys: slice, count: int)
     return sums
 
 
-def _collect(each: Sequence[Tensor], plan: Plan, kv_heads: int) -> Tensor:
+def _collect(each: Sequence[Tensor], plan: AttentionPlan, kv_heads: int) -> Tensor:
     """The gradient of keys or values [T · G, D] from those of every chunk's keys [n · G, P + Q, D]."""
     width = each[0].shape[-1]
     total = torch.cat([x.view(-1, width) for x in each]).index_select(0, plan.from_keys)
@@ -353,7 +356,7 @@ def _plainly(q: Tensor, k: Tensor, v: Tensor, rule: Rule, groups: Sequence[Group
 
 
 def prepare_kernels(device: torch.device, run: Callable[[], object]) -> None:
-    """Before a run: let `run` compute some flattened row, and try the device's kernels on the kinds of attention that
+    """Before a run: let `run` compute some packed sequence, and try the device's kernels on the kinds of attention that
     its layers ask for."""
     if device.type in KERNEL_DEVICES:
         try_postponed_again()
@@ -371,7 +374,7 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
 
 @contextlib.contextmanager
 def flat(model: nn.Module) -> Iterator[None]:
-    """Within this context the model computes one flattened row; outside it, batches as usual (for generation)."""
+    """Within this context the model computes one packed sequence; outside it, batches as usual (for generation)."""
     before = model.config._attn_implementation  # type: ignore[union-attr]
     if before == NAME:
         yield

@@ -1,4 +1,4 @@
-"""FlexAttention (Dong et al. 2024, arXiv:2412.05496) over whole blocks of a flattened row, compiled once for all
+"""FlexAttention (Dong et al. 2024, arXiv:2412.05496) over whole blocks of a packed sequence, compiled once for all
 lengths."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention over one flattened row on a GPU, in one kernel for all segments.
+"""Attention over one packed sequence on a GPU, in one kernel for all segments.
 
 Where no prefix is shared, variable-length flash attention (Dao 2023, arXiv:2307.08691) through
 torch.nn.attention.varlen, or cuDNN's attention where all segments have one length and it was measured to be faster.
@@ -52,7 +52,7 @@ class Rule(NamedTuple):
     sinks: Tensor | None = None
 
 
-class Kind(NamedTuple):
+class AttentionCase(NamedTuple):
     """What decides whether a kernel can compute a layer's attention: everything about it but the row's tokens."""
 
     dtype: torch.dtype
@@ -67,9 +67,9 @@ class Kind(NamedTuple):
     sinks: bool
 
 
-def kind_of(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Kind:
+def kind_of(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> AttentionCase:
     """The kind of attention of q [H, T, D], k [G, T, D] and v [G, T, E]."""
-    return Kind(
+    return AttentionCase(
         q.dtype,
         q.device,
         q.shape[0],
@@ -88,7 +88,7 @@ _seen: Counter[tuple[int, int]] = Counter()
 
 
 class GpuLayout:
-    """A flattened row's metadata on the GPU, each part made when a layer first asks for it.
+    """A packed sequence's metadata on the GPU, each part made when a layer first asks for it.
 
     Args:
         groups: of the batch (tunery.data.batching.PackedBatch.groups).
@@ -102,7 +102,7 @@ class GpuLayout:
     def __init__(self, groups: Sequence[Group], device: torch.device):
         self.groups, self.device = groups, device
         self.shared = any(len(group.path) for group in groups)
-        self.chosen: dict[tuple[Kind, int | None], Kernel | None] = {}
+        self.chosen: dict[tuple[AttentionCase, int | None], Kernel | None] = {}
         self.planned = False
         if self.one_length is not None:
             shape = len(self.lengths), self.one_length
@@ -213,7 +213,7 @@ NAMES: dict[Kernel, str] = {
 }
 
 
-def kernels_for(kind: Kind) -> list[Kernel]:
+def kernels_for(kind: AttentionCase) -> list[Kernel]:
     """What might compute this kind of attention, the fastest first. Nothing for float64, and for heads under 16 numbers
     wide."""
     flash = (
@@ -244,7 +244,7 @@ def fits(kernel: Kernel, layout: GpuLayout, window: int | None) -> bool:
 _tried: dict[tuple[Any, ...], str | None] = {}
 """By (kernel, *kind): None if the kernel is used for such attention, else why not."""
 
-_untried: dict[Kind, int | None] = {}
+_untried: dict[AttentionCase, int | None] = {}
 """Kinds of attention that came before any kernel was tried for them, with their windows."""
 
 
@@ -275,7 +275,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -> Te
     return None if kernel is None else kernel(q, k, v, layout, rule)
 
 
-def _choose(kind: Kind, layout: GpuLayout, window: int | None) -> Kernel | None:
+def _choose(kind: AttentionCase, layout: GpuLayout, window: int | None) -> Kernel | None:
     for kernel in kernels_for(kind):
         if (kernel, *kind) not in _tried:
             _untried[kind] = window

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.data.batching import Group, Row, flatten
+from tunery.data.batching import Group, Row, pack
 from tunery.fast import attention_gpu
 from tunery.fast.attention_gpu import (
     NAMES,
+    AttentionCase,
     GpuLayout,
     Kernel,
-    Kind,
     Rule,
     by_equal_lengths,
     fits,
@@ -69,7 +69,7 @@ def _groups(shape: str) -> tuple[Group, ...]:
         parts = [(tokens(count),) for count in (37, 205, 1, 160)]
     else:
         parts = [(tokens(115),) for _ in range(4)]
-    return tuple(flatten([row(*each) for each in parts], share=shape == "tree").groups)
+    return tuple(pack([row(*each) for each in parts], share=shape == "tree").groups)
 
 
 SHAPES = ("tree", "separate", "one length")
@@ -97,13 +97,13 @@ def try_kernels(plain: Plain) -> None:
 
 
 def try_postponed_again() -> None:
-    """Kernels that could not be timed for lack of memory are to be tried again: another model is in memory now."""
+    """Try kernels again that could not be timed because memory ran out: another model is in memory now."""
     for key in _postponed:
         attention_gpu._tried.pop(key, None)
     _postponed.clear()
 
 
-def _why_not(kernel: Kernel, kind: Kind, window: int | None, plain: Plain) -> str | None:
+def _why_not(kernel: Kernel, kind: AttentionCase, window: int | None, plain: Plain) -> str | None:
     for shape in SHAPES:
         groups = _groups(shape)
         layout = GpuLayout(groups, kind.device)
@@ -112,7 +112,7 @@ def _why_not(kernel: Kernel, kind: Kind, window: int | None, plain: Plain) -> st
     return _slower(kernel, kind, window) if kernel is by_equal_lengths else None
 
 
-def _inputs(kind: Kind, tokens: int) -> tuple[list[Tensor], Rule]:
+def _inputs(kind: AttentionCase, tokens: int) -> tuple[list[Tensor], Rule]:
     """Random q, k and v [T, heads, width] with gradients, and the rule. Models give them so, by token first."""
     generator = torch.Generator().manual_seed(tokens)
 
@@ -125,7 +125,7 @@ def _inputs(kind: Kind, tokens: int) -> tuple[list[Tensor], Rule]:
     return [random(tokens, *shape).requires_grad_() for shape in shapes], rule
 
 
-def _slope(kind: Kind, tokens: int, dtype: torch.dtype) -> Tensor:
+def _slope(kind: AttentionCase, tokens: int, dtype: torch.dtype) -> Tensor:
     """∂L/∂output, [H, T, E], by token first too."""
     shape = tokens, kind.heads, kind.value_width
     return torch.linspace(-1, 1, math.prod(shape), device=kind.device).view(shape).to(dtype).transpose(0, 1)
@@ -138,7 +138,7 @@ def _run(compute: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Sequence[T
     return [out.detach(), *torch.autograd.grad(out, inputs, slope)]
 
 
-def _try(kernel: Kernel, kind: Kind, layout: GpuLayout, plain: Plain) -> str | None:
+def _try(kernel: Kernel, kind: AttentionCase, layout: GpuLayout, plain: Plain) -> str | None:
     """Compute both ways, with gradients, and compare; None if they agree. Sinks belong to the frozen base."""
     tokens = layout.groups[-1].stop
     inputs, rule = _inputs(kind, tokens)
@@ -180,7 +180,7 @@ def _raise_if_out_of_memory(error: BaseException) -> None:
 # --------------------------------------------------------------------------- which one is faster
 
 
-def _slower(kernel: Kernel, kind: Kind, window: int | None) -> str | None:
+def _slower(kernel: Kernel, kind: AttentionCase, window: int | None) -> str | None:
     """None if the kernel is faster than the one that would be used instead, on rows as long as real ones."""
     if window is not None and window < TIMED_LENGTH:
         return "the window is shorter than most rows"
@@ -197,12 +197,12 @@ def _slower(kernel: Kernel, kind: Kind, window: int | None) -> str | None:
     return f"{NAMES[kernel]} takes {mine:.2f} ms where {NAMES[others[0]]} takes {other:.2f} ms"
 
 
-def _times(kernels: Sequence[Kernel], kind: Kind) -> list[float]:
+def _times(kernels: Sequence[Kernel], kind: AttentionCase) -> list[float]:
     """Median milliseconds of each, forward and backward, in turns."""
     rows = [
         Row(np.full(TIMED_LENGTH + 1, i, np.int32), np.ones(TIMED_LENGTH + 1, np.float32)) for i in range(TIMED_ROWS)
     ]
-    layout = GpuLayout(tuple(flatten(rows, share=False).groups), kind.device)
+    layout = GpuLayout(tuple(pack(rows, share=False).groups), kind.device)
     inputs, rule = _inputs(kind, TIMED_ROWS * TIMED_LENGTH)
     slope = _slope(kind, TIMED_ROWS * TIMED_LENGTH, kind.dtype)
     rule = rule._replace(window=None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.fast.fused_lora import Part, lora_linears, once_a_step
+from tunery.fast.fused_lora import LoRAPart, lora_linears, once_a_step
 from tunery.fast.shared_input import SharedInput
 from tunery.lora.layer import LoRALinear
 from tunery.models.quantized import is_quantized, unpacking
@@ -38,7 +38,7 @@ class FusedLoRALinear(LoRALinear):
         together = self.shared.outputs(self, x) if self.shared is not None else None
         return lora_linears(x, [part])[0] if together is None else together
 
-    def part(self, x: Tensor) -> Part | None:
+    def part(self, x: Tensor) -> LoRAPart | None:
         """This layer for the fused functions (tunery.fast.fused_lora); None where only the plain path gives the right
         result: without an adapter, with dropout, under autocast, with a variant that does more than add, and with a
         base that is trained or does more than multiply."""
@@ -48,11 +48,11 @@ class FusedLoRALinear(LoRALinear):
             return None
         return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
 
-    def _part(self, name: str, dtype: torch.dtype) -> Part | None:
+    def _part(self, name: str, dtype: torch.dtype) -> LoRAPart | None:
         if (weight := self._frozen_weight(dtype)) is None:
             return None
         bias = self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
-        return Part(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
+        return LoRAPart(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
 
     def _frozen_weight(self, dtype: torch.dtype) -> Tensor | Callable[[], Tensor] | None:
         """The base's weight [out, in] in `dtype`, or a function that unpacks it, if the base does nothing else."""

@@ -36,7 +36,7 @@ multiple of 16 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LoRAPart:
     """One layer: W [out, in] (a view is fine), its bias or None, A [rank, in], B [out, rank] and the scaling s.
 
     A quantised layer gives a function instead of W, which unpacks it for one product.
@@ -53,11 +53,11 @@ class Part:
         return self.weight if isinstance(self.weight, Tensor) else self.weight()
 
 
-def lora_linears(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+def lora_linears(x: Tensor, parts: Sequence[LoRAPart]) -> tuple[Tensor, ...]:
     """Outputs of layers that share their input.
 
     Args:
-        x: [..., in], in the number format of the weights.
+        x: [..., in], in the dtype of the weights.
 
     Returns:
         One [..., out] for each part, in that format.
@@ -66,7 +66,7 @@ def lora_linears(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
     return _LoRALinears.apply(x, stack, *adapters)  # type: ignore[return-value]
 
 
-def gated_mlp(x: Tensor, gate: Part, up: Part, down: Part, activation: str) -> Tensor:
+def gated_mlp(x: Tensor, gate: LoRAPart, up: LoRAPart, down: LoRAPart, activation: str) -> Tensor:
     """down(act(gate(x)) · up(x)), the feed-forward block of Llama and its kin (Shazeer 2020, arXiv:2002.05202).
 
     Kept for the backward pass: x, gate(x) and up(x); their product is computed again there.
@@ -100,7 +100,7 @@ class Stack:
         dA, dBs: sums of gradients without s, [R, in] and [rank, out] each (on a CPU that is the quicker way round).
     """
 
-    def __init__(self, parts: Sequence[Part], dtype: torch.dtype, together: bool) -> None:
+    def __init__(self, parts: Sequence[LoRAPart], dtype: torch.dtype, together: bool) -> None:
         As, Bs = [part.A.detach() for part in parts], [part.B.detach() for part in parts]
         if _wants_alignment(As[0].device) and any(len(A) % ALIGNED for A in As):
             missing = [-len(A) % ALIGNED for A in As]
@@ -231,11 +231,11 @@ def _add_to_parameters(stack: Stack) -> None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
-def _adapters(parts: Sequence[Part]) -> list[Tensor]:
+def _adapters(parts: Sequence[LoRAPart]) -> list[Tensor]:
     return [tensor for part in parts for tensor in (part.A, part.B)]
 
 
-def _stack(x: Tensor, parts: Sequence[Part]) -> tuple[Stack, list[Tensor]]:
+def _stack(x: Tensor, parts: Sequence[LoRAPart]) -> tuple[Stack, list[Tensor]]:
     """The adapters of the parts in the dtype of x, and the tensors that autograd has to know of: where gradients stay
     in the stack, one is enough to make it come by."""
     if _step is None:

@@ -97,6 +97,8 @@ def _row_wise(model: Any) -> list[nn.Module]:
         return []
     block = layers[-1]
     attention = next((m for name in _ATTENTION if (m := getattr(block, name, None)) is not None), None)
-    found = [next((m for name in names if (m := getattr(owner, name, None)) is not None), None)
-             for owner, names in ((block, _FEED_FORWARD), (attention, _OUTPUT))]  # fmt: skip
+    found = [
+        next((m for name in names if (m := getattr(owner, name, None)) is not None), None)
+        for owner, names in ((block, _FEED_FORWARD), (attention, _OUTPUT))
+    ]
     return [module for module in found if module is not None]

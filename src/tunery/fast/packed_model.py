@@ -1,4 +1,4 @@
-"""Running any decoder model on a flattened row, after checking that it gives the same answer as running rows alone."""
+"""Running any decoder model on a packed sequence, after checking that it gives what running rows alone gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast.attention import PackedLayout, flat, prepare_kernels
 from tunery.fast.fused_layer import FusedAttention, FusedDecoderLayer, replace_attention, replace_layers
 from tunery.fast.fused_linear import find_shared_inputs, fuse_lora, unfuse_lora
@@ -34,7 +34,7 @@ LAST_LAYER = "_tunery_last_layer"
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """The output projection and what the model does to its logits: y = softcap(scale · (W x + b))."""
 
     layer: nn.Module
@@ -68,7 +68,7 @@ class PackedModel:
 
     Attributes:
         model: any decoder model of transformers, adapters attached or not.
-        flattened: rows run as one flattened row; otherwise (models that mix rows in other ways, such as recurrent
+        flattened: rows run as one packed sequence; otherwise (models that mix rows in other ways, such as recurrent
             layers) one row at a time.
         head: the output projection when we can apply it ourselves; otherwise None, and the model computes logits.
         last_layer: computes only what is asked for, where the model allows that.
@@ -77,7 +77,7 @@ class PackedModel:
 
     model: Any
     flattened: bool
-    head: Head | None
+    head: OutputHead | None
     last_layer: LastLayer | None = None
     kernels: bool = True
 
@@ -132,7 +132,7 @@ class PackedModel:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Within this context the model computes flattened rows; a backward pass that recomputes belongs inside too."""
+        """Within this context the model computes packed sequences; a backward pass that recomputes belongs inside."""
         last_layer = contextlib.nullcontext() if self.last_layer is None else self.last_layer.used()
         with sharing(), flat(self.model) if self.flattened else contextlib.nullcontext(), last_layer:
             yield
@@ -192,7 +192,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
     find_shared_inputs(model, lambda: _plain_logits(model, rows[0]))
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
-    head = Head(layer, *_transforms(config)) if layer is not None else None
+    head = OutputHead(layer, *_transforms(config)) if layer is not None else None
 
     def differs(candidate: PackedModel, batches: Sequence[PackedBatch], expected: Sequence[Tensor]) -> float:
         worst = 0.0
@@ -205,7 +205,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
             worst = max(worst, _relative(got, logits))
         return worst
 
-    merged = flatten(rows)
+    merged = pack(rows)
     in_order = {
         (int(o), int(merged.positions[merged.sources[e]])): int(e)
         for o, e in zip(merged.owners, merged.entry, strict=True)
@@ -213,7 +213,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
     wanted = torch.empty(len(merged.sources), truth[0].shape[-1], dtype=truth[0].dtype, device=model.device)
     for (owner, position), source in in_order.items():
         wanted[source] = truth[owner][position]
-    single = [flatten([row]) for row in rows]
+    single = [pack([row]) for row in rows]
 
     def works(candidate: PackedModel, batches: Sequence[PackedBatch], expected: Sequence[Tensor]) -> bool:
         try:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tunery.fast.fused_lora import Part, lora_linears
+from tunery.fast.fused_lora import LoRAPart, lora_linears
 
 _entered = 0
 """How many `sharing()` contexts are open. Not by thread: a GPU's backward pass recomputes layers in one of its own."""
@@ -48,7 +48,7 @@ def forget_outputs() -> None:
 class Fusable(Protocol):
     """A layer that can compute together with others (tunery.fast.fused_linear.FusedLoRALinear)."""
 
-    def part(self, x: Tensor) -> Part | None: ...
+    def part(self, x: Tensor) -> LoRAPart | None: ...
 
 
 @dataclass(frozen=True, slots=True)

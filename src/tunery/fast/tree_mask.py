@@ -1,4 +1,4 @@
-"""Who sees whom in a flattened row, in O(T) numbers, and the pattern of blocks that a block-sparse kernel needs.
+"""Who sees whom in a packed sequence, in O(T) numbers, and the pattern of blocks that a block-sparse kernel needs.
 
 A token sees the tokens of its node's ancestors and, causally, those of its own node. With the nodes of the prefix tree
 numbered in preorder, "ancestor or itself" is a comparison of three numbers, and positions do the rest:
@@ -24,7 +24,7 @@ _PAIRS = 1 << 22
 
 @dataclass(frozen=True)
 class Tree:
-    """Where each token of a flattened row stands in the prefix tree.
+    """Where each token of a packed sequence stands in the prefix tree.
 
     Attributes:
         enter: int32 [T], number of the token's node in preorder; a node's descendants follow it.
@@ -50,7 +50,7 @@ class Tree:
 
 
 def tree_of(groups: Sequence[Group]) -> Tree:
-    """Number the nodes of a flattened row. Groups come with parents before children, as `flatten` lays them out."""
+    """Number the nodes of a packed sequence. Groups come with parents before children, as `flatten` lays them out."""
     total = groups[-1].stop if groups else 0
     node_of = np.empty(total, np.int64)
     position = np.empty(total, np.int32)

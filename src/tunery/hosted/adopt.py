@@ -7,9 +7,9 @@ import re
 
 from tunery.errors import CheckpointError, ConfigError
 from tunery.hosted.client import Service
+from tunery.hosted.hosted_plan import HostedPlan
 from tunery.hosted.job import content, retrieve
-from tunery.hosted.plan import HostedPlan
-from tunery.hosted.settings import to_yaml
+from tunery.hosted.job_settings import to_yaml
 from tunery.hosted.state import HostedState, load_state, put_aside
 from tunery.paths import RunPaths, write_atomic
 

@@ -15,8 +15,8 @@ from tunery.hosted.capture import Capture
 from tunery.hosted.equivalent import mapping
 from tunery.hosted.given import Answered
 from tunery.hosted.here import HereAnswers, answer_here
-from tunery.hosted.moved_rows import Rows, learnt_here
-from tunery.hosted.receipt import settled_hyperparameters
+from tunery.hosted.hosted_receipt import settled_hyperparameters
+from tunery.hosted.moved_rows import MovedRows, learnt_here
 from tunery.hosted.side_by_side import Pair, compare_sides
 from tunery.hosted.side_by_side_page import write_side_by_side
 from tunery.paths import RunPaths, write_json
@@ -40,7 +40,7 @@ class Finished(Protocol):
 
 def put_beside(
     capture: Capture,
-    rows: Rows,
+    rows: MovedRows,
     answered: Sequence[Answered],
     run: Finished,
     tuned: TunedModel,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError, NotInstalledError
-from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, Server, code_of, explain
+from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, HostedServer, code_of, explain
 from tunery.progress import Note, Say
 from tunery.versions import install_command
 
@@ -69,7 +69,7 @@ class Service:
             )
         if address.startswith("http://") and key and not is_local(address):
             note(Note(f"{address} is not encrypted: the key and the rows can be read on the way"))
-        self.server = Server(address, config.key_variable, key)
+        self.server = HostedServer(address, config.key_variable, key)
         self.note = note
         self._client: OpenAI = openai.OpenAI(
             api_key=key or "none-needed", base_url=address, max_retries=0, timeout=TIMEOUT

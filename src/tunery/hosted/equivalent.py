@@ -22,7 +22,7 @@ import yaml
 
 from tunery.config import USUAL_OBJECTIVE, EvaluateConfig, KindName, Task
 from tunery.hosted.capture import TRAINING, VALIDATION, Capture
-from tunery.hosted.receipt import settled_hyperparameters
+from tunery.hosted.hosted_receipt import settled_hyperparameters
 from tunery.openai_api.methods import method_of
 from tunery.paths import safe_name
 

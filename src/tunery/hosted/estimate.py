@@ -9,12 +9,12 @@ from typing import Any
 
 from tunery.hosted.prices import Price, dollars
 from tunery.hosted.questions import Question
-from tunery.hosted.tokens import LONGEST_ROW, TokenCounter
+from tunery.hosted.token_counter import LONGEST_ROW, TokenCounter
 from tunery.text import plural
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerEstimate:
     """Questions to one model.
 
     Attributes:
@@ -51,7 +51,7 @@ class Estimate:
     epochs: int
     training_tokens: int
     training_cost: float | None
-    answers: list[Answers]
+    answers: list[AnswerEstimate]
     prices: str
 
     @property
@@ -88,7 +88,7 @@ class Estimate:
         }
 
 
-def answers_sentence(answers: Answers, about: str = "about ") -> str:
+def answers_sentence(answers: AnswerEstimate, about: str = "about ") -> str:
     """What asking one model takes, for a person."""
     return (
         f"{plural(answers.questions, 'question')} to {answers.model}: {about}{answers.asked:,} "
@@ -113,7 +113,7 @@ def row_lengths(counter: TokenCounter, lines: Sequence[str]) -> list[int]:
 
 def estimate_answers(
     counter: TokenCounter, model: str, questions: Sequence[Question], price: Price, longest: int, *, tuned: bool
-) -> Answers:
+) -> AnswerEstimate:
     """What it takes to put questions to a model.
 
     Args:
@@ -123,4 +123,4 @@ def estimate_answers(
         counter.text(one.prompt) if one.prompt else counter.prompt(one.messages, one.tools) for one in questions
     )
     answered = sum(min(counter.text(one.reference), longest) if one.reference else longest for one in questions)
-    return Answers(model, len(questions), asked, answered, price.of_answers(asked, answered, tuned=tuned))
+    return AnswerEstimate(model, len(questions), asked, answered, price.of_answers(asked, answered, tuned=tuned))

@@ -1,4 +1,4 @@
-"""Base against tuned on a server, by their answers: labels read from them, or their overlap with the reference.
+"""Base vs. tuned on a server, by their answers: labels read from them, or their overlap with the reference.
 
 The result has the form of a local run's evaluation.json. What needs the model's own probabilities of given words (loss,
 perplexity, rewards) is not in it, because the servers give none.
@@ -23,7 +23,7 @@ from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.hosted.ask import Answer, AnswerBook, Asker, ask_all
 from tunery.hosted.client import Service, is_local
 from tunery.hosted.questions import Question, questions, read_label
-from tunery.hosted.tokens import TokenCounter
+from tunery.hosted.token_counter import TokenCounter
 from tunery.progress import Say
 
 USAGE = ("prompt_tokens", "completion_tokens")

@@ -42,7 +42,7 @@ WAYS_OUT = (
 
 
 @dataclass(frozen=True)
-class Server:
+class HostedServer:
     """Whom one talks to.
 
     Attributes:
@@ -85,7 +85,7 @@ def is_gone(error: HostedError) -> bool:
     return getattr(error.__cause__, "status_code", None) in (404, 410)
 
 
-def said_by(error: Any, server: Server) -> str:
+def said_by(error: Any, server: HostedServer) -> str:
     """What the server said, in one line and without the key."""
     body = getattr(error, "body", None)
     said = body.get("message") if isinstance(body, dict) else None
@@ -95,7 +95,7 @@ def said_by(error: Any, server: Server) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def explain(error: Exception, server: Server, doing: str) -> TuneryError:
+def explain(error: Exception, server: HostedServer, doing: str) -> TuneryError:
     """The error for a person.
 
     Args:
@@ -133,7 +133,7 @@ def _about(error: Any) -> str | None:
     return f"the server names {param}" if param else None
 
 
-def _unreachable(error: Exception, server: Server, doing: str) -> TuneryError:
+def _unreachable(error: Exception, server: HostedServer, doing: str) -> TuneryError:
     cause = error.__cause__
     words = server.without_key(str(cause or error)) or type(cause or error).__name__
     return ResumableError(
@@ -143,12 +143,12 @@ def _unreachable(error: Exception, server: Server, doing: str) -> TuneryError:
     )
 
 
-def training_closed(server: Server, said: str) -> HostedError:
+def training_closed(server: HostedServer, said: str) -> HostedError:
     """The server trains nothing for this account."""
     return HostedError(f"{server.address} trains no models for this account: {said}. {WIND_DOWN}", WAYS_OUT)
 
 
-def _forbidden(error: Exception, server: Server, doing: str, said: str) -> TuneryError:
+def _forbidden(error: Exception, server: HostedServer, doing: str, said: str) -> TuneryError:
     if code_of(error) == NO_TRAINING or NO_TRAINING in said:
         return training_closed(server, said)
     return HostedError(
@@ -158,7 +158,7 @@ def _forbidden(error: Exception, server: Server, doing: str, said: str) -> Tuner
     )
 
 
-def _limited(error: Any, server: Server, doing: str, said: str) -> TuneryError:
+def _limited(error: Any, server: HostedServer, doing: str, said: str) -> TuneryError:
     code = code_of(error)
     if code in NO_CREDIT:
         return ResumableError(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tunery.errors import DataError, HostedError, TuneryError
 from tunery.hosted.client import Service
 from tunery.hosted.curve import Curve, Line
+from tunery.hosted.hosted_plan import HostedPlan
 from tunery.hosted.job import EventLog, Follower, content
-from tunery.hosted.plan import HostedPlan
-from tunery.hosted.settings import to_yaml
+from tunery.hosted.job_settings import to_yaml
 from tunery.hosted.state import HostedState, events_path, results_path
 from tunery.paths import RunPaths, write_atomic
 from tunery.progress import Note

@@ -89,7 +89,7 @@ def lines_from(path: Path, known: Sequence[Question]) -> list[dict[str, Any]]:
         found.append({"model": "given", "longest": 0, **line})
     if problems or not found:
         raise DataError(
-            "\n".join(problems[:20]) or f"{path} holds no answers", "see docs/how-to.md, Move a model from OpenAI here"
+            "\n".join(problems[:20]) or f"{path} holds no answers", "see docs/how-to.md, Migrate a model from OpenAI"
         )
     return found
 

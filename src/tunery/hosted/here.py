@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunery.errors import DataError
-from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.tuned import TunedModel
 from tunery.hosted.ask import Answer
 from tunery.hosted.questions import Question
+from tunery.inference.generate import Sampling, context_length, generate
 from tunery.progress import Note, Say
 
 CHUNK = 32

@@ -22,12 +22,12 @@ from tunery.hosted.estimate import answers_sentence, estimate_answers
 from tunery.hosted.failures import is_gone
 from tunery.hosted.given import Answered, lines_from, read_answers
 from tunery.hosted.jsonl import append
-from tunery.hosted.moved_rows import Rows, read_rows
+from tunery.hosted.moved_rows import MovedRows, read_rows
 from tunery.hosted.prices import load_prices
 from tunery.hosted.questions import Question
 from tunery.hosted.state import DONE
-from tunery.hosted.tokens import TokenCounter
-from tunery.models.source import locate
+from tunery.hosted.token_counter import TokenCounter
+from tunery.models.model_source import locate
 from tunery.paths import file_sha256, safe_name, write_atomic
 from tunery.progress import Note
 from tunery.task_file import load_task
@@ -136,7 +136,7 @@ def _require_base(move: Move) -> None:
         )
 
 
-def _rows(move: Move, capture: Capture, view: View) -> Rows:
+def _rows(move: Move, capture: Capture, view: View) -> MovedRows:
     try:
         rows = read_rows(capture)
     except DataError as error:

@@ -16,7 +16,7 @@ from tunery.hosted.questions import Question
 
 
 @dataclass(frozen=True)
-class Rows:
+class MovedRows:
     """See the module.
 
     Attributes:
@@ -34,7 +34,7 @@ class Rows:
     problem: str = ""
 
 
-def read_rows(capture: Capture) -> Rows:
+def read_rows(capture: Capture) -> MovedRows:
     """What a captured job's files hold. Rows that cannot be read are left out; training names them, and stops.
 
     Raises:
@@ -56,7 +56,7 @@ def read_rows(capture: Capture) -> Rows:
         learnt = []
     asked = held_out_questions(data)
     labels = common_labels(one.reference for one in (*learnt, *(asked if capture.validation else ())))
-    return Rows(data.kind, asked, frozenset(one.key for one in learnt), labels, problem)
+    return MovedRows(data.kind, asked, frozenset(one.key for one in learnt), labels, problem)
 
 
 def learnt_here(task: Task) -> frozenset[str]:

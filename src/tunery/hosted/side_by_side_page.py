@@ -177,7 +177,7 @@ def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Parameters", show(pick(here, "parameters"), "count")),
                 ("Adapter parameters", show(pick(here, "trainable_parameters"), "count")),
                 ("Adapter file", show(pick(here, "adapter_bytes"), "bytes")),
-                ("Number format", show(pick(here, "dtype"), "words")),
+                ("Dtype", show(pick(here, "dtype"), "words")),
                 ("Training", show(pick(here, "train_seconds"), "seconds")),
                 ("Memory at the peak", show(pick(here, "peak_bytes"), "bytes")),
                 ("Seconds an answer", show(pick(speed, "local_seconds"), "rate")),

@@ -54,7 +54,7 @@ def attach(
     settings = LoRASettings(rank, float(alpha), dropout, rank_stabilized, variant)
     _check(model, name, settings)
     plain = dict(plain_modules(model))
-    # Drawn on the CPU in float32, so that every device and number format starts from the same adapter.
+    # Drawn on the CPU in float32, so that every device and dtype starts from the same adapter.
     generator = torch.Generator().manual_seed(seed)
     matched = find_targets(model, targets, exclude)
     _require_adaptable(plain, matched, VARIANTS[variant])

@@ -285,7 +285,7 @@ class LoRAEmbedding(LoRALayer):
         return weight.to(update.A.dtype) + update.scaling * (update.A.t() @ update.B.t())
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] → [..., width], in the number format of the table."""
+        """ids [...] → [..., width], in the dtype of the table."""
         y = self.base(ids)
         if (name := self.active) is None:
             return y

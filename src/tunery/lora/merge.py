@@ -23,7 +23,7 @@ def merge(model: Model, name: str | None = None) -> Model:
 
     The model given is not changed.
 
-    The sum is taken in float32 (float64 for a float64 base) and rounded once to the base's number format. When one of
+    The sum is taken in float32 (float64 for a float64 base) and rounded once to the base's dtype. When one of
     two tied weights (embedding and head) is adapted, the copy has them apart and its configuration says so. The copy of
     a base in 4 or 8 bits (tunery.models.quantized) is a plain model of the unpacked weights, which are those that the
     adapter was trained on.

@@ -1,1 +1,1 @@
-"""Base models: finding, loading, number format, memory, attention over flattened rows."""
+"""Base models: finding, loading, dtype, memory, attention over packed sequences."""

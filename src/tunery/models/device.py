@@ -1,4 +1,4 @@
-"""What the machine offers: its devices, the faster dtype, the matrix-multiply rate, the memory."""
+"""What the machine offers: its devices, the faster dtype, the matmul rate, the memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bound_kernel_caches() -> None:
         os.environ.setdefault(name, str(_KERNELS_KEPT))
 
 
-def apart(work: Callable[[], T]) -> T:
+def run_in_fresh_thread(work: Callable[[], T]) -> T:
     """Do work in a thread that ends with it, and wait; what it raises is raised here.
 
     On a CPU each thread that computes with PyTorch gets a crew of helpers that stays as long as the thread. GNU
@@ -69,7 +69,7 @@ def apart(work: Callable[[], T]) -> T:
 
 
 @dataclass(frozen=True)
-class Probe:
+class PrecisionProbe:
     """What the hardware and a short timed matmul said about dtypes.
 
     Attributes:
@@ -104,8 +104,8 @@ def pick_device(setting: str) -> torch.device:
     return torch.device(setting)
 
 
-def resolve_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, Probe | None]:
-    """The number format that `train.precision` means, and the probe if "auto" asked for one.
+def resolve_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, PrecisionProbe | None]:
+    """The dtype that `train.precision` means, and the probe if "auto" asked for one.
 
     Raises:
         ConfigError: the device cannot compute in that format.
@@ -118,7 +118,7 @@ def resolve_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, Prob
     return getattr(torch, setting), None
 
 
-def probe_precision(device: torch.device) -> Probe:
+def probe_precision(device: torch.device) -> PrecisionProbe:
     """Which of float32 and bfloat16 computes faster; under 0.5 s on an idle CPU.
 
     A processor without bfloat16 instructions converts, and is up to 100 times slower; it says so itself where Linux
@@ -129,15 +129,15 @@ def probe_precision(device: torch.device) -> Probe:
         wide, narrow = (matmul_rate(device, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
         fits = torch.cuda.is_bf16_supported(including_emulation=False)
         reason = "the GPU computes bfloat16 in hardware" if fits else "the GPU has no bfloat16 in hardware"
-        return Probe(wide, narrow, torch.bfloat16 if fits else torch.float32, reason)
+        return PrecisionProbe(wide, narrow, torch.bfloat16 if fits else torch.float32, reason)
     if device.type == "cpu" and has_bfloat16_instructions() is False:
         wide = matmul_rate(device, torch.float32, RATE_SECONDS / 2) / 1e9
-        return Probe(wide, None, torch.float32, "this processor has no instructions for bfloat16 matmuls")
+        return PrecisionProbe(wide, None, torch.float32, "this processor has no instructions for bfloat16 matmuls")
     wide, narrow = (rate / 1e9 for rate in _in_turn(device, (torch.float32, torch.bfloat16)))
     fits = narrow >= WORTH * wide
     words = f"{narrow / wide:.1f} times as fast as" if narrow >= wide else f"{wide / narrow:.1f} times slower than"
     reason = f"bfloat16 is {words} float32 on this {device.type} ({narrow:,.0f} against {wide:,.0f} GFLOP/s)"
-    return Probe(wide, narrow, torch.bfloat16 if fits else torch.float32, reason)
+    return PrecisionProbe(wide, narrow, torch.bfloat16 if fits else torch.float32, reason)
 
 
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "svebf16"})

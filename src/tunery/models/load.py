@@ -16,9 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from tunery.errors import ConfigError, ModelError
 from tunery.models import quantized
-from tunery.models.device import Probe, available_memory, bound_kernel_caches, pick_device, resolve_dtype
+from tunery.models.device import PrecisionProbe, available_memory, bound_kernel_caches, pick_device, resolve_dtype
 from tunery.models.hf_logging import first_line, quiet
-from tunery.models.source import Source, locate
+from tunery.models.model_source import ModelSource, locate
 from tunery.models.templates import ensure_template
 from tunery.text import gigabytes
 
@@ -36,10 +36,10 @@ class BaseInfo:
     Attributes:
         name: as given in the task.
         source: what that stands for: a folder, a file, or "owner/name@revision".
-        sha256: of the weights (tunery.models.source.Source.sha256).
+        sha256: of the weights (tunery.models.model_source.ModelSource.sha256).
         architecture: the model's class.
         parameters: their number, tied ones counted once.
-        dtype: number format of the weights in memory, such as "bfloat16".
+        dtype: dtype of the weights in memory, such as "bfloat16".
         device: where they lie, such as "cpu" or "cuda:0".
         license: as the model states it, or None.
         quantization: how the linear layers are stored: "nf4", "int8" (or "fp4"); None for `dtype`.
@@ -63,13 +63,13 @@ class Base:
     """A frozen base model: in evaluation mode, without gradients, with a tokenizer that has a chat template.
 
     Attributes:
-        probe: what chose the number format; None when the task named one.
+        probe: what chose the dtype; None when the task named one.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     info: BaseInfo
-    probe: Probe | None = None
+    probe: PrecisionProbe | None = None
 
 
 def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quantize: str = "none") -> Base:
@@ -83,7 +83,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quant
 
     Raises:
         ModelError: the model cannot be found or reached, or is not one that can be trained here; the message says why.
-        ConfigError: the device is not there, or cannot compute in that number format; or bitsandbytes is missing.
+        ConfigError: the device is not there, or cannot compute in that dtype; or bitsandbytes is missing.
     """
     bound_kernel_caches()
     place = pick_device(device)
@@ -170,7 +170,7 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 # --------------------------------------------------------------------------- parts
 
 
-def _read_config(source: Source) -> PreTrainedConfig:
+def _read_config(source: ModelSource) -> PreTrainedConfig:
     try:
         with quiet():
             raw, _ = transformers.PreTrainedConfig.get_config_dict(source.folder, local_files_only=True)
@@ -220,7 +220,7 @@ def _check_decoder(name: str, config: PreTrainedConfig) -> None:
         )
 
 
-def _read_tokenizer(source: Source) -> tuple[PreTrainedTokenizerBase, str]:
+def _read_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, str]:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source.folder, **_LOCAL)
@@ -249,7 +249,7 @@ def _straight_to(place: torch.device) -> dict[str, Any]:
 
 
 def _read_quantized(
-    source: Source, config: PreTrainedConfig, dtype: torch.dtype, stored: str, place: torch.device
+    source: ModelSource, config: PreTrainedConfig, dtype: torch.dtype, stored: str, place: torch.device
 ) -> PreTrainedModel:
     """A base whose linear layers are quantised while they are read, or are so on disk."""
     if dtype == torch.float64:
@@ -263,13 +263,19 @@ def _read_quantized(
     return model
 
 
-def _read_model(source: Source, config: PreTrainedConfig, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
+def _read_model(source: ModelSource, config: PreTrainedConfig, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                **_LOCAL, **attention_settings(config), **more,
-            )  # fmt: skip
+                source.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **_LOCAL,
+                **attention_settings(config),
+                **more,
+            )
     except Exception as error:  # whatever foreign weights make the libraries raise
         raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
     model, report = loaded

@@ -3,7 +3,7 @@
 NF4 (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 3 and 4): blocks of 64 weights share a scale, and each
 weight is one of 16 values that suit a normal distribution; the scales are stored in 8 bits themselves ("double
 quantisation"). int8 (Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339, section 2): one scale for each row.
-Only the storage changes: every product is taken with the weights unpacked to the number format of the run.
+Only the storage changes: every product is taken with the weights unpacked to the dtype of the run.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def numel(parameter: Tensor) -> int:
 
 
 def compute_dtype(module: Any) -> torch.dtype:
-    """The number format of a quantised layer's products."""
+    """The dtype of a quantised layer's products."""
     return getattr(module, "compute_dtype", None) or torch.float32
 
 

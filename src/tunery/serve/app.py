@@ -23,14 +23,14 @@ from starlette.responses import Response
 
 import tunery
 from tunery.errors import ConfigError
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.responses import error_response
 from tunery.serve.routes import ROUTERS
 from tunery.serve.routes.page import page_router, read_parts
 from tunery.serve.routes.services import Services
 from tunery.serve.schemas.base import explain_first
 from tunery.serve.security import BodyLimit, Envelope, Layer, body_limit, check_host, check_key, check_origin
-from tunery.serve.settings import ServeSettings
+from tunery.serve.server_settings import ServeSettings
 
 if TYPE_CHECKING:
     from tunery.serve.engine.backend import Backend

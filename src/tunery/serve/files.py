@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tunery.paths import sync_folder, write_atomic
-from tunery.serve.errors import FULL_DISK, ApiError, not_found, shorten
+from tunery.serve.api_errors import FULL_DISK, ApiError, not_found, shorten
 from tunery.serve.records import Digest, File, new_id
 from tunery.serve.store import Order, Page, Store, UnknownRecordError
 

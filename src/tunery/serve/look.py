@@ -13,7 +13,7 @@ from typing import Any
 
 from tunery.config import KindName, Task
 from tunery.serve.files import Files
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, Use, make_task, settle
 from tunery.serve.jobs.validate import kind_of
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from tunery.config import BUILT_IN_MODELS
 from tunery.errors import CheckpointError, ConfigError
 from tunery.paths import RunPaths, read_json
-from tunery.serve.errors import ApiError, shorten
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.api_errors import ApiError, shorten
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.records import Checkpoint, Model, Work
 from tunery.serve.store import Store
 from tunery.text import similar_names

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

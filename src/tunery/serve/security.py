@@ -18,9 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunery.serve.errors import ApiError, from_exception, server_error
+from tunery.serve.api_errors import ApiError, from_exception, server_error
 from tunery.serve.responses import error_response
-from tunery.serve.settings import MEGABYTE, ServeSettings, is_loopback
+from tunery.serve.server_settings import MEGABYTE, ServeSettings, is_loopback
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/", "/health", "/favicon.ico")

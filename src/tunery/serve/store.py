@@ -41,9 +41,14 @@ Record = File | Job | Event | Checkpoint | Model | Digest | Work
 R = TypeVar("R", File, Job, Event, Checkpoint, Model, Digest, Work)
 
 _TABLES: Mapping[type, str] = {
-    File: "files", Job: "jobs", Event: "events", Checkpoint: "checkpoints", Model: "models", Digest: "digests",
+    File: "files",
+    Job: "jobs",
+    Event: "events",
+    Checkpoint: "checkpoints",
+    Model: "models",
+    Digest: "digests",
     Work: "work",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

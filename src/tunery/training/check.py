@@ -26,7 +26,7 @@ from tunery.training.sizing import Need, largest, sampled
 from tunery.training.start import attach_adapter
 
 REACHED_SHARE = 0.45
-"""Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
+"""Share of the matmul rate that a time estimate counts on (docs/lab.md)."""
 
 BINS = 10
 

@@ -62,7 +62,7 @@ class Progress:
         recomputing: activations are recomputed.
         cpu_workers: processes that compute a step; None before the first one.
         resumed_from: the steps at which training was taken up again.
-        dtype: number format of the base, such as "bfloat16".
+        dtype: dtype of the base, such as "bfloat16".
     """
 
     step: int = 0
@@ -126,7 +126,7 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def recorded_dtype(path: Path) -> str | None:
-    """The number format a checkpoint was computed in: going on in another one would not be the same run."""
+    """The dtype a checkpoint was computed in: going on in another one would not be the same run."""
     try:
         return read_json(path / "state.json")["progress"]["dtype"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ MICRO_BATCHES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """What one worker computes of a step.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
     context: Any = None
 
 
-Backward = Callable[[Part], StepStats]
+Backward = Callable[[StepPart], StepStats]
 """Adds a part's gradient to `.grad` of the adapter's tensors, and returns its sums."""
 
 
@@ -64,7 +64,7 @@ def split(
     key: tuple[int, int],
     weight: float,
     context: Any = None,
-) -> list[Part]:
+) -> list[StepPart]:
     """A step's rows as parts for at most so many workers, which together keep to the limit of what is computed at a
     time."""
     workers = min(workers, limit.rows)
@@ -72,11 +72,11 @@ def split(
     units = max(1, limit.rows // len(dealt))
     tokens = None if limit.tokens is None else max(1, limit.tokens // len(dealt))
     return [
-        Part(part, units, tokens, key, number * MICRO_BATCHES, weight, context) for number, part in enumerate(dealt)
+        StepPart(part, units, tokens, key, number * MICRO_BATCHES, weight, context) for number, part in enumerate(dealt)
     ]
 
 
-def backward_part(model: PackedModel, clock: DropoutClock, objective: Objective, part: Part) -> StepStats:
+def backward_part(model: PackedModel, clock: DropoutClock, objective: Objective, part: StepPart) -> StepStats:
     """Add the gradient of some rows of a step to `.grad`, a micro-batch at a time."""
     sums = StepStats()
     clock.enabled = True
@@ -123,7 +123,7 @@ class Workers:
         """Processes that compute, this one included."""
         return self.pool.count
 
-    def run(self, parts: Sequence[Part]) -> StepStats:
+    def run(self, parts: Sequence[StepPart]) -> StepStats:
         """The gradient of a step, whose first part this process computes, and each other one a worker.
 
         Raises:
@@ -144,7 +144,7 @@ class Workers:
         """End the processes."""
         self.pool.close()
 
-    def _gradient(self, asked: tuple[int, Part]) -> StepStats:
+    def _gradient(self, asked: tuple[int, StepPart]) -> StepStats:
         """Of one process's part: in `.grad` of the main process, number 0, and for a worker in shared memory."""
         number, part = asked
         if number == 0:

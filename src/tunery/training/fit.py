@@ -32,8 +32,8 @@ from tunery.startup import seconds_since_start
 from tunery.text import gigabytes
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.data_parallel import Workers, start_workers
+from tunery.training.decoder_layers import DecoderLayers, running_layers, try_compiling
 from tunery.training.guard import MicroBatchLimit, stop_signals
-from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loop import Loop, Plan, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
@@ -87,14 +87,14 @@ class _Log:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A trained adapter, still in memory as the active adapter "default", and its receipt."""
 
     model: PackedModel
     receipt: dict[str, Any]
 
 
-def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
+def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> FitResult:
     """Train, save, read back, and write the receipt.
 
     Args:
@@ -107,7 +107,7 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         return _fit(task, prepared, base, paths, view, resume)
 
 
-def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
+def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> FitResult:
     started = time.perf_counter()
     plan = make_plan(task, prepared, base.model.config)
     attached = attach_adapter(task, base.model, reference=plan.objective.has_reference)
@@ -175,7 +175,7 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
             "run the same command again to evaluate it",
             signal_number=stop.signal_number or 2,
         )
-    return Fitted(model, facts)
+    return FitResult(model, facts)
 
 
 def _inputs(prepared: Prepared, base: Base, attached: Attached) -> dict[str, str]:
@@ -206,7 +206,7 @@ def _take_up(
     progress.resumed_from = (*progress.resumed_from, progress.step)
     if progress.micro_rows is not None and not fixed:
         limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings, noun=limit.noun)
-    view.note(Note(f"going on from step {progress.step} ({path})"))
+    view.note(Note(f"resuming from step {progress.step} ({path})"))
     return progress, limit
 
 
@@ -217,7 +217,7 @@ def _workers(
     model: PackedModel,
     plan: Plan,
     clock: DropoutClock,
-    layers: Layers,
+    layers: DecoderLayers,
     progress: Progress,
 ) -> Iterator[Workers | None]:
     """Processes that compute beside this one, where they make a run faster. A resumed run keeps their number, since
@@ -250,9 +250,9 @@ def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
 
 
 def _set_up_layers(
-    task: Task, layers: Layers, model: PackedModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+    task: Task, layers: DecoderLayers, model: PackedModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
 ) -> None:
-    """Offer the last resort against lack of memory, and compile where that is asked for and works."""
+    """Offer the last resort against running out of memory, and compile where that is asked for and works."""
     loop.limit.recomputing = layers.recomputing
     if task.train.gradient_checkpointing == "auto" and layers.layers and not layers.recomputing:
         loop.limit.recompute = partial(_recompute, layers, loop.workers)
@@ -261,7 +261,7 @@ def _set_up_layers(
             view.note(Note(remark))
 
 
-def _recompute(layers: Layers, workers: Workers | None) -> None:
+def _recompute(layers: DecoderLayers, workers: Workers | None) -> None:
     if workers is None:
         layers.recompute()
     else:

@@ -27,7 +27,7 @@ def step_flops(
     the gradient of frozen weights.)
 
     Args:
-        computed_tokens: tokens of the flattened rows.
+        computed_tokens: tokens of the packed sequences.
         positions: predicting positions among them.
         adapter_parameters: trained numbers.
         passes: forward passes of the base besides.

@@ -283,9 +283,16 @@ class Loop:
         rows = step_rows(self.train, plan.objective.unit, plan.seed, number - 1, plan.config.batch_size)
         halvings = self.limit.halvings
         gradient = batch_gradient(
-            self.model, list(self.adapter.values()), rows, self.limit, self.clock, (plan.seed, number - 1),
-            plan.config.max_grad_norm, plan.objective, self.workers,
-        )  # fmt: skip
+            self.model,
+            list(self.adapter.values()),
+            rows,
+            self.limit,
+            self.clock,
+            (plan.seed, number - 1),
+            plan.config.max_grad_norm,
+            plan.objective,
+            self.workers,
+        )
         rate = learning_rate(
             number,
             peak=plan.peak,

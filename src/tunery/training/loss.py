@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tunery.data.batching import PackedBatch
 from tunery.fast.islands import softmax_gradient, softmax_sums
-from tunery.fast.packed_model import Head, PackedModel
+from tunery.fast.packed_model import OutputHead, PackedModel
 from tunery.training.memory import LOGIT_PARTS, logit_chunk
 
 
@@ -76,7 +76,7 @@ def _first_alike(batch: PackedBatch) -> np.ndarray | None:
 
 
 def _part(
-    logits: Tensor, head: Head, local: Tensor, targets: Tensor, weights: Tensor, keep: bool
+    logits: Tensor, head: OutputHead, local: Tensor, targets: Tensor, weights: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of a few rows of raw logits [n, V] with N things to predict, at rows `local`: negative log-likelihoods [N],
     which are the most likely token [N], and the gradient of Σ weights · nll with respect to scale · logits [n, V],
@@ -101,7 +101,7 @@ def _part(
 
 
 def _whole(
-    logits: Tensor, head: Head, local: Tensor, targets: Tensor, weights: Tensor, cells: Tensor, keep: bool
+    logits: Tensor, head: OutputHead, local: Tensor, targets: Tensor, weights: Tensor, cells: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `_part`, in few kernels: one pass for the sums, one for the gradient, which is then put right at the targets.
 
@@ -124,7 +124,7 @@ def _whole(
     return each, right, delta
 
 
-def _head_pass(hidden: Tensor, head: Head, entries: _Entries, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _head_pass(hidden: Tensor, head: OutputHead, entries: _Entries, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """A frozen head over hidden states [S, d], one chunk of logits at a time.
 
     Args:
@@ -174,7 +174,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, head: OutputHead, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
         each, right, grad = _head_pass(hidden, head, entries, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
@@ -193,7 +193,7 @@ class _FrozenHeadEach(torch.autograd.Function):
     """−log softmax(head(x))[target], one target for each x, with ∂/∂x computed on the way forward. [N, d] → [N]"""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
         count = len(targets)
         own, ones = torch.arange(count, device=hidden.device), torch.ones(count, device=hidden.device)
         entries = _Entries(own, targets, ones, np.arange(count + 1))

@@ -15,8 +15,8 @@ from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import adapter_state
 from tunery.models.device import available_memory
 from tunery.models.load import Base
+from tunery.training.decoder_layers import running_layers
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.layers import running_layers
 from tunery.training.loop import make_optimizer, train_step
 from tunery.training.plan import make_objective
 from tunery.training.sizing import size_up

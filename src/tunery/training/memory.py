@@ -13,7 +13,7 @@ from tunery.fast.fused_mlp import FusedMLP, is_gated_mlp
 from tunery.lora.layer import LoRALinear
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
-"""Size of one chunk of logits in the model's number format; the loss never holds more."""
+"""Size of one chunk of logits in the model's dtype; the loss never holds more."""
 
 GPU_LOGIT_CHUNK_BYTES = 256 * 2**20
 """The same on a GPU, where matmuls of a few hundred rows are bound by reading the head's weights: 256 MB are 1,046 rows
@@ -158,7 +158,7 @@ def estimate(
     base_bytes: int | None = None,
     lean: Lean = LEAN,
 ) -> MemoryEstimate:
-    """Peak memory of a LoRA step on one flattened row.
+    """Peak memory of a LoRA step on one packed sequence.
 
     Args:
         config: of the model.
@@ -212,9 +212,17 @@ def tokens_that_fit(
 
     def total(tokens: int) -> int:
         return estimate(
-            config, parameters=parameters, trainable=trainable, dtype_bytes=dtype_bytes, tokens_in_flight=tokens,
-            trained_tokens=tokens, gradient_checkpointing=gradient_checkpointing, keys=keys, base_bytes=base_bytes,
-            logit_chunk=logit_chunk, lean=lean,
-        ).total  # fmt: skip
+            config,
+            parameters=parameters,
+            trainable=trainable,
+            dtype_bytes=dtype_bytes,
+            tokens_in_flight=tokens,
+            trained_tokens=tokens,
+            gradient_checkpointing=gradient_checkpointing,
+            keys=keys,
+            base_bytes=base_bytes,
+            logit_chunk=logit_chunk,
+            lean=lean,
+        ).total
 
     return max(0, bisect.bisect_right(range(MOST_TOKENS), budget_bytes, key=total) - 1)

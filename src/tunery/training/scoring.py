@@ -1,4 +1,4 @@
-"""Rows scored without gradients, on every core: validation, labels, base against tuned."""
+"""Rows scored without gradients, on every core: validation, labels, base vs. tuned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.data.batching import PackedBatch, Row, deal, flatten, micro_batches
+from tunery.data.batching import PackedBatch, Row, deal, micro_batches, pack
 from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import active_adapter, using
 from tunery.models.device import is_out_of_memory
@@ -169,7 +169,7 @@ def _losses(model: PackedModel, rows: Sequence[Row], tokens: int) -> Iterator[tu
     waiting = list(micro_batches(rows, len(rows) if model.flattened else 1, tokens))[::-1]
     while waiting:
         part = waiting.pop()
-        batch = flatten(part)
+        batch = pack(part)
         try:
             yield part, batch, batch_loss(model, batch)
         except (RuntimeError, MemoryError) as error:

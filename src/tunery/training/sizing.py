@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tunery.config import Task
-from tunery.data.batching import PackedBatch, Row, flatten, largest_unit, step_rows
+from tunery.data.batching import PackedBatch, Row, largest_unit, pack, step_rows
 from tunery.data.prepare import Prepared, Rows
 from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import base_parameters
@@ -65,9 +65,16 @@ class Need:
 
     @classmethod
     def of(
-        cls, task: Task, train: Rows, model: Any, *, base_bytes: int, dtype_bytes: int, device: torch.device,
+        cls,
+        task: Task,
+        train: Rows,
+        model: Any,
+        *,
+        base_bytes: int,
+        dtype_bytes: int,
+        device: torch.device,
         flattened: bool = True,
-    ) -> Need:  # fmt: skip
+    ) -> Need:
         """Of a task.
 
         Args:
@@ -75,7 +82,7 @@ class Need:
             base_bytes: of the frozen weights.
             dtype_bytes: of a number of the base.
             device: where the model runs.
-            flattened: rows run as one flattened row, not one by one.
+            flattened: rows run as one packed sequence, not one by one.
         """
         longest = largest_unit(train.rows, train.unit if flattened else 1)
         tokens, positions = largest(sampled(task, train)) if flattened else (longest, longest)
@@ -94,9 +101,12 @@ class Need:
     def estimate(self, tokens: int, recompute: bool) -> MemoryEstimate:
         """With so many tokens at a time, activations recomputed or not."""
         return estimate(
-            self.config, tokens_in_flight=tokens, trained_tokens=min(tokens, self.positions),
-            gradient_checkpointing=recompute, **self.sizes,
-        )  # fmt: skip
+            self.config,
+            tokens_in_flight=tokens,
+            trained_tokens=min(tokens, self.positions),
+            gradient_checkpointing=recompute,
+            **self.sizes,
+        )
 
     def tokens_within(self, budget: int, recompute: bool) -> int:
         """How many tokens at a time keep to so many bytes."""
@@ -104,9 +114,9 @@ class Need:
 
 
 def sampled(task: Task, train: Rows, *, share: bool = True) -> list[PackedBatch]:
-    """The batches of the first steps, each as one flattened row."""
+    """The batches of the first steps, each as one packed sequence."""
     steps = (step_rows(train.rows, train.unit, task.seed, step, task.train.batch_size) for step in range(SAMPLED_STEPS))
-    return [flatten(rows, share=share) for rows in steps]
+    return [pack(rows, share=share) for rows in steps]
 
 
 def largest(batches: Sequence[PackedBatch]) -> tuple[int, int]:
@@ -134,9 +144,14 @@ def size_up(task: Task, prepared: Prepared, base: Any, model: PackedModel, avail
     """
     dtype_bytes, micro_rows = base.dtype.itemsize, wanted_rows(task)
     need = Need.of(
-        task, prepared.train, base, base_bytes=held_bytes(base, dtype_bytes), dtype_bytes=dtype_bytes,
-        device=base.device, flattened=model.flattened,
-    )  # fmt: skip
+        task,
+        prepared.train,
+        base,
+        base_bytes=held_bytes(base, dtype_bytes),
+        dtype_bytes=dtype_bytes,
+        device=base.device,
+        flattened=model.flattened,
+    )
     held = need.estimate(0, False).base
     asked = task.train.gradient_checkpointing
     recompute = asked is True

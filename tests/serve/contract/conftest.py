@@ -17,7 +17,7 @@ from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.serve.app import make_parts
-from tunery.serve.settings import make_settings
+from tunery.serve.server_settings import make_settings
 
 ALIAS = "gpt-4o-mini"
 

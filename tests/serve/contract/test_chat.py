@@ -58,9 +58,19 @@ def test_an_answer(client: openai.OpenAI) -> None:
 
 def test_several_choices_and_a_limit(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=ALIAS, messages=HELLO, n=3, max_tokens=2, seed=5, temperature=1.2, top_p=0.9, stop=["\n\n", "##"],
-        presence_penalty=0.5, frequency_penalty=-0.5, logit_bias={"3": -100}, user="me",
-    )  # fmt: skip
+        model=ALIAS,
+        messages=HELLO,
+        n=3,
+        max_tokens=2,
+        seed=5,
+        temperature=1.2,
+        top_p=0.9,
+        stop=["\n\n", "##"],
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias={"3": -100},
+        user="me",
+    )
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert {choice.finish_reason for choice in answer.choices} <= {"stop", "length"}
 
@@ -124,9 +134,14 @@ def test_a_tool_call_and_its_answer(client: openai.OpenAI) -> None:
 
 def test_a_streamed_tool_call(client: openai.OpenAI) -> None:
     chunks = client.chat.completions.create(
-        model=ALIAS, messages=HELLO, tools=[WEATHER], max_tokens=200, temperature=0, stream=True,
+        model=ALIAS,
+        messages=HELLO,
+        tools=[WEATHER],
+        max_tokens=200,
+        temperature=0,
+        stream=True,
         tool_choice={"type": "function", "function": {"name": "weather"}},
-    )  # fmt: skip
+    )
     names, arguments, reasons, ids = "", "", [], set()
     for chunk in chunks:
         choice = chunk.choices[0]
@@ -145,10 +160,14 @@ def test_a_streamed_tool_call(client: openai.OpenAI) -> None:
 def test_json_of_a_schema(client: openai.OpenAI) -> None:
     schema = Person.model_json_schema() | {"additionalProperties": False}
     answer = client.chat.completions.create(
-        model=ALIAS, messages=HELLO, max_tokens=300, temperature=0,
+        model=ALIAS,
+        messages=HELLO,
+        max_tokens=300,
+        temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}},
-        stop=None, seed=0,
-    )  # fmt: skip
+        stop=None,
+        seed=0,
+    )
     if answer.choices[0].finish_reason == "stop":
         Person.model_validate_json(answer.choices[0].message.content or "")
 

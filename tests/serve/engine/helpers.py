@@ -17,16 +17,16 @@ from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import save_adapter
 from tunery.lora.attach import remove, trainable_parameters
 from tunery.models.load import Base, BaseInfo
-from tunery.serve.engine.backend import Delta, Usage
-from tunery.serve.engine.batch import Limits
+from tunery.serve.engine.backend import TokenDelta, Usage
+from tunery.serve.engine.batch import BatchLimits
+from tunery.serve.engine.detokenizer import Detokenizer, TextStream, TokenTexts
 from tunery.serve.engine.engine import Engine
-from tunery.serve.engine.rows import Asked, Row
-from tunery.serve.engine.sampling import Sampler, Sampling
-from tunery.serve.engine.text import Detokenizer, TextStream, TokenTexts
+from tunery.serve.engine.running import Asked, RunningRequest
+from tunery.serve.engine.sampling_params import Sampler, SamplingParams
 
-GREEDY = Sampling(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 VOCABULARY = len(tiny_tokenizer())
-SMALL = Limits(rows=8, waiting=64, adapters=4, cache_bytes=1 << 26, prefix_bytes=1 << 22)
+SMALL = BatchLimits(rows=8, waiting=64, adapters=4, cache_bytes=1 << 26, prefix_bytes=1 << 22)
 
 
 def tiny_base(shape: str = "llama", dtype: torch.dtype = torch.float64, **changes: Any) -> Base:
@@ -49,7 +49,7 @@ def write_adapter(model: Any, folder: Path, seed: int, size: float = 0.3, **sett
 
 
 @contextlib.contextmanager
-def running(base: Base, limits: Limits = SMALL) -> Iterator[Engine]:
+def running(base: Base, limits: BatchLimits = SMALL) -> Iterator[Engine]:
     """An engine that answers within this context."""
     engine = Engine(base, limits)
     engine.start()
@@ -65,7 +65,7 @@ class Answer:
 
     asked: Asked
     items: queue.Queue[Any] = field(default_factory=queue.Queue)
-    deltas: list[Delta] = field(default_factory=list)
+    deltas: list[TokenDelta] = field(default_factory=list)
     usage: Usage | None = None
 
     def wait(self, timeout: float = 60.0) -> Answer:
@@ -101,7 +101,7 @@ class Answer:
 def question(
     prompt: Sequence[int],
     most: int = 12,
-    sampling: Sampling = GREEDY,
+    sampling: SamplingParams = GREEDY,
     *,
     adapter: tuple[str, Path] | None = None,
     choices: int = 1,
@@ -116,12 +116,16 @@ def question(
     for index in range(choices):
         stream = TextStream(Detokenizer(tokenizer.backend_tokenizer.decode), stops)
         asked.rows.append(
-            Row(asked, index, list(prompt), Sampler(sampling, index), stream, texts, most, frozenset(stop_ids))
+            RunningRequest(
+                asked, index, list(prompt), Sampler(sampling, index), stream, texts, most, frozenset(stop_ids)
+            )
         )
     return Answer(asked, items)
 
 
-def ask(engine: Engine, prompt: Sequence[int], most: int = 12, sampling: Sampling = GREEDY, **more: Any) -> Answer:
+def ask(
+    engine: Engine, prompt: Sequence[int], most: int = 12, sampling: SamplingParams = GREEDY, **more: Any
+) -> Answer:
     """A request that is being answered."""
     answer = question(prompt, most, sampling, **more)
     engine.submit(answer.asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunery.serve.engine.cache import SMALLEST, Cache, CacheFullError, LayerShape, Place
+from tunery.inference.kv_cache import SMALLEST, Cache, CacheFullError, LayerShape, Slot
 
 SHAPES = (LayerShape(2, 4, 4), LayerShape(1, 8, 6), LayerShape(2, 4, 4))
 CPU = torch.device("cpu")
@@ -17,13 +17,13 @@ def make(rows: int = 100) -> Cache:
     return Cache(SHAPES, torch.float32, CPU, rows * SMALLEST * numbers * 4)
 
 
-def mark(place: Place, value: float, length: int) -> None:
+def mark(place: Slot, value: float, length: int) -> None:
     for keys, values in place.shelf.slabs.layers:
         keys[place.slot, :, :length] = value
         values[place.slot, :, :length] = -value
 
 
-def holds(place: Place, value: float, length: int) -> bool:
+def holds(place: Slot, value: float, length: int) -> bool:
     return all(
         bool((keys[place.slot, :, :length] == value).all() and (values[place.slot, :, :length] == -value).all())
         for keys, values in place.shelf.slabs.layers
@@ -33,8 +33,11 @@ def holds(place: Place, value: float, length: int) -> bool:
 def test_layers_of_different_shapes_get_their_own_slabs() -> None:
     place = make().take(10)
     shapes = [(keys.shape[1:], values.shape[1:]) for keys, values in place.shelf.slabs.layers]
-    assert shapes == [((2, SMALLEST, 4), (2, SMALLEST, 4)), ((1, SMALLEST, 8), (1, SMALLEST, 6)),
-                      ((2, SMALLEST, 4), (2, SMALLEST, 4))]  # fmt: skip
+    assert shapes == [
+        ((2, SMALLEST, 4), (2, SMALLEST, 4)),
+        ((1, SMALLEST, 8), (1, SMALLEST, 6)),
+        ((2, SMALLEST, 4), (2, SMALLEST, 4)),
+    ]
 
 
 def test_rows_keep_their_content_while_the_shelf_grows() -> None:

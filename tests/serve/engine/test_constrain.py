@@ -12,9 +12,9 @@ import torch
 from tests.serve.engine.templates import FORMS
 from tests.tiny import tiny_tokenizer
 from tunery.data.render import Renderer
+from tunery.serve.api_errors import ApiError
 from tunery.serve.engine.constrain import Grammars, Matcher, json_grammar
 from tunery.serve.engine.tools import call_grammar, find_form, read_calls
-from tunery.serve.errors import ApiError
 
 pytest.importorskip("llguidance")
 

@@ -23,13 +23,13 @@ from tests.serve.engine.helpers import (
     write_adapter,
 )
 from tests.serve.engine.near_tie import assert_same_up_to_rounding, gap_at_first_difference
+from tunery.inference.prefix import BLOCK
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled, set_active
-from tunery.serve.engine.batch import Limits
+from tunery.serve.api_errors import ApiError, Busy
+from tunery.serve.engine.batch import BatchLimits
 from tunery.serve.engine.engine import Engine
-from tunery.serve.engine.prefix import BLOCK
-from tunery.serve.engine.sampling import Sampling
-from tunery.serve.errors import ApiError, Busy
+from tunery.serve.engine.sampling_params import SamplingParams
 
 SHAPES = ("llama", "gpt2", "qwen3", "gemma2", "gpt_oss")
 
@@ -48,7 +48,7 @@ def test_answers_are_those_of_the_model_alone_whatever_joins_and_leaves(shape: s
     rng = random.Random(0)
     asked = [(prompt_of(rng.randint(1, 60), seed=i), rng.randint(1, 24)) for i in range(20)]
     wanted = [greedy(base.model, prompt, most) for prompt, most in asked]
-    with running(base, Limits(rows=5, step_tokens=16, cache_bytes=1 << 26, prefix_bytes=1 << 22)) as engine:
+    with running(base, BatchLimits(rows=5, step_tokens=16, cache_bytes=1 << 26, prefix_bytes=1 << 22)) as engine:
         answers = [ask(engine, prompt, most) for prompt, most in asked]
         assert [answer.wait().tokens() for answer in answers] == wanted
         alone = ask(engine, *asked[3]).wait()
@@ -60,7 +60,7 @@ def test_in_bfloat16_answers_part_only_at_near_ties() -> None:
     base = tiny_base("llama", torch.bfloat16)
     reference = tiny_base("llama", torch.bfloat16).model
     prompts = [prompt_of(10 + i, seed=i) for i in range(12)]
-    with running(base, Limits(rows=12, cache_bytes=1 << 26)) as engine:
+    with running(base, BatchLimits(rows=12, cache_bytes=1 << 26)) as engine:
         alone = [ask(engine, prompt, 20).wait().tokens() for prompt in prompts]
         together = [ask(engine, prompt, 20) for prompt in prompts]
         for prompt, mine, answer in zip(prompts, alone, together, strict=True):
@@ -107,7 +107,7 @@ def test_adapters_take_turns_where_few_fit_in_memory(tmp_path: Path) -> None:
     for number, folder in enumerate(folders):
         load_adapter(reference, folder, f"a{number}")
     prompt = prompt_of(8)
-    with running(base, Limits(rows=8, adapters=2, cache_bytes=1 << 26)) as engine:
+    with running(base, BatchLimits(rows=8, adapters=2, cache_bytes=1 << 26)) as engine:
         answers = [ask(engine, prompt, 10, adapter=(f"k{i % 5}", folders[i % 5])) for i in range(10)]
         found = [answer.wait().tokens() for answer in answers]
         assert len(engine.runner.bank.loaded) <= 2
@@ -182,7 +182,7 @@ def test_an_answer_serves_the_next_turn() -> None:
 
 def test_the_same_prompt_at_the_same_time_is_computed_once() -> None:
     prompt = prompt_of(4 * BLOCK + 3)
-    drawn = Sampling(temperature=1.0, seed=4)
+    drawn = SamplingParams(temperature=1.0, seed=4)
     with running(tiny_base()) as engine:
         several = ask(engine, prompt, 5, drawn, choices=4)
         others = [ask(engine, prompt, 5) for _ in range(3)]
@@ -198,7 +198,7 @@ def test_the_same_prompt_at_the_same_time_is_computed_once() -> None:
 
 def test_who_waits_for_a_prompt_goes_on_when_its_computer_leaves() -> None:
     prompt = prompt_of(6 * BLOCK)
-    limits = Limits(rows=4, step_tokens=BLOCK // 2, cache_bytes=1 << 26, prefix_bytes=1 << 22)
+    limits = BatchLimits(rows=4, step_tokens=BLOCK // 2, cache_bytes=1 << 26, prefix_bytes=1 << 22)
     with running(tiny_base(), limits) as engine:
         first, second = question(prompt), question(prompt)
         engine.submit(first.asked)
@@ -236,12 +236,12 @@ def test_an_answer_ends_before_a_stop_string() -> None:
 
 
 def test_seeds_repeat_whatever_else_runs() -> None:
-    drawn = Sampling(temperature=1.3, top_p=0.9, seed=11)
+    drawn = SamplingParams(temperature=1.3, top_p=0.9, seed=11)
     with running(tiny_base()) as engine:
         alone = ask(engine, prompt_of(7), 15, drawn).wait().tokens()
-        others = [ask(engine, prompt_of(9, seed=i), 20, Sampling(seed=i)) for i in range(6)]
+        others = [ask(engine, prompt_of(9, seed=i), 20, SamplingParams(seed=i)) for i in range(6)]
         beside = ask(engine, prompt_of(7), 15, drawn).wait().tokens()
-        other = ask(engine, prompt_of(7), 15, Sampling(temperature=1.3, top_p=0.9, seed=12)).wait().tokens()
+        other = ask(engine, prompt_of(7), 15, SamplingParams(temperature=1.3, top_p=0.9, seed=12)).wait().tokens()
         for each in others:
             each.wait()
     assert alone == beside != other
@@ -261,7 +261,7 @@ def test_cancelled_rows_free_their_places() -> None:
 
 
 def test_a_full_queue_is_busy() -> None:
-    limits = Limits(rows=1, waiting=2, cache_bytes=1 << 26)
+    limits = BatchLimits(rows=1, waiting=2, cache_bytes=1 << 26)
     with running(tiny_base(), limits) as engine:
         running_one = ask(engine, prompt_of(4), 450)
         until(lambda: engine.health()["rows"] == 1)
@@ -279,7 +279,7 @@ def test_a_full_queue_is_busy() -> None:
 def test_memory_that_is_short_makes_rows_wait_and_changes_no_answer() -> None:
     base = tiny_base()
     token_bytes = 2 * 2 * (8 + 8) * 8
-    limits = Limits(rows=8, cache_bytes=5 * 128 * token_bytes, prefix_bytes=0)
+    limits = BatchLimits(rows=8, cache_bytes=5 * 128 * token_bytes, prefix_bytes=0)
     prompts = [prompt_of(90 + i, seed=i) for i in range(6)]
     wanted = [greedy(base.model, prompt, 60) for prompt in prompts]
     with running(base, limits) as engine:
@@ -386,7 +386,7 @@ def test_stopping_tells_those_who_wait() -> None:
 def test_nothing_grows_with_the_number_of_requests(tmp_path: Path) -> None:
     base = tiny_base()
     adapters = [(f"k{i}", write_adapter(base.model, tmp_path / str(i), seed=i)) for i in range(3)]
-    limits = Limits(rows=4, adapters=2, cache_bytes=1 << 22, prefix_bytes=1 << 18)
+    limits = BatchLimits(rows=4, adapters=2, cache_bytes=1 << 22, prefix_bytes=1 << 18)
     rng = random.Random(0)
 
     def load(engine: Engine, count: int) -> None:

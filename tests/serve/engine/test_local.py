@@ -18,27 +18,29 @@ from tests.serve.engine.wire import Model, chat, completion
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.data.render import Renderer
 from tunery.errors import ModelError
-from tunery.evaluation.generate import Sampling, generate
+from tunery.inference.generate import Sampling, generate
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
 from tunery.models.load import load_base
-from tunery.serve.engine.backend import Delta, TokenLogprob, Usage
-from tunery.serve.engine.batch import Limits
+from tunery.serve.api_errors import ApiError, Busy
+from tunery.serve.engine.backend import TokenDelta, TokenLogprob, Usage
+from tunery.serve.engine.batch import BatchLimits
+from tunery.serve.engine.detokenizer import TokenTexts
 from tunery.serve.engine.local import LocalBackend
-from tunery.serve.engine.text import TokenTexts
-from tunery.serve.errors import ApiError, Busy
 
-LIMITS = Limits(rows=8, cache_bytes=1 << 26, prefix_bytes=1 << 22)
+LIMITS = BatchLimits(rows=8, cache_bytes=1 << 26, prefix_bytes=1 << 22)
 WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
         "parameters": {
-            "type": "object", "properties": {"days": {"enum": [1, 2, 3]}}, "required": ["days"],
+            "type": "object",
+            "properties": {"days": {"enum": [1, 2, 3]}},
+            "required": ["days"],
             "additionalProperties": False,
         },
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +58,25 @@ def runs(folder: Path) -> Iterator[Callable[[Callable[[LocalBackend], Awaitable[
         runner.run(backend.stop())
 
 
-async def collect(stream: AsyncIterator[Any]) -> tuple[list[Delta], Usage]:
+async def collect(stream: AsyncIterator[Any]) -> tuple[list[TokenDelta], Usage]:
     items = [item async for item in stream]
     assert isinstance(items[-1], Usage)
     return items[:-1], items[-1]
 
 
-def text_of(deltas: list[Delta], index: int = 0) -> str:
+def text_of(deltas: list[TokenDelta], index: int = 0) -> str:
     return "".join(delta.text for delta in deltas if delta.index == index)
 
 
-def reason_of(deltas: list[Delta], index: int = 0) -> str | None:
+def reason_of(deltas: list[TokenDelta], index: int = 0) -> str | None:
     (reason,) = [delta.finish_reason for delta in deltas if delta.index == index and delta.finish_reason]
     return reason
 
 
-def answer(runs: Any, folder: Path, request: Any, **model: Any) -> tuple[list[Delta], Usage]:
+def answer(runs: Any, folder: Path, request: Any, **model: Any) -> tuple[list[TokenDelta], Usage]:
     served = Model(str(folder), **model)
 
-    async def work(backend: LocalBackend) -> tuple[list[Delta], Usage]:
+    async def work(backend: LocalBackend) -> tuple[list[TokenDelta], Usage]:
         stream = backend.chat(request, served) if hasattr(request, "messages") else backend.complete(request, served)
         return await collect(stream)
 
@@ -93,9 +95,11 @@ def test_answers_are_those_of_generation_with_the_same_prompt(runs: Any, folder:
         {"role": "user", "content": "why?"},
     ]
     plain = [
-        {"role": "developer", "content": "be brief"}, {"role": "user", "content": "what is this?"},
-        {"role": "assistant", "content": "no"}, {"role": "user", "content": "why?"},
-    ]  # fmt: skip
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": "what is this?"},
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": "why?"},
+    ]
     ids = renderer.encode_prompt(renderer.prompt(plain))
     request = chat(messages, temperature=0, max_completion_tokens=20)
 
@@ -181,9 +185,11 @@ def test_log_probabilities_come_with_the_text(runs: Any, folder: Path) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_json_of_a_schema(runs: Any, folder: Path, seed: int) -> None:
     schema = {
-        "type": "object", "required": ["a", "b"], "additionalProperties": False,
+        "type": "object",
+        "required": ["a", "b"],
+        "additionalProperties": False,
         "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}},
-    }  # fmt: skip
+    }
     form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
     deltas, _ = answer(runs, folder, chat(seed=seed, response_format=form, max_completion_tokens=300, n=2))
     for index in range(2):
@@ -198,8 +204,9 @@ def test_json_of_a_schema(runs: Any, folder: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_forced_call(runs: Any, folder: Path, choice: Any, seed: int) -> None:
     other = {"type": "function", "function": {"name": "other", "parameters": WEATHER["function"]["parameters"]}}
-    request = chat(tools=[WEATHER, other], tool_choice=choice, seed=seed, max_completion_tokens=200,
-                   parallel_tool_calls=False)  # fmt: skip
+    request = chat(
+        tools=[WEATHER, other], tool_choice=choice, seed=seed, max_completion_tokens=200, parallel_tool_calls=False
+    )
     deltas, _ = answer(runs, folder, request)
     (call,) = [call for delta in deltas for call in delta.tool_calls]
     assert call.name in ("weather", "other") if choice == "required" else call.name == "weather"
@@ -218,7 +225,7 @@ def test_tools_are_shown_to_the_model_unless_none_may_be_called(runs: Any, folde
 
 @pytest.mark.slow
 def test_the_real_model_answers_as_it_does_without_the_engine(smollm2: str, tmp_path: Path) -> None:
-    """In the number format of this machine: answers may part only where rounding decides."""
+    """In the dtype of this machine: answers may part only where rounding decides."""
     base = load_base(smollm2)
     adapter = write_adapter(base.model, tmp_path / "a", seed=1, rank=8, size=0.01)
     questions = ["What is the capital of France?", "Name three colours.", "Write a haiku about the sea."]
@@ -374,7 +381,7 @@ def test_a_full_queue_is_busy_before_the_first_item(folder: Path) -> None:
             with pytest.raises(Busy):
                 await anext(streams[2])
             await streams[0].aclose()  # type: ignore[attr-defined]
-            assert isinstance(await waiting, Delta)
+            assert isinstance(await waiting, TokenDelta)
             await streams[1].aclose()  # type: ignore[attr-defined]
         finally:
             await backend.stop()

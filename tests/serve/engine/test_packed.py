@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tunery.serve.engine import packed as module
-from tunery.serve.engine.packed import can_pack, packed, packed_sum, plain, plain_sum
+from tunery.inference import packed as module
+from tunery.inference.packed import can_pack, packed, packed_sum, plain, plain_sum
 
 CPU = torch.device("cpu")
 FORMATS = [torch.bfloat16, torch.float32]

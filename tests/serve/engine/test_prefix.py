@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tests.serve.engine.test_cache import CPU, SHAPES, make
-from tunery.serve.engine.cache import Place
-from tunery.serve.engine.prefix import BLOCK, PrefixStore, chain
+from tunery.inference.kv_cache import Slot
+from tunery.inference.prefix import BLOCK, PrefixStore, chain
 
 TOKENS = list(range(1000, 1000 + 5 * BLOCK + 3))
 BYTES = BLOCK * sum(shape.numbers for shape in SHAPES) * 4
@@ -16,7 +16,7 @@ def store(blocks: int) -> PrefixStore:
     return PrefixStore(SHAPES, torch.float32, CPU, blocks * BYTES)
 
 
-def filled(seed: int) -> Place:
+def filled(seed: int) -> Slot:
     place = make().take(6 * BLOCK)
     generator = torch.Generator().manual_seed(seed)
     for slab in (*place.shelf.slabs.keys, *place.shelf.slabs.values):

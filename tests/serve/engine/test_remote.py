@@ -12,9 +12,9 @@ import pytest
 
 from tests.serve.engine.wire import Model, chat, completion
 from tunery.errors import ConfigError
-from tunery.serve.engine.backend import Delta, TokenLogprob, ToolCallDelta, Usage
+from tunery.serve.api_errors import ApiError, Busy
+from tunery.serve.engine.backend import TokenDelta, TokenLogprob, ToolCallDelta, Usage
 from tunery.serve.engine.remote import RemoteBackend, _client_library
-from tunery.serve.errors import ApiError, Busy
 
 HTTP = _client_library()
 Handler = Callable[[Any], Any]
@@ -66,8 +66,10 @@ async def collect(stream: Any) -> list[Any]:
     return [item async for item in stream]
 
 
-USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2,
-                                  "prompt_tokens_details": {"cached_tokens": 4}}}  # fmt: skip
+USAGE = {
+    "choices": [],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
+}
 
 
 def test_a_chat_is_passed_on_with_its_settings() -> None:
@@ -76,26 +78,41 @@ def test_a_chat_is_passed_on_with_its_settings() -> None:
     there = Elsewhere([first, last, USAGE])
     request = chat("hi", temperature=0.5, seed=3, stop=["x"], max_tokens=7, logit_bias={"4": 1}, presence_penalty=1)
     items = run(there, lambda backend: collect(backend.chat(request, Model("base"))))
-    assert items == [Delta(0, "Hel"), Delta(0, "lo", finish_reason="stop"), Usage(5, 2, 4)]
+    assert items == [TokenDelta(0, "Hel"), TokenDelta(0, "lo", finish_reason="stop"), Usage(5, 2, 4)]
     (body,) = there.bodies("/v1/chat/completions")
     assert body == {
-        "messages": [{"role": "user", "content": "hi"}], "model": "big", "stream": True,
-        "stream_options": {"include_usage": True}, "temperature": 0.5, "top_p": 1.0, "seed": 3, "stop": ["x"],
-        "max_tokens": 7, "logit_bias": {"4": 1.0}, "presence_penalty": 1.0,
-    }  # fmt: skip
+        "messages": [{"role": "user", "content": "hi"}],
+        "model": "big",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "seed": 3,
+        "stop": ["x"],
+        "max_tokens": 7,
+        "logit_bias": {"4": 1.0},
+        "presence_penalty": 1.0,
+    }
     assert {key for _, _, key in there.asked} == {"Bearer secret"}
 
 
 def test_calls_and_log_probabilities_come_back() -> None:
     call = {"index": 1, "id": "call_1", "function": {"name": "f", "arguments": '{"a"'}}
     more = {"index": 1, "function": {"arguments": ": 1}"}}
-    token = {"token": "é", "logprob": -0.5, "bytes": [195, 169],
-             "top_logprobs": [{"token": "e", "logprob": -1.0, "bytes": None}]}  # fmt: skip
-    there = Elsewhere([
-        {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]},
-        {"choices": [{"index": 0, "delta": {"tool_calls": [more]}, "logprobs": {"content": [token]}}]},
-        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}, USAGE,
-    ])  # fmt: skip
+    token = {
+        "token": "é",
+        "logprob": -0.5,
+        "bytes": [195, 169],
+        "top_logprobs": [{"token": "e", "logprob": -1.0, "bytes": None}],
+    }
+    there = Elsewhere(
+        [
+            {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]},
+            {"choices": [{"index": 0, "delta": {"tool_calls": [more]}, "logprobs": {"content": [token]}}]},
+            {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+            USAGE,
+        ]
+    )
     tool = {"type": "function", "function": {"name": "f"}}
     choice = {"type": "function", "function": {"name": "f"}}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True}}

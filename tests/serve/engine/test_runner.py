@@ -11,11 +11,11 @@ import torch
 from tests.host_waits import NoHostWaits
 from tests.serve.engine.helpers import prompt_of, tiny_base, write_adapter
 from tunery.errors import ModelError
+from tunery.inference.adapter_cache import Adapter
+from tunery.inference.kv_cache import Cache
+from tunery.inference.runner import Runner, RunnerPart
 from tunery.lora.adapter import load_adapter
 from tunery.models.load import Base
-from tunery.serve.engine.bank import Adapter
-from tunery.serve.engine.cache import Cache
-from tunery.serve.engine.runner import Part, Runner
 
 SHAPES = ("llama", "gpt2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "opt", "gpt_neox", "gpt_oss", "qwen3_moe")
 LENGTHS = (1, 5, 12, 19, 30, 41)
@@ -40,7 +40,7 @@ def random_walk(runner: Runner, rows: list[list[int]], adapters: list[Adapter | 
                 continue
             count = min(left, int(rng.choice([1, 1, 2, 7, 16])))
             tokens = rows[i][done[i] : done[i] + count]
-            parts.append(Part(i, places[i], adapters[i], tokens, done[i], int(rng.integers(0, 2)) * count))
+            parts.append(RunnerPart(i, places[i], adapters[i], tokens, done[i], int(rng.integers(0, 2)) * count))
         if not parts:
             continue
         kept, logits = runner.run(parts)
@@ -87,7 +87,8 @@ def test_a_step_never_waits_for_the_device(shape: str) -> None:
     places = [cache.take(len(row)) for row in rows]
     for low, high in ((0, 4), (4, 5)):  # stretches, then single tokens
         parts = [
-            Part(None, place, None, row[low:high], low, high - low) for place, row in zip(places, rows, strict=True)
+            RunnerPart(None, place, None, row[low:high], low, high - low)
+            for place, row in zip(places, rows, strict=True)
         ]
         with NoHostWaits():
             kept, logits = runner.run(parts)
@@ -96,7 +97,7 @@ def test_a_step_never_waits_for_the_device(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", ["qwen3", "gemma2", "gpt_oss"])
 def test_long_stretches_are_computed_in_blocks(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tunery.serve.engine.attention as attention
+    import tunery.inference.cached_attention as attention
 
     monkeypatch.setattr(attention, "BLOCK_QUERIES", 5)
     monkeypatch.setattr(attention, "KEPT_MASK", 200)
@@ -160,7 +161,7 @@ def test_the_base_is_the_same_to_the_bit_beside_adapters(shape: str, dtype: torc
         outs = []
         for low, high in ((0, 6), (6, 7)):
             parts = [
-                Part(i, place, used, row[low:high], low, high - low)
+                RunnerPart(i, place, used, row[low:high], low, high - low)
                 for i, (place, used, row) in enumerate(zip(places, adapters, rows, strict=True))
             ]
             kept, got = runner.run(parts)
@@ -191,7 +192,7 @@ def test_sharing_a_matrix_takes_no_memory_and_changes_no_weight(dtype: torch.dty
 
 
 def test_a_model_whose_answers_would_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tunery.serve.engine.attention as attention
+    import tunery.inference.cached_attention as attention
 
     right = attention.stretch_attention
 
@@ -205,8 +206,11 @@ def test_a_model_whose_answers_would_change_is_refused(monkeypatch: pytest.Monke
 
 def test_the_context_ends_where_positions_would_turn_otherwise() -> None:
     rope = {
-        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
         "original_max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     base = tiny_base("phi3", torch.float64, rope_parameters=rope, original_max_position_embeddings=64)
     assert serve(base).context == 64

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import tiny_tokenizer
 from tunery.serve.engine.backend import TokenLogprob
-from tunery.serve.engine.text import Detokenizer, TextStream, TokenTexts
+from tunery.serve.engine.detokenizer import Detokenizer, TextStream, TokenTexts
 
 TOKENIZER = tiny_tokenizer()
 DECODE = TOKENIZER.backend_tokenizer.decode

@@ -90,9 +90,18 @@ def test_other_forms_are_read_too(text: str, form: Form) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hello", '{"a": 1}', '{"name": "Ada", "arguments": {}}', '{"name": "add", "arguments": {"x": ', "[1, 2]",
-     '<tool_call>{"name": ', "{", '{"name": "add", "arguments": {}} and more'],
-)  # fmt: skip
+    [
+        "",
+        "hello",
+        '{"a": 1}',
+        '{"name": "Ada", "arguments": {}}',
+        '{"name": "add", "arguments": {"x": ',
+        "[1, 2]",
+        '<tool_call>{"name": ',
+        "{",
+        '{"name": "add", "arguments": {}} and more',
+    ],
+)
 def test_what_is_no_call_stays_text(text: str) -> None:
     assert read_calls(text, HERMES, frozenset(NAMES)) == []
     one = reader(HERMES)
@@ -103,9 +112,11 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 
 
 def pieces(text: str, size: int) -> list[str]:
-    return ["".join(part) for part in itertools.batched(text, size)] if hasattr(itertools, "batched") else [
-        text[i : i + size] for i in range(0, len(text), size)
-    ]  # fmt: skip
+    return (
+        ["".join(part) for part in itertools.batched(text, size)]
+        if hasattr(itertools, "batched")
+        else [text[i : i + size] for i in range(0, len(text), size)]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -81,9 +81,14 @@ def act(folder: Path, validating: bool, action: str) -> int:
 def validated(folder: Path) -> None:
     hyperparameters = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
     facts = {
-        "kind": "chat", "examples": 10, "validation_examples": 0, "hyperparameters": hyperparameters, "steps": 3,
-        "seconds": 1.0, "warnings": [],
-    }  # fmt: skip
+        "kind": "chat",
+        "examples": 10,
+        "validation_examples": 0,
+        "hyperparameters": hyperparameters,
+        "steps": 3,
+        "seconds": 1.0,
+        "warnings": [],
+    }
     (folder / "validated.json").write_text(json.dumps(facts))
 
 

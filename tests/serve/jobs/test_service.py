@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.serve.jobs.world import World, chat_rows, fake_world
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.jobs.translate import JobSpec
 from tunery.serve.records import Job, Model, Work
 from tunery.serve.store import Store
@@ -48,10 +48,13 @@ def test_a_new_job_says_what_was_asked_for(world: World) -> None:
         "type": "dpo",
         "dpo": {
             "hyperparameters": {
-                "n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto", "beta": 0.2,
+                "n_epochs": 2,
+                "batch_size": "auto",
+                "learning_rate_multiplier": "auto",
+                "beta": 0.2,
             }
         },
-    }  # fmt: skip
+    }
     assert job.hyperparameters == {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
     assert job.integrations == [
         {"type": "wandb", "wandb": {"project": "films", "name": None, "entity": None, "tags": ["x"]}}
@@ -64,9 +67,12 @@ def test_a_new_job_says_what_was_asked_for(world: World) -> None:
     spec = JobSpec.read(world.folder(job))
     assert (spec.base, spec.method, spec.asked) == ("a-base", "dpo", {"n_epochs": 2, "beta": 0.2})
     assert spec.environment == {
-        "WANDB_NAME": job.id, "WANDB_RUN_ID": job.id, "WANDB_RESUME": "allow", "WANDB_PROJECT": "films",
+        "WANDB_NAME": job.id,
+        "WANDB_RUN_ID": job.id,
+        "WANDB_RESUME": "allow",
+        "WANDB_PROJECT": "films",
         "WANDB_TAGS": "x",
-    }  # fmt: skip
+    }
 
 
 def test_without_a_suffix_the_name_has_two_colons_and_without_a_seed_there_is_one(world: World) -> None:

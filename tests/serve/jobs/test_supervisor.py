@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from tests.serve.jobs.world import World, chat_rows, fake_world, until
 from tunery.errors import ConfigError
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.jobs import process, supervisor
 from tunery.serve.jobs.process import Worker
 from tunery.serve.records import Job, Model, Work
@@ -116,7 +116,7 @@ def test_a_dead_worker_is_replaced_three_times_and_no_more(tmp_path: Path) -> No
         assert failed.error is not None
         assert failed.error.code == "worker_crashed"
         assert "died 4 times" in failed.error.message
-        assert "SIGKILL, perhaps for lack of memory" in failed.error.message
+        assert "SIGKILL, perhaps for running out of memory" in failed.error.message
         assert "fake worker: kill" in failed.error.message  # the last lines of its log
         assert starts(world).count(f"train {job.id}") == 4
         assert sum("begins again" in message for message in world.messages(job)) == 3

@@ -9,8 +9,8 @@ import pytest
 
 from tunery.config import Task
 from tunery.errors import ConfigError
-from tunery.serve.errors import ApiError
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.api_errors import ApiError
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import JobSpec, asked_of, check_defaults, make_task, settle, trackers_of
 from tunery.serve.schemas import CreateJob
 
@@ -120,8 +120,11 @@ def test_wandb_is_told_by_its_own_variables(tmp_path: Path) -> None:
     trackers, environment = trackers_of(request(integrations=[{"type": "wandb", "wandb": wandb}]))
     assert trackers == ["wandb"]
     assert environment == {
-        "WANDB_PROJECT": "films", "WANDB_NAME": "first", "WANDB_ENTITY": "team", "WANDB_TAGS": "a,b",
-    }  # fmt: skip
+        "WANDB_PROJECT": "films",
+        "WANDB_NAME": "first",
+        "WANDB_ENTITY": "team",
+        "WANDB_TAGS": "a,b",
+    }
     assert task(JobSpec("base", "supervised", 7, trackers=trackers), tmp_path).train.report_to == ("wandb",)
     assert trackers_of(request()) == ([], {})
     twice = [{"type": "wandb", "wandb": {"project": "films"}}] * 2

@@ -13,7 +13,7 @@ import pytest
 
 from tests.serve.jobs.world import chat_row, chat_rows, pair_rows
 from tunery.errors import ConfigError
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import JobSpec
 from tunery.serve.jobs.validate import BadFileError, Facts, validate
 from tunery.task_file import load_task
@@ -33,10 +33,14 @@ def check(tmp_path: Path, base: str, quick: dict[str, Any]) -> Check:
         folder = JobFolder(tmp_path)
         spec = JobSpec(
             **{
-                "base": base, "method": "supervised", "seed": 3, "has_validation": validation is not None,
-                "defaults": quick, **fields,
+                "base": base,
+                "method": "supervised",
+                "seed": 3,
+                "has_validation": validation is not None,
+                "defaults": quick,
+                **fields,
             }
-        )  # fmt: skip
+        )
         folder.request.write_text(json.dumps(asdict(spec)))
         folder.data("training_file").write_text(lines(rows))
         if validation is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tunery.serve.jobs.folder import JobFolder, append_line
+from tunery.serve.jobs.job_folder import JobFolder, append_line
 from tunery.serve.jobs.watch import Tail, Watch
 from tunery.serve.records import Checkpoint, Event, Job, Work
 from tunery.serve.store import Store
@@ -43,9 +43,15 @@ class Run:
 
     def step(self, step: int, loss: float = 1.0) -> None:
         line = {
-            "step": step, "epoch": 0.1, "train_loss": loss, "train_token_accuracy": 0.5, "learning_rate": 1e-4,
-            "grad_norm": 1.0, "data_tokens_per_second": 9.0, "seconds": 2.0,
-        }  # fmt: skip
+            "step": step,
+            "epoch": 0.1,
+            "train_loss": loss,
+            "train_token_accuracy": 0.5,
+            "learning_rate": 1e-4,
+            "grad_norm": 1.0,
+            "data_tokens_per_second": 9.0,
+            "seconds": 2.0,
+        }
         append_line(self.folder.run.metrics, line)
 
     def validation(self, step: int, loss: float = 1.5) -> None:
@@ -116,9 +122,14 @@ def test_where_all_rows_were_validated_the_full_loss_is_given(run: Run) -> None:
     assert (data["full_valid_loss"], data["full_valid_mean_token_accuracy"]) == (1.5, 0.25)
     (checkpoint,) = run.checkpoints()
     assert checkpoint.metrics == {
-        "step": 4, "train_loss": 1.0, "train_mean_token_accuracy": 0.5, "valid_loss": 1.5,
-        "valid_mean_token_accuracy": 0.25, "full_valid_loss": 1.5, "full_valid_mean_token_accuracy": 0.25,
-    }  # fmt: skip
+        "step": 4,
+        "train_loss": 1.0,
+        "train_mean_token_accuracy": 0.5,
+        "valid_loss": 1.5,
+        "valid_mean_token_accuracy": 0.25,
+        "full_valid_loss": 1.5,
+        "full_valid_mean_token_accuracy": 0.25,
+    }
 
 
 def test_preference_metrics_keep_their_names(run: Run) -> None:
@@ -128,9 +139,13 @@ def test_preference_metrics_keep_their_names(run: Run) -> None:
     run.watch.poll()
     (event,) = run.events()
     assert event.data == {
-        "step": 1, "total_steps": 4, "train_loss": 0.6, "rewards_margin": 0.2, "valid_loss": 0.5,
+        "step": 1,
+        "total_steps": 4,
+        "train_loss": 0.6,
+        "rewards_margin": 0.2,
+        "valid_loss": 0.5,
         "valid_rewards_margin": 0.3,
-    }  # fmt: skip
+    }
 
 
 def test_reading_again_adds_nothing(run: Run) -> None:

@@ -24,7 +24,7 @@ from tunery.errors import (
 )
 from tunery.progress import Note
 from tunery.serve.jobs import worker
-from tunery.serve.jobs.folder import JobFolder, read_error
+from tunery.serve.jobs.job_folder import JobFolder, read_error
 from tunery.serve.jobs.validate import BadFileError
 
 
@@ -141,7 +141,7 @@ def test_the_view_writes_the_plan_and_notes_without_paths(folder: JobFolder) -> 
     task = Task.model_validate({"model": "m", "data": data})
     view = worker.StatusView(folder, task)
     view.start(88, 4)
-    view.note(Note(f"going on from step 4 ({folder.run.checkpoints / 'step-4'})"))
+    view.note(Note(f"resuming from step 4 ({folder.run.checkpoints / 'step-4'})"))
     view.note(Note("the loss rises", level="warn", command="--set train.learning_rate=1e-4"))
     view.note(Note("the validation loss rises", level="warn", hint="fewer epochs", command="--set train.epochs=1"))
     view.log({"step": 5})
@@ -152,12 +152,15 @@ def test_the_view_writes_the_plan_and_notes_without_paths(folder: JobFolder) -> 
         ("the validation loss rises → fewer epochs", "warn"),
     ]
     assert {key: plan[key] for key in ("kind", "total", "done", "eval_every")} == {
-        "kind": "plan", "total": 88, "done": 4, "eval_every": 9,
-    }  # fmt: skip
+        "kind": "plan",
+        "total": 88,
+        "done": 4,
+        "eval_every": 9,
+    }
     assert (note["kind"], note["level"], note["text"]) == (
         "note",
         "info",
-        "going on from step 4 (run/checkpoints/step-4)",
+        "resuming from step 4 (run/checkpoints/step-4)",
     )
     alone = Task.model_validate({"model": "m", "data": {**data, "validation": None}})
     worker.StatusView(folder, alone).start(88, 0)

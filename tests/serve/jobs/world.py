@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.serve.files import Files
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.service import Jobs
 from tunery.serve.records import FINAL, Event, Job
 from tunery.serve.registry import Registry
@@ -42,9 +42,14 @@ class World:
         self.files = Files(self.home / "files", self.store)
         self.registry = Registry(self.store, self.home / "jobs", [self.base], {"gpt-4o-mini": self.base})
         self.jobs = Jobs(
-            self.home, self.store, self.files, self.registry, slots=self.slots, task_defaults=self.defaults,
+            self.home,
+            self.store,
+            self.files,
+            self.registry,
+            slots=self.slots,
+            task_defaults=self.defaults,
             python=self.python,
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> World:
         self.jobs.start()

@@ -299,7 +299,7 @@ async def adapter(request: Request) -> Response:
 
 async def report(_: Request) -> Response:
     """GET /api/jobs/{id}/report."""
-    return HTMLResponse("<!doctype html><title>Report</title><h1>Base against tuned</h1>")
+    return HTMLResponse("<!doctype html><title>Report</title><h1>Base vs. tuned</h1>")
 
 
 ROUTES: list[tuple[str, Callable[..., Any], list[str]]] = [

@@ -10,7 +10,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.fine_tuning import job_create_params
 
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.schemas import ChatRequest, CompletionRequest, CreateJob
 from tunery.serve.schemas.base import Request, parse
 
@@ -99,8 +99,12 @@ def test_tool_choice() -> None:
 
 def test_prompts_in_one_form() -> None:
     forms: list[tuple[Any, list[Any]]] = [
-        ("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2]], [[1], [2]]), ("", [""]),
-    ]  # fmt: skip
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2]], [[1], [2]]),
+        ("", [""]),
+    ]
     for form, prompts in forms:
         assert parse(CompletionRequest, json.dumps({"model": "m", "prompt": form}).encode()).prompt == prompts
 

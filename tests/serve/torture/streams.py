@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.serve.running import running
 from tunery.serve.app import make_parts
 from tunery.serve.engine.local import LocalBackend
-from tunery.serve.settings import make_settings
+from tunery.serve.server_settings import make_settings
 
 
 def main() -> None:

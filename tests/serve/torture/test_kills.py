@@ -21,7 +21,7 @@ import pytest
 import tunery
 from tests.serve.torture.drive import STEPS
 from tunery.console import Console
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.records import Checkpoint, Event, Job
 from tunery.serve.store import Store
 from tunery.task_file import load_task

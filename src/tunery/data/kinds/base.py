@@ -22,7 +22,7 @@ Columns = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class Encoded:
     """A rendered row as tokens, before it is known to fit.
 
     Attributes:
@@ -35,7 +35,7 @@ class Tokens:
     trained: list[bool]
     desirable: bool | None = None
 
-    def part(self, start: int, stop: int | None = None) -> Tokens:
+    def part(self, start: int, stop: int | None = None) -> Encoded:
         """The tokens [start, stop)."""
         return replace(self, ids=self.ids[start:stop], trained=self.trained[start:stop])
 
@@ -50,7 +50,7 @@ class Fitted:
         reason: why the example is dropped; "" if it is not.
     """
 
-    rows: Sequence[Tokens] = ()
+    rows: Sequence[Encoded] = ()
     truncated: bool = False
     reason: str = ""
 
@@ -151,7 +151,7 @@ class Kind(ABC):
         """
 
     def fit(
-        self, renderer: Renderer, example: Example, rows: Sequence[Tokens], limit: int, too_long: str
+        self, renderer: Renderer, example: Example, rows: Sequence[Encoded], limit: int, too_long: str
     ) -> Iterable[Fitted]:
         """Make an example's rows keep to `limit` tokens, or drop them (`data.too_long`)."""
         for row in rows:
@@ -168,7 +168,7 @@ class Kind(ABC):
             reason = f"its answer alone is longer than {limit} tokens" if length > limit else "it has no trained token"
             yield Fitted(kept, truncated, "" if kept else reason)
 
-    def cut(self, renderer: Renderer, example: Example, row: Tokens, limit: int) -> list[Tokens]:
+    def cut(self, renderer: Renderer, example: Example, row: Encoded, limit: int) -> list[Encoded]:
         """A row that is too long, cut at the front of its prompt; nothing if its last answer alone is too long."""
         ids, trained = row.ids, row.trained
         begin = 1 if ids[0] == renderer.tokenizer.bos_token_id else 0  # the row still starts as every row does

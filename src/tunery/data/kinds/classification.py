@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunery.data.conversation import Report
 from tunery.data.example import Example, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind, Tokens
+from tunery.data.kinds.base import Columns, Encoded, Kind
 from tunery.data.kinds.text import TEXT_COLUMNS
 from tunery.data.kinds.values import read_label, read_text
 from tunery.data.prompts import Prompts
@@ -47,12 +47,12 @@ class Classification(Kind):
         question = renderer.label_question(example.text)
         return renderer.render_conversation([*question, {"role": "assistant", "content": example.label}])
 
-    def cut(self, renderer: Renderer, example: Example, row: Tokens, limit: int) -> list[Tokens]:
+    def cut(self, renderer: Renderer, example: Example, row: Encoded, limit: int) -> list[Encoded]:
         """The end of the text goes; the instruction and the label stay."""
         text = fitting_text(renderer, example, limit)
         if not text:
             return []
-        return [Tokens(*encoded) for encoded in renderer.encode(renderer.render(replace(example, text=text)))]
+        return [Encoded(*encoded) for encoded in renderer.encode(renderer.render(replace(example, text=text)))]
 
     def make(self, where: Place, asked: str, answered: str) -> Example:
         return Example("classification", where, text=asked, label=answered)

@@ -15,9 +15,9 @@ from tunery.data.conversation import Report, describe, read_list, read_messages,
 from tunery.data.example import Example, Message, Place, Rendered
 from tunery.data.kinds.base import (
     Columns,
+    Encoded,
     Fitted,
     Kind,
-    Tokens,
     all_said,
     last_text,
     openai_messages,
@@ -79,7 +79,7 @@ class Preference(Kind):
         ]
 
     def fit(
-        self, renderer: Renderer, example: Example, rows: Sequence[Tokens], limit: int, too_long: str
+        self, renderer: Renderer, example: Example, rows: Sequence[Encoded], limit: int, too_long: str
     ) -> Iterable[Fitted]:
         """What is cut off the front of the prompt is cut off in both rows alike."""
         if reason := _unusable(rows, limit, too_long):
@@ -127,7 +127,7 @@ def contradictions(rows: Iterable[Example]) -> int:
 # --------------------------------------------------------------------------- length
 
 
-def _unusable(pair: Sequence[Tokens], limit: int, too_long: str) -> str:
+def _unusable(pair: Sequence[Encoded], limit: int, too_long: str) -> str:
     """Why a pair is left out; "" if it is not."""
     chosen, rejected = pair
     over = max(len(row.ids) for row in pair) - limit
@@ -142,7 +142,7 @@ def _unusable(pair: Sequence[Tokens], limit: int, too_long: str) -> str:
     return f"its answers alone are longer than {limit} tokens" if over > 0 and over + 1 >= prompt else ""
 
 
-def _without(row: Tokens, start: int, stop: int) -> Tokens:
+def _without(row: Encoded, start: int, stop: int) -> Encoded:
     """A row without its tokens [start, stop)."""
     return replace(row, ids=row.ids[:start] + row.ids[stop:], trained=row.trained[:start] + row.trained[stop:])
 
@@ -262,16 +262,18 @@ def _shared_beginning(
     if shared == 0:
         key = columns["chosen"]
         report.add(
-            key, "there is no prompt, and chosen and rejected begin differently",
+            key,
+            "there is no prompt, and chosen and rejected begin differently",
             "give a prompt, or two conversations that are the same up to their answers",
-        )  # fmt: skip
+        )
         return [], answers
     prompt = chosen[:shared]
     if given is not None and not _begins_with(prompt, given):
         report.add(
-            columns["prompt"], "the conversations in chosen and rejected do not begin with this prompt",
+            columns["prompt"],
+            "the conversations in chosen and rejected do not begin with this prompt",
             "make them begin with it, or remove the prompt",
-        )  # fmt: skip
+        )
     return prompt, {"chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
@@ -287,9 +289,10 @@ def check_answer(report: Report, key: str, messages: Messages) -> None:
         return
     if messages[0]["role"] != "assistant":
         report.add(
-            key, f"an answer begins with an assistant message, not with role {messages[0]['role']}",
+            key,
+            f"an answer begins with an assistant message, not with role {messages[0]['role']}",
             "put what both answers follow into the prompt",
-        )  # fmt: skip
+        )
     elif messages[-1]["role"] != "assistant":
         report.add(key, "an answer ends with an assistant message", f"remove what follows it ({messages[-1]['role']})")
     if any(message.get("weight") == 0 for message in messages):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tunery.data.conversation import Report
 from tunery.data.example import Example, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind, Tokens
+from tunery.data.kinds.base import Columns, Encoded, Kind
 from tunery.data.kinds.values import read_text
 from tunery.data.prompts import Prompts
 
@@ -52,7 +52,7 @@ class PlainText(Kind):
     def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
         return [Rendered(example.text, ((0, len(example.text)),), begin=True, end=True)]
 
-    def cut(self, renderer: Renderer, example: Example, row: Tokens, limit: int) -> list[Tokens]:
+    def cut(self, renderer: Renderer, example: Example, row: Encoded, limit: int) -> list[Encoded]:
         """Windows, one after another."""
         windows = [row.part(at, at + limit) for at in range(0, len(row.ids), limit)]
         return [window for window in windows if len(window.ids) >= min(SMALLEST_WINDOW, limit)]

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
     from tunery.export.limits import Limits
     from tunery.export.sample import Sample
-    from tunery.export.scores import Scores
     from tunery.export.subject import Subject
+    from tunery.export.token_scores import TokenScores
     from tunery.export.verify import Verdict
 
 Remark = tuple[bool, str]
@@ -102,7 +102,7 @@ class Target(Destination):
         raise NotImplementedError
 
     def read_back(
-        self, subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
+        self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
         """Load it in its program and compare it with the adapter in tunery.
 

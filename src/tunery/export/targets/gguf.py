@@ -14,8 +14,8 @@ from tunery.paths import safe_name
 if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
     from tunery.export.sample import Sample
-    from tunery.export.scores import Scores
     from tunery.export.subject import Subject
+    from tunery.export.token_scores import TokenScores
     from tunery.export.verify import Verdict
 
 
@@ -68,13 +68,13 @@ class Gguf(Merged):
         return []
 
     def read_back(
-        self, subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
+        self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
         from tunery.export.gguf_model import plan
         from tunery.export.gguf_names import architecture_of
         from tunery.export.gguf_types import NUMBERS
-        from tunery.export.layers import kept_in_gguf
         from tunery.export.llama import as_scores
+        from tunery.export.update_check import kept_in_gguf
         from tunery.export.verify import MORE_BITS, ask, judge
 
         file = next(folder.glob("*.gguf"))

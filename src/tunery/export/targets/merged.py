@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import torch
 
     from tunery.export.destinations import Wanted
-    from tunery.export.layers import Kept
     from tunery.export.sample import Sample
-    from tunery.export.scores import Scores
     from tunery.export.subject import Subject
+    from tunery.export.token_scores import TokenScores
+    from tunery.export.update_check import Kept
     from tunery.export.verify import Verdict
 
 
@@ -56,9 +56,9 @@ class Merged(Target):
         return []
 
     def read_back(
-        self, subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
+        self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
-        from tunery.export.tokens import check_tokenizer
+        from tunery.export.tokenizer_check import check_tokenizer
         from tunery.export.verify import free_memory, judge, version
 
         check_tokenizer(subject, sample, folder)
@@ -68,11 +68,11 @@ class Merged(Target):
 
 
 def _score(
-    subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
-) -> tuple[Scores, Kept]:
+    subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
+) -> tuple[TokenScores, Kept]:
     from tunery.export.exact import compute_in_float32
-    from tunery.export.layers import kept_in_model
-    from tunery.export.scores import score
+    from tunery.export.token_scores import score
+    from tunery.export.update_check import kept_in_model
 
     model = _load(folder, device)
     kept = kept_in_model(subject.weights, dtype, functools.partial(_parameter, model))
@@ -84,7 +84,7 @@ def _load(folder: Path, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tunery.export.room import place_with_room
-    from tunery.export.tokens import AGAIN
+    from tunery.export.tokenizer_check import AGAIN
     from tunery.models.hf_logging import quiet
     from tunery.models.load import attention_settings
 

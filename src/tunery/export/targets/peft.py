@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     from tunery.export.destinations import Wanted
-    from tunery.export.layers import Kept
     from tunery.export.sample import Sample
-    from tunery.export.scores import Scores
     from tunery.export.subject import Subject
+    from tunery.export.token_scores import TokenScores
+    from tunery.export.update_check import Kept
     from tunery.export.verify import Verdict
 
 
@@ -64,9 +64,9 @@ class Peft(Target):
         return []
 
     def read_back(
-        self, subject: Subject, sample: Sample, tuned: Scores, dtype: str, folder: Path, device: str
+        self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
-        from tunery.export.tokens import check_tokenizer
+        from tunery.export.tokenizer_check import check_tokenizer
         from tunery.export.verify import free_memory, judge, version
 
         check_tokenizer(subject, sample, folder)
@@ -76,10 +76,10 @@ class Peft(Target):
         return judge(tuned, exported, self.limits(dtype), version("peft"), sample, kept, "the adapter")
 
 
-def _score(subject: Subject, sample: Sample, tuned: Scores, folder: Path, device: str) -> tuple[Scores, Kept]:
+def _score(subject: Subject, sample: Sample, tuned: TokenScores, folder: Path, device: str) -> tuple[TokenScores, Kept]:
     from tunery.export.exact import compute_in_float32
-    from tunery.export.layers import kept_in_layers
-    from tunery.export.scores import score
+    from tunery.export.token_scores import score
+    from tunery.export.update_check import kept_in_layers
     from tunery.export.verify import load_stored
     from tunery.models.hf_logging import quiet
     from tunery.models.quantized import bitsandbytes, installed

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tunery.serve.errors import ApiError, Busy
+from tunery.serve.api_errors import ApiError, Busy
 
 if TYPE_CHECKING:
     from tunery.serve.schemas import ChatRequest, CompletionRequest
 
-__all__ = ["ApiError", "Backend", "Busy", "Delta", "FinishReason", "Item", "Served", "TokenLogprob", "ToolCallDelta",
-           "Usage"]  # fmt: skip
+__all__ = [
+    "ApiError",
+    "Backend",
+    "Busy",
+    "FinishReason",
+    "Item",
+    "Served",
+    "TokenDelta",
+    "TokenLogprob",
+    "ToolCallDelta",
+    "Usage",
+]
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -46,7 +56,7 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class TokenDelta:
     """One item of the stream of a request.
 
     Attributes:
@@ -74,7 +84,7 @@ class Usage:
     cached_tokens: int = 0
 
 
-Item = Delta | Usage
+Item = TokenDelta | Usage
 
 
 class Served(Protocol):

@@ -6,11 +6,11 @@ from collections import deque
 from dataclasses import dataclass
 
 from tunery.errors import TuneryError
+from tunery.inference.kv_cache import SMALLEST, Cache, CacheFullError
+from tunery.inference.prefix import BLOCK, PrefixStore, chain
+from tunery.inference.runner import Runner, RunnerPart
 from tunery.models.device import available_memory
-from tunery.serve.engine.cache import SMALLEST, Cache, CacheFullError
-from tunery.serve.engine.prefix import BLOCK, PrefixStore, chain
-from tunery.serve.engine.rows import Row
-from tunery.serve.engine.runner import Part, Runner
+from tunery.serve.engine.running import RunningRequest
 
 ROOM_AHEAD = 32
 """A new row gets a place for so many tokens of its answer at once."""
@@ -20,7 +20,7 @@ STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """What the engine takes on.
 
     Attributes:
@@ -49,7 +49,7 @@ class Batch:
         put_back: the last plan let rows wait again, because memory is short.
     """
 
-    def __init__(self, runner: Runner, limits: Limits):
+    def __init__(self, runner: Runner, limits: BatchLimits):
         shapes, dtype, device = runner.shapes, runner.dtype, runner.device
         free = available_memory(device)
         cache_bytes = limits.cache_bytes if limits.cache_bytes is not None else free * 2 // 5
@@ -58,24 +58,24 @@ class Batch:
         self.cache = Cache(shapes, dtype, device, cache_bytes)
         self.prefix = PrefixStore(shapes, dtype, device, prefix_bytes)
         self.context = min(runner.context, max(self.cache.longest_row, SMALLEST))
-        self.waiting: deque[Row] = deque()
-        self.active: list[Row] = []
+        self.waiting: deque[RunningRequest] = deque()
+        self.active: list[RunningRequest] = []
         self.put_back = False
         self._step_tokens = limits.step_tokens or STEP_TOKENS.get(device.type, STEP_TOKENS["cpu"])
-        self._coming: dict[bytes, Row] = {}
+        self._coming: dict[bytes, RunningRequest] = {}
         """Blocks that are being computed, and by which row."""
 
     # ----------------------------------------------------------------- joining and leaving
 
-    def admit(self) -> list[tuple[Row, TuneryError]]:
+    def admit(self) -> list[tuple[RunningRequest, TuneryError]]:
         """Let waiting rows join, in order; a row that waits for its adapter, or for another row to compute the prompt
         that both begin with, is passed by.
 
         Returns:
             Rows that left the queue because their adapters cannot be used.
         """
-        later: list[Row] = []
-        failed: list[tuple[Row, TuneryError]] = []
+        later: list[RunningRequest] = []
+        failed: list[tuple[RunningRequest, TuneryError]] = []
         while self.waiting and len(self.active) < self.limits.rows:
             row = self.waiting.popleft()
             if row.asked.cancelled:
@@ -91,7 +91,7 @@ class Batch:
         self.waiting.extendleft(reversed(later))
         return failed
 
-    def _join(self, row: Row) -> bool:
+    def _join(self, row: RunningRequest) -> bool:
         """Give a row its adapter, a place, and what is known of its prompt; false if it has to wait.
 
         Raises:
@@ -124,7 +124,7 @@ class Batch:
         self.active.append(row)
         return True
 
-    def leave(self, row: Row, sound: bool = True) -> None:
+    def leave(self, row: RunningRequest, sound: bool = True) -> None:
         """Take a row out of the batch. What it computed may serve others, unless it is not `sound`."""
         assert row.place is not None
         assert row.names is not None
@@ -155,7 +155,7 @@ class Batch:
 
     # ----------------------------------------------------------------- steps
 
-    def plan(self) -> list[Part]:
+    def plan(self) -> list[RunnerPart]:
         """What every row gives to the next step."""
         self.put_back = False
         self.cache.tidy()
@@ -169,10 +169,10 @@ class Batch:
             budget -= 0 if row.pending == 1 else count
             tokens = row.tokens[row.computed : row.computed + count]
             keep = count if row.scoring else int(count == row.pending)
-            parts.append(Part(row, row.place, row.adapter, tokens, row.computed, keep))
+            parts.append(RunnerPart(row, row.place, row.adapter, tokens, row.computed, keep))
         return parts
 
-    def _make_room(self, row: Row, length: int) -> bool:
+    def _make_room(self, row: RunningRequest, length: int) -> bool:
         """Have a place of so many tokens; the youngest rows wait again if there is none. False if it is this one."""
         while True:
             assert row.place is not None
@@ -185,14 +185,14 @@ class Batch:
                 if youngest is row:
                     return False
 
-    def _put_back(self, row: Row) -> None:
+    def _put_back(self, row: RunningRequest) -> None:
         """Let a row wait again; it will be computed anew."""
         self.leave(row)
         row.computed, row.names = 0, None
         self.waiting.appendleft(row)
         self.put_back = True
 
-    def keep_blocks(self, row: Row) -> None:
+    def keep_blocks(self, row: RunningRequest) -> None:
         """Put the blocks of its prompt that are complete now into the prefix store."""
         if row.place is None or row.names is None:
             return

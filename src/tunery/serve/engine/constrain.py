@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tunery.errors import NotInstalledError
-from tunery.serve.errors import ApiError, shorten
+from tunery.serve.api_errors import ApiError, shorten
 from tunery.versions import install_command
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunery.inference.prefix import BLOCK
+from tunery.inference.runner import Runner, RunnerPart
 from tunery.models.device import is_out_of_memory
 from tunery.models.load import Base
-from tunery.serve.engine.backend import Delta, Item
-from tunery.serve.engine.batch import Batch, Limits
-from tunery.serve.engine.prefix import BLOCK
-from tunery.serve.engine.rows import Asked, Row
-from tunery.serve.engine.runner import Part, Runner
-from tunery.serve.engine.sampling import choose, log_probabilities
-from tunery.serve.errors import ApiError, Busy, from_exception, server_error
+from tunery.serve.api_errors import ApiError, Busy, from_exception, server_error
+from tunery.serve.engine.backend import Item, TokenDelta
+from tunery.serve.engine.batch import Batch, BatchLimits
+from tunery.serve.engine.running import Asked, RunningRequest
+from tunery.serve.engine.sampling_params import choose, log_probabilities
 from tunery.training.guard import free_cached_memory
 
 LOG = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class Engine:
         ModelError: the model cannot be computed this way.
     """
 
-    def __init__(self, base: Base, limits: Limits | None = None):
+    def __init__(self, base: Base, limits: BatchLimits | None = None):
         self._wake = threading.Event()
-        self.limits = limits or Limits()
+        self.limits = limits or BatchLimits()
         self.runner = Runner(base, self.limits.adapters, self._wake.set)
         self.batch = Batch(self.runner, self.limits)
         self._inbox: deque[Asked | str] = deque()
@@ -117,11 +117,19 @@ class Engine:
         """Facts for a person who looks."""
         batch, bank = self.batch, self.runner.bank
         return {
-            "rows": len(batch.active), "rows_limit": self.limits.rows, "waiting": self._unread + len(batch.waiting),
-            "waiting_limit": self.limits.waiting, "adapters": bank.loaded, "adapters_limit": bank.capacity,
-            "adapter_bytes": bank.bytes(), "cache_bytes": batch.cache.bytes(), "cache_limit_bytes": batch.cache.budget,
-            "cached_prefix_tokens": len(batch.prefix) * BLOCK, "context": batch.context, **self._counts,
-        }  # fmt: skip
+            "rows": len(batch.active),
+            "rows_limit": self.limits.rows,
+            "waiting": self._unread + len(batch.waiting),
+            "waiting_limit": self.limits.waiting,
+            "adapters": bank.loaded,
+            "adapters_limit": bank.capacity,
+            "adapter_bytes": bank.bytes(),
+            "cache_bytes": batch.cache.bytes(),
+            "cache_limit_bytes": batch.cache.budget,
+            "cached_prefix_tokens": len(batch.prefix) * BLOCK,
+            "context": batch.context,
+            **self._counts,
+        }
 
     # ----------------------------------------------------------------- the loop
 
@@ -172,7 +180,7 @@ class Engine:
 
     # ----------------------------------------------------------------- a step
 
-    def _compute(self, parts: Sequence[Part]) -> None:
+    def _compute(self, parts: Sequence[RunnerPart]) -> None:
         """Compute a step. If that fails its halves are tried, so that only those rows fail that cause it."""
         try:
             kept, logits = self.runner.run(parts)
@@ -195,10 +203,10 @@ class Engine:
         self._compute(parts[: len(parts) // 2])
         self._compute(parts[len(parts) // 2 :])
 
-    def _go_on(self, kept: Sequence[Part], logits: Tensor) -> None:
+    def _go_on(self, kept: Sequence[RunnerPart], logits: Tensor) -> None:
         """Score prompts, choose tokens, and send what can be sent."""
         ends = np.cumsum([part.keep for part in kept]).tolist()
-        ready: list[tuple[Row, int]] = []
+        ready: list[tuple[RunningRequest, int]] = []
         for part, end in zip(kept, ends, strict=True):
             ended = False
             if part.row.echo is not None and part.row.echo.scored and part.start < len(part.row.prompt):
@@ -223,7 +231,7 @@ class Engine:
             if ended:
                 self.batch.leave(row)
 
-    def _score(self, part: Part, logits: Tensor) -> bool:
+    def _score(self, part: RunnerPart, logits: Tensor) -> bool:
         """The log-probabilities of a stretch of a prompt; whether the row ends with it."""
         row = part.row
         targets = row.prompt[part.start + 1 : part.start + part.keep + 1]
@@ -236,7 +244,7 @@ class Engine:
 
     # ----------------------------------------------------------------- answering
 
-    def _send(self, row: Row, deltas: Sequence[Delta]) -> bool:
+    def _send(self, row: RunningRequest, deltas: Sequence[TokenDelta]) -> bool:
         """Send a row's deltas; whether the row ends with them. The request's usage follows its last row."""
         asked, items = row.asked, list[Item | Exception](deltas)
         ended = bool(deltas) and deltas[-1].finish_reason is not None
@@ -249,7 +257,7 @@ class Engine:
         self._deliver(asked, items)
         return ended
 
-    def _fail(self, row: Row, error: Exception) -> None:
+    def _fail(self, row: RunningRequest, error: Exception) -> None:
         """End a row's request, with all its rows, by an error."""
         self._deliver(row.asked, [_as_answer(error)])
         row.asked.cancelled = True

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tunery.models.device import apart
+from tunery.models.device import run_in_fresh_thread
 from tunery.models.load import load_base
+from tunery.serve.api_errors import ApiError
 from tunery.serve.engine.backend import Item, Served, Usage
-from tunery.serve.engine.batch import Limits
+from tunery.serve.engine.batch import BatchLimits
 from tunery.serve.engine.engine import Engine
 from tunery.serve.engine.requests import Requests
-from tunery.serve.engine.rows import Asked
-from tunery.serve.errors import ApiError
+from tunery.serve.engine.running import Asked
 
 if TYPE_CHECKING:
     from tunery.serve.schemas import ChatRequest, CompletionRequest
@@ -48,11 +48,11 @@ class LocalBackend:
         max_queue: int | None = None,
         device: str = "auto",
         precision: str = "auto",
-        limits: Limits | None = None,
+        limits: BatchLimits | None = None,
     ):
         given = {key: value for key, value in (("rows", max_rows), ("waiting", max_queue)) if value is not None}
         self._limits = replace(
-            limits or Limits(), **{name: value for name, value in given.items() if value is not None}
+            limits or BatchLimits(), **{name: value for name, value in given.items() if value is not None}
         )
         self._load_base = functools.partial(load_base, device=device, precision=precision)
         self.bases = tuple(bases)
@@ -127,7 +127,7 @@ class LocalBackend:
             if self._stopped or base not in self.bases:
                 raise ApiError(503, f"The base {base} is not served now.", type="server_error")
             if base not in self._loaded:
-                self._loaded[base] = await asyncio.to_thread(apart, lambda: self._load(base))
+                self._loaded[base] = await asyncio.to_thread(run_in_fresh_thread, lambda: self._load(base))
             return self._loaded[base]
 
     def _load(self, name: str) -> _Loaded:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import ConfigError
-from tunery.serve.engine.backend import Delta, Item, Served, TokenLogprob, ToolCallDelta, Usage
-from tunery.serve.errors import ApiError, Busy, shorten
+from tunery.serve.api_errors import ApiError, Busy, shorten
+from tunery.serve.engine.backend import Item, Served, TokenDelta, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from tunery.serve.schemas import ChatRequest, CompletionRequest
@@ -152,9 +152,13 @@ class RemoteBackend:
     async def _body(self, request: ChatRequest | CompletionRequest, model: Served, own: dict[str, Any]) -> Any:
         """What both kinds of request have in common."""
         body: dict[str, Any] = {
-            **own, "model": self._model, "stream": True, "stream_options": {"include_usage": True},
-            "temperature": request.temperature, "top_p": request.top_p,
-        }  # fmt: skip
+            **own,
+            "model": self._model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+        }
         plain = {"n": 1, "stop": [], "seed": None, "presence_penalty": 0.0, "frequency_penalty": 0.0}
         body |= {name: value for name, default in plain.items() if (value := getattr(request, name)) != default}
         if request.logit_bias:
@@ -272,35 +276,41 @@ def _usage(chunk: Mapping[str, Any]) -> Usage | None:
     return Usage(given["prompt_tokens"], given["completion_tokens"], details.get("cached_tokens") or 0)
 
 
-def _chat_delta(choice: Mapping[str, Any]) -> Delta:
+def _chat_delta(choice: Mapping[str, Any]) -> TokenDelta:
     delta = choice.get("delta") or {}
     calls = tuple(
         ToolCallDelta(
-            call.get("index", 0), call.get("id"), (call.get("function") or {}).get("name"),
+            call.get("index", 0),
+            call.get("id"),
+            (call.get("function") or {}).get("name"),
             (call.get("function") or {}).get("arguments") or "",
         )
         for call in delta.get("tool_calls") or ()
-    )  # fmt: skip
+    )
     tokens = tuple(_token(entry) for entry in (choice.get("logprobs") or {}).get("content") or ())
-    return Delta(choice.get("index", 0), delta.get("content") or "", calls, tokens, choice.get("finish_reason"))
+    return TokenDelta(choice.get("index", 0), delta.get("content") or "", calls, tokens, choice.get("finish_reason"))
 
 
 def _token(entry: Mapping[str, Any]) -> TokenLogprob:
     content = entry.get("bytes")
     return TokenLogprob(
-        entry["token"], entry["logprob"], tuple(content if content is not None else entry["token"].encode()),
+        entry["token"],
+        entry["logprob"],
+        tuple(content if content is not None else entry["token"].encode()),
         tuple(_token(other) for other in entry.get("top_logprobs") or ()),
-    )  # fmt: skip
+    )
 
 
-def _completion_delta(choice: Mapping[str, Any]) -> Delta:
+def _completion_delta(choice: Mapping[str, Any]) -> TokenDelta:
     told = choice.get("logprobs") or {}
     tops = told.get("top_logprobs") or [None] * len(told.get("tokens") or ())
     tokens = tuple(
         TokenLogprob(
-            token, logprob, tuple(token.encode()),
+            token,
+            logprob,
+            tuple(token.encode()),
             tuple(TokenLogprob(other, value, tuple(other.encode())) for other, value in (top or {}).items()),
         )
         for token, logprob, top in zip(told.get("tokens") or (), told.get("token_logprobs") or (), tops, strict=True)
-    )  # fmt: skip
-    return Delta(choice.get("index", 0), choice.get("text") or "", (), tokens, choice.get("finish_reason"))
+    )
+    return TokenDelta(choice.get("index", 0), choice.get("text") or "", (), tokens, choice.get("finish_reason"))

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunery.data.render import Renderer
+from tunery.serve.api_errors import ApiError
 from tunery.serve.engine.constrain import Grammars, Matcher, json_grammar
-from tunery.serve.engine.prompts import Prompts
-from tunery.serve.engine.rows import Asked, Echo, Row
-from tunery.serve.engine.sampling import Sampler, Sampling
-from tunery.serve.engine.text import Detokenizer, TextStream, TokenTexts
+from tunery.serve.engine.detokenizer import Detokenizer, TextStream, TokenTexts
+from tunery.serve.engine.prompt_encoder import PromptEncoder
+from tunery.serve.engine.running import Asked, Echo, RunningRequest
+from tunery.serve.engine.sampling_params import Sampler, SamplingParams
 from tunery.serve.engine.tools import ToolReader, call_grammar, control_pattern, find_form
-from tunery.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from tunery.serve.schemas import ChatRequest, CompletionRequest
@@ -34,7 +34,7 @@ class Requests:
     def __init__(self, tokenizer: Any, context: int, vocabulary: int):
         renderer = Renderer(tokenizer)
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        self._prompts = Prompts(renderer, context, vocabulary)
+        self._prompts = PromptEncoder(renderer, context, vocabulary)
         self._stop_ids = frozenset(renderer.stop_ids)
         self._grammars = Grammars(tokenizer, vocabulary, sorted(self._stop_ids))
         self._texts = TokenTexts(tokenizer)
@@ -62,11 +62,19 @@ class Requests:
             stream = TextStream(Detokenizer(self._decode(control=bool(tools))), request.stop)
             most = self._most(prompt, request.max_completion_tokens)
             asked.rows.append(
-                Row(
-                    asked, index, prompt, Sampler(sampling, index, own), stream, self._texts, most, self._stop_ids,
-                    grammar=own, reader=reader,
+                RunningRequest(
+                    asked,
+                    index,
+                    prompt,
+                    Sampler(sampling, index, own),
+                    stream,
+                    self._texts,
+                    most,
+                    self._stop_ids,
+                    grammar=own,
+                    reader=reader,
                 )
-            )  # fmt: skip
+            )
 
     def completion(self, request: CompletionRequest, asked: Asked) -> None:
         """Add the rows of texts to go on with.
@@ -83,11 +91,18 @@ class Requests:
                 detokenizer = Detokenizer(self._decode(control=False), prompt[-SPACE_BEFORE:])
                 most = self._most(prompt, request.max_tokens)
                 asked.rows.append(
-                    Row(
-                        asked, number * request.n + choice, prompt, Sampler(sampling, choice),
-                        TextStream(detokenizer, request.stop), self._texts, most, self._stop_ids, echo=echo,
+                    RunningRequest(
+                        asked,
+                        number * request.n + choice,
+                        prompt,
+                        Sampler(sampling, choice),
+                        TextStream(detokenizer, request.stop),
+                        self._texts,
+                        most,
+                        self._stop_ids,
+                        echo=echo,
                     )
-                )  # fmt: skip
+                )
 
     def _grammar(self, request: ChatRequest, tools: Sequence[Mapping[str, Any]], forced: bool) -> Matcher | None:
         """What the answer is held to, if anything."""
@@ -115,7 +130,7 @@ class Requests:
         """Token ids → text, with or without control tokens."""
         return functools.partial(self._tokenizer.backend_tokenizer.decode, skip_special_tokens=not control)
 
-    def _sampling(self, request: ChatRequest | CompletionRequest, top_logprobs: int | None) -> Sampling:
+    def _sampling(self, request: ChatRequest | CompletionRequest, top_logprobs: int | None) -> SamplingParams:
         if unknown := [token for token in request.logit_bias if token >= self._vocabulary]:
             raise ApiError(
                 400,
@@ -123,7 +138,7 @@ class Requests:
                 code="invalid_value",
                 param="logit_bias",
             )
-        return Sampling(
+        return SamplingParams(
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,

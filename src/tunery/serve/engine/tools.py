@@ -168,8 +168,9 @@ class Call:
     def delta(self, index: int) -> ToolCallDelta:
         """For the client, under an id of its own."""
         letters = string.ascii_letters + string.digits
-        return ToolCallDelta(index, "call_" + "".join(secrets.choice(letters) for _ in range(24)), self.name,
-                             self.arguments)  # fmt: skip
+        return ToolCallDelta(
+            index, "call_" + "".join(secrets.choice(letters) for _ in range(24)), self.name, self.arguments
+        )
 
 
 class ToolReader:

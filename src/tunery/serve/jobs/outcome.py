@@ -29,7 +29,7 @@ from tunery.errors import (
 )
 from tunery.paths import read_json
 from tunery.serve.files import Files
-from tunery.serve.jobs.folder import JobFolder, read_error
+from tunery.serve.jobs.job_folder import JobFolder, read_error
 from tunery.serve.jobs.process import Worker, describe_exit, last_lines
 from tunery.serve.jobs.results import FILENAME, results_csv
 from tunery.serve.jobs.watch import Tail, Watch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 
 LOG_LINES = 15
 """Lines of the log that an error shows."""
@@ -80,7 +80,7 @@ def describe_exit(code: int) -> str:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):
         name = signal.Signals(-code).name
-        return f"{name}, perhaps for lack of memory" if name == "SIGKILL" else name
+        return f"{name}, perhaps for running out of memory" if name == "SIGKILL" else name
     return f"signal {-code}"
 
 

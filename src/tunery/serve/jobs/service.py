@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from tunery.errors import ConfigError
 from tunery.openai_api.methods import METHODS
 from tunery.paths import write_json
-from tunery.serve.errors import ApiError, not_found, shorten
+from tunery.serve.api_errors import ApiError, not_found, shorten
 from tunery.serve.files import UPLOAD_PURPOSE, Files
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.outcome import Outcome
 from tunery.serve.jobs.supervisor import Supervisor
 from tunery.serve.jobs.translate import SEEDS, JobSpec, asked_of, check_defaults, trackers_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from tunery.errors import TuneryError
 from tunery.paths import read_json
 from tunery.serve.files import Files
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.outcome import Outcome
 from tunery.serve.jobs.process import Worker, is_locked
 from tunery.serve.jobs.watch import Watch, validates_on_all

@@ -35,8 +35,8 @@ from tunery.config import DEFAULT_BETA, KindName, Task
 from tunery.errors import ConfigError
 from tunery.openai_api.methods import FEWEST_ROWS, LARGEST_BATCH, METHODS
 from tunery.paths import read_json
-from tunery.serve.errors import ApiError
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.api_errors import ApiError
+from tunery.serve.jobs.job_folder import JobFolder
 
 if TYPE_CHECKING:
     from tunery.serve.schemas import CreateJob
@@ -82,7 +82,7 @@ _BESIDE_A_START = ("dropout",)
 """Settings of `lora` that an adapter to go on from does not bring itself."""
 
 _MODEST_EVALUATION = {"max_rows": 200, "generate_rows": 8, "max_new_tokens": 64}
-"""Base against tuned at a job's end, on its validation file: enough for a report, and soon over."""
+"""Base vs. tuned at a job's end, on its validation file: enough for a report, and soon over."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def make_task(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping
         kind: of the rows in its files.
         settled: hyperparameters, from `settle`.
         precision: for train.precision, unless that is set for all jobs: chosen once, so that a run which is taken up
-            again goes on in the number format it began with.
+            again goes on in the dtype it began with.
 
     Raises:
         ConfigError: the settings for all jobs do not go together with this job.

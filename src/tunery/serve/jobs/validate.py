@@ -12,11 +12,11 @@ from tunery.config import KindName
 from tunery.data.examine import Examined
 from tunery.data.example import Problem
 from tunery.data.formats import open_source
-from tunery.data.source import Row, printable, shown_path
+from tunery.data.source import RawRow, printable, shown_path
 from tunery.errors import DataError
 from tunery.openai_api.methods import METHODS
 from tunery.paths import write_atomic, write_json
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
 from tunery.text import gigabytes, plural
 
@@ -95,7 +95,7 @@ def validate(folder: JobFolder) -> Facts:
 
 
 def _precision(spec: JobSpec) -> str:
-    """The number format of the base: as set for all jobs, else the faster one, tried once for the whole job."""
+    """The dtype of the base: as set for all jobs, else the faster one, tried once for the whole job."""
     from tunery.models.device import pick_device, resolve_dtype
 
     train = spec.defaults.get("train") or {}
@@ -124,7 +124,7 @@ def kind_of(spec: JobSpec, path: Path) -> KindName:
     if len(spec.kinds) == 1:
         return spec.kinds[0]
     try:
-        first = next((item.value for item in open_source(str(path)).items if isinstance(item, Row)), {})
+        first = next((item.value for item in open_source(str(path)).items if isinstance(item, RawRow)), {})
     except DataError:
         first = {}
     return "completion" if "messages" not in first and {"prompt", "completion"} <= set(first) else "chat"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunery.config import Task
-from tunery.serve.jobs.folder import JobFolder
+from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.records import Checkpoint, Event, Job, Work, derived_id
 from tunery.serve.store import Store
 from tunery.training.checkpoint import checkpoint_steps

@@ -36,7 +36,7 @@ from tunery.errors import (
 )
 from tunery.paths import disk_errors
 from tunery.progress import Note
-from tunery.serve.jobs.folder import JobFolder, append_line, write_error
+from tunery.serve.jobs.job_folder import JobFolder, append_line, write_error
 
 LOCK_SECONDS = 120
 """How long a worker waits for its predecessor, which may be writing its last checkpoint."""

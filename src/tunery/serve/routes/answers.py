@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunery.serve.engine.backend import Delta, TokenLogprob, ToolCallDelta, Usage
+from tunery.serve.engine.backend import TokenDelta, TokenLogprob, ToolCallDelta, Usage
 from tunery.serve.schemas import ChatRequest, CompletionRequest
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Head:
+class ResponseHead:
     """What all chunks of an answer have in common."""
 
     id: str
@@ -26,7 +26,7 @@ class Head:
     fingerprint: str
 
     @classmethod
-    def new(cls, prefix: str, model: str, *weights: str) -> Head:
+    def new(cls, prefix: str, model: str, *weights: str) -> ResponseHead:
         """For a new answer; `weights` name what gave it: program, base and adapter."""
         print_ = hashlib.sha256("\0".join(weights).encode()).hexdigest()[:10]
         return cls(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, f"fp_{print_}")
@@ -60,14 +60,14 @@ def usage_body(usage: Usage) -> Json:
     }
 
 
-class Finished:
+class FinishedAnswer:
     """Which choices have ended. If an engine leaves one open, that is a bug, and no client may take it for an end."""
 
     def __init__(self, choices: int):
         self.open = set(range(choices))
         self.usage: Usage | None = None
 
-    def note(self, delta: Delta) -> None:
+    def note(self, delta: TokenDelta) -> None:
         """Take a delta's end into account."""
         if delta.finish_reason is not None:
             self.open.discard(delta.index)
@@ -98,11 +98,11 @@ def _token(token: TokenLogprob) -> Json:
     return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
-def chat_body(head: Head, asked: ChatRequest, deltas: Iterable[Delta], usage: Usage | None) -> Json:
+def chat_body(head: ResponseHead, asked: ChatRequest, deltas: Iterable[TokenDelta], usage: Usage | None) -> Json:
     """A whole answer."""
-    finished = Finished(asked.n)
+    finished = FinishedAnswer(asked.n)
     finished.usage = usage
-    parts: defaultdict[int, list[Delta]] = defaultdict(list)
+    parts: defaultdict[int, list[TokenDelta]] = defaultdict(list)
     for delta in deltas:
         finished.note(delta)
         parts[delta.index].append(delta)
@@ -111,7 +111,7 @@ def chat_body(head: Head, asked: ChatRequest, deltas: Iterable[Delta], usage: Us
     return head.body("chat.completion", choices, usage=usage_body(counted))
 
 
-def _chat_choice(index: int, deltas: Sequence[Delta], logprobs: bool) -> Json:
+def _chat_choice(index: int, deltas: Sequence[TokenDelta], logprobs: bool) -> Json:
     text = "".join(delta.text for delta in deltas)
     calls = joined_calls(call for delta in deltas for call in delta.tool_calls)
     message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
@@ -139,12 +139,12 @@ def joined_calls(fragments: Iterable[ToolCallDelta]) -> list[Json]:
 class ChatChunks:
     """A streamed answer. The first chunk of each choice has the role; the last one of all may have the usage."""
 
-    def __init__(self, head: Head, asked: ChatRequest):
+    def __init__(self, head: ResponseHead, asked: ChatRequest):
         self.head, self.asked = head, asked
-        self.finished = Finished(asked.n)
+        self.finished = FinishedAnswer(asked.n)
         self._begun: set[int] = set()
 
-    def write(self, delta: Delta) -> Iterator[Json]:
+    def write(self, delta: TokenDelta) -> Iterator[Json]:
         """The chunks of a delta."""
         self.finished.note(delta)
         if delta.index not in self._begun:
@@ -169,7 +169,7 @@ class ChatChunks:
         return self.head.body("chat.completion.chunk", [choice], **more)
 
 
-def _chat_delta(delta: Delta) -> Json:
+def _chat_delta(delta: TokenDelta) -> Json:
     result: Json = {}
     if delta.text or not delta.tool_calls:
         result["content"] = delta.text
@@ -214,12 +214,14 @@ def _alternatives(token: TokenLogprob) -> Json | None:
     return {other.token: other.logprob for other in token.top} | {token.token: token.logprob}
 
 
-def completion_body(head: Head, asked: CompletionRequest, deltas: Iterable[Delta], usage: Usage | None) -> Json:
+def completion_body(
+    head: ResponseHead, asked: CompletionRequest, deltas: Iterable[TokenDelta], usage: Usage | None
+) -> Json:
     """A whole answer."""
     choices = asked.n * len(asked.prompt)
-    finished = Finished(choices)
+    finished = FinishedAnswer(choices)
     finished.usage = usage
-    parts: defaultdict[int, list[Delta]] = defaultdict(list)
+    parts: defaultdict[int, list[TokenDelta]] = defaultdict(list)
     for delta in deltas:
         finished.note(delta)
         parts[delta.index].append(delta)
@@ -228,7 +230,7 @@ def completion_body(head: Head, asked: CompletionRequest, deltas: Iterable[Delta
     return head.body("text_completion", bodies, usage=usage_body(counted))
 
 
-def _completion_choice(index: int, deltas: Sequence[Delta], asked: CompletionRequest) -> Json:
+def _completion_choice(index: int, deltas: Sequence[TokenDelta], asked: CompletionRequest) -> Json:
     tokens = [token for delta in deltas for token in delta.logprobs]
     return {
         "index": index,
@@ -241,12 +243,12 @@ def _completion_choice(index: int, deltas: Sequence[Delta], asked: CompletionReq
 class CompletionChunks:
     """A streamed answer."""
 
-    def __init__(self, head: Head, asked: CompletionRequest):
+    def __init__(self, head: ResponseHead, asked: CompletionRequest):
         self.head, self.asked = head, asked
-        self.finished = Finished(asked.n * len(asked.prompt))
+        self.finished = FinishedAnswer(asked.n * len(asked.prompt))
         self._written: defaultdict[int, int] = defaultdict(int)
 
-    def write(self, delta: Delta) -> Iterator[Json]:
+    def write(self, delta: TokenDelta) -> Iterator[Json]:
         """The chunk of a delta."""
         self.finished.note(delta)
         if not (delta.text or delta.logprobs or delta.finish_reason):

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from tunery.serve.errors import ApiError, not_found
+from tunery.serve.api_errors import ApiError, not_found
 from tunery.serve.schemas.base import Request, parse
 
 T = TypeVar("T", bound=Request)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 import tunery
 from tunery.serve.responses import json_response
-from tunery.serve.routes.answers import ChatChunks, CompletionChunks, Head, chat_body, completion_body
+from tunery.serve.routes.answers import ChatChunks, CompletionChunks, ResponseHead, chat_body, completion_body
 from tunery.serve.routes.body import json_body
 from tunery.serve.routes.services import Injected
 from tunery.serve.routes.streaming import Items, collect, streamed
@@ -26,7 +26,7 @@ async def chat(
 ) -> Response:
     """Answer a conversation."""
     model = await run_in_threadpool(services.registry.resolve, asked.model)
-    head = Head.new("chatcmpl", asked.model, tunery.__version__, model.base, model.key)
+    head = ResponseHead.new("chatcmpl", asked.model, tunery.__version__, model.base, model.key)
     items = Items(services.backend.chat(asked, model), services.closing)
     if asked.stream:
         return await streamed(request.receive, items, ChatChunks(head, asked), services.settings.keep_alive)
@@ -40,7 +40,7 @@ async def complete(
 ) -> Response:
     """Go on with a text."""
     model = await run_in_threadpool(services.registry.resolve, asked.model)
-    head = Head.new("cmpl", asked.model, tunery.__version__, model.base, model.key)
+    head = ResponseHead.new("cmpl", asked.model, tunery.__version__, model.base, model.key)
     items = Items(services.backend.complete(asked, model), services.closing)
     if asked.stream:
         return await streamed(request.receive, items, CompletionChunks(head, asked), services.settings.keep_alive)

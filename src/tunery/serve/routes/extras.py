@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 import tunery
 from tunery.openai_api.methods import METHODS
 from tunery.paths import RunPaths, safe_name
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.jobs.translate import Use
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import require_id

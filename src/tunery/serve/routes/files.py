@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import require_id
 from tunery.serve.routes.services import Injected

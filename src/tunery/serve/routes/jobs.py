@@ -13,7 +13,7 @@ from tunery.serve.responses import json_response
 from tunery.serve.routes.body import json_body, metadata_filter, require_id
 from tunery.serve.routes.services import Injected, Services
 from tunery.serve.schemas import CreateJob
-from tunery.serve.schemas.objects import Checkpoint, Event, Job, listed, one
+from tunery.serve.schemas.objects import CheckpointObject, EventObject, JobObject, listed, one
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
@@ -25,7 +25,7 @@ _JOB = "fine-tuning job"
 @router.post("")
 async def create(asked: Annotated[CreateJob, Depends(json_body(CreateJob))], services: Injected) -> Response:
     """Create a job; its files are checked when its turn comes."""
-    return json_response(one(Job, await run_in_threadpool(services.jobs.create, asked)))
+    return json_response(one(JobObject, await run_in_threadpool(services.jobs.create, asked)))
 
 
 @router.get("")
@@ -33,9 +33,9 @@ def list_jobs(request: Request, services: Injected, after: str | None = None, li
     """A page of the jobs, newest first."""
     wanted = metadata_filter(request)
     if wanted == "null":
-        return json_response(listed(Job, *_without_metadata(services, after, limit)))
+        return json_response(listed(JobObject, *_without_metadata(services, after, limit)))
     page = services.jobs.list(after=after, limit=limit, metadata=wanted)
-    return json_response(listed(Job, page.data, page.has_more))
+    return json_response(listed(JobObject, page.data, page.has_more))
 
 
 def _without_metadata(services: Services, after: str | None, limit: int) -> tuple[list[Any], bool]:
@@ -52,36 +52,36 @@ def _without_metadata(services: Services, after: str | None, limit: int) -> tupl
 @router.get("/{job_id}")
 def retrieve(job_id: str, services: Injected) -> Response:
     """A job as it is now."""
-    return json_response(one(Job, services.jobs.get(require_id(_JOB, job_id))))
+    return json_response(one(JobObject, services.jobs.get(require_id(_JOB, job_id))))
 
 
 @router.post("/{job_id}/cancel")
 def cancel(job_id: str, services: Injected) -> Response:
     """Stop a job for good."""
-    return json_response(one(Job, services.jobs.cancel(require_id(_JOB, job_id))))
+    return json_response(one(JobObject, services.jobs.cancel(require_id(_JOB, job_id))))
 
 
 @router.post("/{job_id}/pause")
 def pause(job_id: str, services: Injected) -> Response:
     """Let a job write a checkpoint and free the machine."""
-    return json_response(one(Job, services.jobs.pause(require_id(_JOB, job_id))))
+    return json_response(one(JobObject, services.jobs.pause(require_id(_JOB, job_id))))
 
 
 @router.post("/{job_id}/resume")
 def resume(job_id: str, services: Injected) -> Response:
     """Let a paused job go on from its checkpoint."""
-    return json_response(one(Job, services.jobs.resume(require_id(_JOB, job_id))))
+    return json_response(one(JobObject, services.jobs.resume(require_id(_JOB, job_id))))
 
 
 @router.get("/{job_id}/events")
 def events(job_id: str, services: Injected, after: str | None = None, limit: Limit = 20) -> Response:
     """A page of what happened in a job, newest first."""
     page = services.jobs.events(require_id(_JOB, job_id), after=after, limit=limit)
-    return json_response(listed(Event, page.data, page.has_more))
+    return json_response(listed(EventObject, page.data, page.has_more))
 
 
 @router.get("/{job_id}/checkpoints")
 def checkpoints(job_id: str, services: Injected, after: str | None = None, limit: Limit = 10) -> Response:
     """A page of a job's checkpoints, newest first."""
     page = services.jobs.checkpoints(require_id(_JOB, job_id), after=after, limit=limit)
-    return json_response(listed(Checkpoint, page.data, page.has_more))
+    return json_response(listed(CheckpointObject, page.data, page.has_more))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from tunery.serve.responses import json_response
 from tunery.serve.routes.services import Injected, Services
-from tunery.serve.schemas.objects import Model, deleted, one
+from tunery.serve.schemas.objects import ModelObject, deleted, one
 
 if TYPE_CHECKING:
     from tunery.serve.registry import ServedModel
@@ -21,14 +21,14 @@ router = APIRouter(prefix="/v1/models")
 @router.get("")
 def list_models(services: Injected) -> Response:
     """Bases, aliases and fine-tuned models."""
-    data = [one(Model, model) for model in services.registry.list()]
+    data = [one(ModelObject, model) for model in services.registry.list()]
     return json_response({"object": "list", "data": data})
 
 
 @router.get("/{name:path}")
 def retrieve(name: str, services: Injected) -> Response:
     """A model; checkpoints too, which are not listed."""
-    return json_response(one(Model, services.registry.resolve(name)))
+    return json_response(one(ModelObject, services.registry.resolve(name)))
 
 
 @router.delete("/{name:path}")

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 
 WEB = Path(__file__).resolve().parent.parent / "web"
 
@@ -29,7 +29,7 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class PageFile:
     """A file of the page."""
 
     content: bytes
@@ -44,17 +44,17 @@ class Part:
         return Response(self.content, media_type=self.media_type, headers=headers)
 
 
-def read_parts(folder: Path = WEB) -> dict[str, Part]:
+def read_parts(folder: Path = WEB) -> dict[str, PageFile]:
     """The page's files by their names."""
     parts = {}
     for path in sorted(folder.glob("*")):
         if path.suffix in _TYPES and path.is_file():
             content = path.read_bytes()
-            parts[path.name] = Part(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+            parts[path.name] = PageFile(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
     return parts
 
 
-def page_router(parts: dict[str, Part]) -> APIRouter:
+def page_router(parts: dict[str, PageFile]) -> APIRouter:
     """The routes of the page."""
     router = APIRouter()
 

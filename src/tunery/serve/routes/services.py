@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
-from tunery.serve.settings import ServeSettings
+from tunery.serve.server_settings import ServeSettings
 
 if TYPE_CHECKING:
     from tunery.serve.engine.backend import Backend

@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tunery.serve.engine.backend import Delta, Usage
-from tunery.serve.errors import ApiError, from_exception, server_error
+from tunery.serve.api_errors import ApiError, from_exception, server_error
+from tunery.serve.engine.backend import TokenDelta, Usage
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Writer(Protocol):
 
     finished: Any
 
-    def write(self, delta: Delta) -> Iterator[dict[str, Any]]:
+    def write(self, delta: TokenDelta) -> Iterator[dict[str, Any]]:
         """The chunks of a delta."""
         ...
 
@@ -63,9 +63,9 @@ class Items:
         closing: when it is set, the items end with an error.
     """
 
-    def __init__(self, source: AsyncIterator[Delta | Usage], closing: asyncio.Event):
+    def __init__(self, source: AsyncIterator[TokenDelta | Usage], closing: asyncio.Event):
         self._source = source
-        self._queue: asyncio.Queue[Delta | Usage | End | Exception] = asyncio.Queue()
+        self._queue: asyncio.Queue[TokenDelta | Usage | End | Exception] = asyncio.Queue()
         self._tasks = [asyncio.ensure_future(self._draw()), asyncio.ensure_future(self._end_when(closing))]
 
     async def _draw(self) -> None:
@@ -85,7 +85,7 @@ class Items:
             )
         )
 
-    async def take(self, seconds: float | None = None) -> Delta | Usage | End | Silence:
+    async def take(self, seconds: float | None = None) -> TokenDelta | Usage | End | Silence:
         """The next item; END after the last; SILENCE if none comes within `seconds`.
 
         Raises:
@@ -136,7 +136,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await _cancel([working, leaving])
 
 
-async def collect(receive: Receive, items: Items) -> tuple[list[Delta], Usage | None]:
+async def collect(receive: Receive, items: Items) -> tuple[list[TokenDelta], Usage | None]:
     """All items: the deltas, and the usage.
 
     Raises:
@@ -148,13 +148,13 @@ async def collect(receive: Receive, items: Items) -> tuple[list[Delta], Usage | 
         await items.close()
 
 
-async def _collect(items: Items) -> tuple[list[Delta], Usage | None]:
-    deltas: list[Delta] = []
+async def _collect(items: Items) -> tuple[list[TokenDelta], Usage | None]:
+    deltas: list[TokenDelta] = []
     usage: Usage | None = None
     while not isinstance(item := await items.take(), End):
         if isinstance(item, Usage):
             usage = item
-        elif isinstance(item, Delta):
+        elif isinstance(item, TokenDelta):
             deltas.append(item)
     return deltas, usage
 
@@ -214,7 +214,7 @@ async def streamed(receive: Receive, items: Items, writer: Writer, keep_alive: f
 
 
 async def _events(
-    item: Delta | Usage | End | Silence, items: Items, writer: Writer, keep_alive: float
+    item: TokenDelta | Usage | End | Silence, items: Items, writer: Writer, keep_alive: float
 ) -> AsyncGenerator[bytes, None]:
     try:
         while not isinstance(item, End):
@@ -222,7 +222,7 @@ async def _events(
                 yield KEEP_ALIVE
             elif isinstance(item, Usage):
                 writer.finished.usage = item
-            elif isinstance(item, Delta):
+            elif isinstance(item, TokenDelta):
                 for chunk in writer.write(item):
                     yield event(chunk)
             item = await items.take(keep_alive)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from tunery.serve.errors import ApiError, shorten
+from tunery.serve.api_errors import ApiError, shorten
 from tunery.text import similar_names
 
 T = TypeVar("T", bound="Request")

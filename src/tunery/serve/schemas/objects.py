@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class Answer(BaseModel):
+class WireObject(BaseModel):
     """Base of all answers."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -21,7 +21,7 @@ class Answer(BaseModel):
         return self.model_dump_json(exclude_unset=True).encode()
 
 
-class FileObject(Answer):
+class FileObject(WireObject):
     """An uploaded file, or the result file of a job."""
 
     id: str
@@ -35,7 +35,7 @@ class FileObject(Answer):
     status_details: str | None = None
 
 
-class JobError(Answer):
+class JobErrorObject(WireObject):
     """Why a job failed; all null in a job that did not."""
 
     code: str
@@ -43,7 +43,7 @@ class JobError(Answer):
     param: str | None = None
 
 
-class Job(Answer):
+class JobObject(WireObject):
     """A fine-tuning job.
 
     `status` may be "paused" while the job is paused, as in the reference's example; the official client's types do not
@@ -64,7 +64,7 @@ class Job(Answer):
     validation_file: str | None
     result_files: list[str]
     trained_tokens: int | None
-    error: JobError | None
+    error: JobErrorObject | None
     seed: int
     estimated_finish: int | None = None
     integrations: list[dict[str, Any]] | None = None
@@ -72,7 +72,7 @@ class Job(Answer):
     user_provided_suffix: str | None = None
 
 
-class Event(Answer):
+class EventObject(WireObject):
     """Something that happened in a job."""
 
     id: str
@@ -84,7 +84,7 @@ class Event(Answer):
     data: dict[str, Any] | None = None
 
 
-class Checkpoint(Answer):
+class CheckpointObject(WireObject):
     """A model as it was at a step of a job; it answers under its own name."""
 
     id: str
@@ -96,7 +96,7 @@ class Checkpoint(Answer):
     metrics: dict[str, float]
 
 
-class Model(Answer):
+class ModelObject(WireObject):
     """A model that answers."""
 
     id: str
@@ -105,12 +105,12 @@ class Model(Answer):
     owned_by: str
 
 
-def one(kind: type[Answer], value: Any) -> dict[str, Any]:
+def one(kind: type[WireObject], value: Any) -> dict[str, Any]:
     """The JSON of an object of the store."""
     return kind.model_validate(value).model_dump(mode="json")
 
 
-def listed(kind: type[Answer], values: Iterable[Any], has_more: bool) -> dict[str, Any]:
+def listed(kind: type[WireObject], values: Iterable[Any], has_more: bool) -> dict[str, Any]:
     """The JSON of a page of a list, with the ids that the next page follows from."""
     data = [one(kind, value) for value in values]
     ids = [entry["id"] for entry in data]

@@ -216,7 +216,7 @@ function showResults(place, job, metrics) {
 
 /** The report opens in a tab of its own. */
 function reportLink(job) {
-  const link = fileLink(paths.report(job.id), `${jobName(job)}-report.html`, "Report: base against tuned", {
+  const link = fileLink(paths.report(job.id), `${jobName(job)}-report.html`, "Report: base vs. tuned", {
     target: "_blank",
     rel: "noopener",
   });

@@ -9,7 +9,7 @@ with log-probabilities summed over an answer's trained tokens; the mean is over 
 reward of an answer is β (log π − log π_ref).
 
 The reference is the same model with its adapter off, or with a frozen copy of the starting adapter on, run on the very
-same flattened rows: nothing but that copy is kept in memory, and a resumed run needs no cache.
+same packed sequences: nothing but that copy is kept in memory, and a resumed run needs no cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
@@ -106,7 +106,7 @@ class DPO(Objective):
         """Prompts are computed once for both answers, and once for all pairs that share them."""
         if not model.flattened:
             return self._one_by_one(model, rows, weight)
-        batch = flatten(rows)
+        batch = pack(rows)
         reference = self._reference(model, batch, len(rows))
         judged = judge(row_log_probabilities(model, batch, len(rows)), reference, self.beta)
         (judged.loss / weight).backward()
@@ -115,7 +115,7 @@ class DPO(Objective):
     def _one_by_one(self, model: PackedModel, rows: Sequence[Row], weight: float) -> StepStats:
         """Where only one row runs at a time, only one row's activations are kept: first the log-probabilities of all,
         which say how much each row counts, then row by row the gradient."""
-        batches = [flatten([row]) for row in rows]
+        batches = [pack([row]) for row in rows]
         with torch.no_grad():
             policy = torch.cat([row_log_probabilities(model, batch, 1) for batch in batches])
         reference = torch.cat([self._reference(model, batch, 1) for batch in batches])

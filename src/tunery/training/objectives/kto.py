@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.data.batching import PackedBatch, Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
@@ -98,14 +98,14 @@ class KTO(Objective):
     def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
         z0 = float(context or 0.0)
         if model.flattened:
-            batch = flatten(rows)
+            batch = pack(rows)
             reference = self._reference(model, batch, len(rows))
             losses, metrics = self._losses(row_log_probabilities(model, batch, len(rows)), reference, rows, z0)
             (losses / weight).backward()
             return StepStats.of(losses.detach(), metrics, model, [batch])
         stats = StepStats()
         for row in rows:
-            batch = flatten([row])
+            batch = pack([row])
             reference = self._reference(model, batch, 1)
             losses, metrics = self._losses(row_log_probabilities(model, batch, 1), reference, [row], z0)
             (losses / weight).backward()

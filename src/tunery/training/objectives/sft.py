@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from tunery.config import Task
-from tunery.data.batching import Row, flatten
+from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.fast.packed_model import PackedModel
 from tunery.training.loss import batch_loss
@@ -36,7 +36,7 @@ class CrossEntropy(Objective):
         return sum(float(row.weights.sum()) for row in rows)
 
     def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
-        batch = flatten(rows)
+        batch = pack(rows)
         loss = batch_loss(model, batch)
         (loss.total / weight).backward()
         return StepStats.of(loss.total.detach(), {"train_token_accuracy": loss.correct}, model, [batch])

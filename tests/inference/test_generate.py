@@ -9,10 +9,10 @@ import torch
 from tests.tiny import tiny_llama_config, tiny_tokenizer
 from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
-from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import optimize_model
+from tunery.inference.generate import Sampling, generate, stream
 from tunery.lora.attach import disabled
 from tunery.training.scoring import Scorer
 

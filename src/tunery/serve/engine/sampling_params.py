@@ -30,7 +30,7 @@ class Allowed(Protocol):
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How a request's tokens are chosen, with OpenAI's names and defaults.
 
     Attributes:
@@ -69,7 +69,7 @@ class Sampler:
         grammar: what may come next; None for anything.
     """
 
-    def __init__(self, sampling: Sampling, choice: int = 0, grammar: Allowed | None = None):
+    def __init__(self, sampling: SamplingParams, choice: int = 0, grammar: Allowed | None = None):
         self.sampling, self.grammar = sampling, grammar
         seed = None if sampling.seed is None else f"{sampling.seed} {choice}"
         self._random = random.Random(seed)
@@ -131,9 +131,13 @@ def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice | Excepti
     tokens = _pick(logits, samplers)
     choices: list[Choice | Exception] = [Choice(token) for token in tokens]
     if shares is not None:
-        for row, choice in zip(told, log_probabilities(shares, [tokens[row] for row in told],
-                                                       [samplers[row].sampling.top_logprobs or 0 for row in told]),
-                               strict=True):  # fmt: skip
+        for row, choice in zip(
+            told,
+            log_probabilities(
+                shares, [tokens[row] for row in told], [samplers[row].sampling.top_logprobs or 0 for row in told]
+            ),
+            strict=True,
+        ):
             choices[row] = choice
     for row, error in failed.items():
         choices[row] = error

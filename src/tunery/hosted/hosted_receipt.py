@@ -8,9 +8,9 @@ from typing import Any
 
 from tunery.config import Task
 from tunery.hosted.curve import Line
-from tunery.hosted.plan import HostedPlan
+from tunery.hosted.hosted_plan import HostedPlan
+from tunery.hosted.job_settings import to_yaml
 from tunery.hosted.prices import dollars
-from tunery.hosted.settings import to_yaml
 from tunery.hosted.state import HostedState
 from tunery.openai_api.methods import FEWEST_ROWS
 from tunery.text import plural

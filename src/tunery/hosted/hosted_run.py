@@ -20,10 +20,10 @@ from tunery.hosted.consent import Consent, require_consent
 from tunery.hosted.estimate import answers_sentence, estimate_answers
 from tunery.hosted.evaluate import Exam, evaluate, make_exam
 from tunery.hosted.follow import failure, follow
+from tunery.hosted.hosted_plan import HostedPlan, make_plan
+from tunery.hosted.hosted_receipt import build_receipt
 from tunery.hosted.job import cancel, create, find, require_access, upload
-from tunery.hosted.plan import HostedPlan, make_plan
-from tunery.hosted.receipt import build_receipt
-from tunery.hosted.settings import suffix, to_yaml
+from tunery.hosted.job_settings import suffix, to_yaml
 from tunery.hosted.state import HostedState, load_state, put_aside
 from tunery.paths import RunPaths, read_json, safe_name, write_atomic, write_json
 from tunery.progress import Note

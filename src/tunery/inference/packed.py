@@ -19,7 +19,7 @@ ROWS = 16
 """Number of rows for which the layout is chosen; it serves others as well."""
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
-"""Largest difference to the plain product, relative to the largest output, in the number formats that are packed."""
+"""Largest difference to the plain product, relative to the largest output, in the dtypes that are packed."""
 
 Product = Callable[[Tensor], Tensor]
 """x [T, in] → x W^T + b [T, out]."""
@@ -61,7 +61,7 @@ def _lay_out(weight: Tensor) -> Tensor:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the operators are there for this device and number format, and give what PyTorch's own do."""
+    """Whether the operators are there for this device and dtype, and give what PyTorch's own do."""
     if device.type != "cpu" or dtype not in TOLERANCE or not torch.backends.mkldnn.is_available():
         return False
     return _agree(dtype)

@@ -7,10 +7,10 @@ from typing import Any
 
 from tunery.data.render import Renderer
 from tunery.errors import DataError
-from tunery.serve.errors import ApiError
+from tunery.serve.api_errors import ApiError
 
 
-class Prompts:
+class PromptEncoder:
     """Prompts for one base.
 
     Args:

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunery.errors import AdapterError
+from tunery.inference.packed import Product, packed, packed_sum, plain, plain_sum
+from tunery.inference.served_layers import LayerGroup, LoRAStack, Site
 from tunery.lora.adapter import read_adapter
 from tunery.lora.layer import LoRAEmbedding, LoRATensors, wrap
 from tunery.lora.variants import VARIANTS
-from tunery.models.device import apart, on_device
-from tunery.serve.engine.layers import Group, Low, Site
-from tunery.serve.engine.packed import Product, packed, packed_sum, plain, plain_sum
+from tunery.models.device import on_device, run_in_fresh_thread
 
 PATIENCE = 32
 """So many steps adapters that no token asks for stay side by side with the others, before a smaller set is made."""
@@ -55,7 +55,7 @@ Run = tuple[Adapter | None, int]
 """So many successive tokens with one adapter; None is the base alone."""
 
 
-class Tokens:
+class TokenOwners:
     """Which adapter each token of a step has.
 
     Args:
@@ -83,19 +83,19 @@ class Tokens:
 
 
 @dataclass(eq=False)
-class Side:
+class AdapterStack:
     """A set of adapters side by side. Each group of layers is put together when it is first asked for."""
 
     members: tuple[Adapter, ...]
-    _joined: dict[Group, Low | None] = field(default_factory=dict)
+    _joined: dict[LayerGroup, LoRAStack | None] = field(default_factory=dict)
 
-    def low(self, group: Group) -> Low | None:
+    def low(self, group: LayerGroup) -> LoRAStack | None:
         """For these layers; None where none of the adapters reaches them."""
         if group not in self._joined:
             self._joined[group] = self._join(group)
         return self._joined[group]
 
-    def _join(self, group: Group) -> Low | None:
+    def _join(self, group: LayerGroup) -> LoRAStack | None:
         there = [
             (number, index, *adapter.parts[site.name])
             for number, site in enumerate(group.sites)
@@ -115,8 +115,14 @@ class Side:
                 at += B.shape[1]
             blocks.append((rows, slice(start, at)))
         zeros = together.numel() - sum(B.numel() for B in Bs)
-        return Low(_down(As, group.embedding), packed_sum(together) or plain_sum(together), together, columns,
-                   tuple(blocks), zeros)  # fmt: skip
+        return LoRAStack(
+            _down(As, group.embedding),
+            packed_sum(together) or plain_sum(together),
+            together,
+            columns,
+            tuple(blocks),
+            zeros,
+        )
 
 
 def _down(As: Sequence[Tensor], embedding: bool) -> Product:
@@ -128,7 +134,7 @@ def _down(As: Sequence[Tensor], embedding: bool) -> Product:
     return packed(A, None) or plain(A, None)
 
 
-class Bank:
+class AdapterCache:
     """Loads adapters when they are asked for; the least recently used make room.
 
     `read` may be called from any thread, everything else from the engine's alone.
@@ -146,14 +152,14 @@ class Bank:
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._reading: dict[str, Future[Adapter]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tunery-adapters")
-        self._side: Side | None = None
+        self._side: AdapterStack | None = None
         self._steps_too_wide = 0
-        self._body: Tokens | None = None
-        self._kept: Tokens | None = None
+        self._body: TokenOwners | None = None
+        self._kept: TokenOwners | None = None
 
     # ----------------------------------------------------------------- loading
 
-    def serve(self, groups: Sequence[Group]) -> None:
+    def serve(self, groups: Sequence[LayerGroup]) -> None:
         """These are the layers that adapters can reach."""
         self._sites = {site.name: site for group in groups for site in group.sites}
 
@@ -178,7 +184,7 @@ class Bank:
         reading = self._reading.get(key)
         if reading is None:
             if self._make_room():
-                self._reading[key] = self._pool.submit(apart, lambda: self.read(key, folder))
+                self._reading[key] = self._pool.submit(run_in_fresh_thread, lambda: self.read(key, folder))
                 self._reading[key].add_done_callback(lambda _: self._wake())
             return None
         if not reading.done():
@@ -255,22 +261,22 @@ class Bank:
             self._body = self._kept = None
             return
         side = self._side_for(tuple(wanted))
-        self._body = Tokens(body, side.members, self._device)
-        self._kept = Tokens(kept, side.members, self._device)
+        self._body = TokenOwners(body, side.members, self._device)
+        self._kept = TokenOwners(kept, side.members, self._device)
 
-    def low(self, group: Group) -> tuple[Low, Tensor | None] | None:
-        """See tunery.serve.engine.layers.Source."""
+    def low(self, group: LayerGroup) -> tuple[LoRAStack, Tensor | None] | None:
+        """See tunery.inference.served_layers.StackSource."""
         tokens = self._kept if group.head else self._body
         if tokens is None or self._side is None or (low := self._side.low(group)) is None:
             return None
         return low, tokens.mask(low.columns)
 
-    def _side_for(self, wanted: tuple[Adapter, ...]) -> Side:
+    def _side_for(self, wanted: tuple[Adapter, ...]) -> AdapterStack:
         """The set at hand if it has all that are wanted, and is not much too wide for too long; else a new one."""
         side = self._side
         if side is not None and set(wanted) <= set(side.members):
             self._steps_too_wide = self._steps_too_wide + 1 if len(wanted) < len(side.members) else 0
             if self._steps_too_wide < PATIENCE:
                 return side
-        self._side, self._steps_too_wide = Side(wanted), 0
+        self._side, self._steps_too_wide = AdapterStack(wanted), 0
         return self._side

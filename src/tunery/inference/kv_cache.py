@@ -80,7 +80,7 @@ class Slabs:
             taken[shape] = at + 1
 
 
-class Shelf:
+class BlockPool:
     """Rows of up to `capacity` tokens, each in a slot.
 
     Slots are zero at first, and hold finite numbers ever after: what a mask hides is still multiplied by zero.
@@ -93,7 +93,7 @@ class Shelf:
     def __init__(self, capacity: int, shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device):
         self.capacity = capacity
         self.slabs = Slabs(shapes, dtype, device)
-        self.places: list[Place | None] = []
+        self.places: list[Slot | None] = []
 
     @property
     def span(self) -> int:
@@ -117,7 +117,7 @@ class Shelf:
         self.slabs.hold(keys, values)
         self.places += [None] * (slots - len(self.places))
 
-    def copy(self, source: Place, slot: int, length: int) -> None:
+    def copy(self, source: Slot, slot: int, length: int) -> None:
         """Copy the first tokens of a row, from this shelf or another, into a slot."""
         theirs = source.shelf.slabs
         for old, new in zip((*theirs.keys, *theirs.values), (*self.slabs.keys, *self.slabs.values), strict=True):
@@ -143,10 +143,10 @@ class Shelf:
 
 
 @dataclass(eq=False, slots=True)
-class Place:
+class Slot:
     """Where a row's keys and values stand; the cache may move them."""
 
-    shelf: Shelf
+    shelf: BlockPool
     slot: int
 
 
@@ -160,7 +160,7 @@ class Cache:
 
     def __init__(self, shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device, budget: int):
         self.shapes, self.dtype, self.device, self.budget = tuple(shapes), dtype, device, budget
-        self.shelves: dict[int, Shelf] = {}
+        self.shelves: dict[int, BlockPool] = {}
         self.token_bytes = sum(shape.numbers for shape in shapes) * dtype.itemsize
 
     @property
@@ -175,7 +175,7 @@ class Cache:
         """Held now."""
         return sum(self._bytes(shelf.capacity, len(shelf.places)) for shelf in list(self.shelves.values()))
 
-    def take(self, length: int) -> Place:
+    def take(self, length: int) -> Slot:
         """A place for a row of so many tokens.
 
         Raises:
@@ -185,11 +185,11 @@ class Cache:
         if (slot := shelf.free_slot()) is None:
             slot = len(shelf.places)
             self._grow(shelf)
-        place = Place(shelf, slot)
+        place = Slot(shelf, slot)
         shelf.places[slot] = place
         return place
 
-    def extend(self, place: Place, length: int, filled: int) -> None:
+    def extend(self, place: Slot, length: int, filled: int) -> None:
         """Make sure that a row of so many tokens fits; `filled` of them stand there already.
 
         Raises:
@@ -203,7 +203,7 @@ class Cache:
         place.shelf, place.slot = there.shelf, there.slot
         there.shelf.places[there.slot] = place
 
-    def release(self, place: Place) -> None:
+    def release(self, place: Slot) -> None:
         """The row is gone."""
         place.shelf.places[place.slot] = None
 
@@ -217,16 +217,16 @@ class Cache:
     def _drop_empty(self) -> None:
         self.shelves = {capacity: shelf for capacity, shelf in self.shelves.items() if shelf.used}
 
-    def _shelf(self, length: int) -> Shelf:
+    def _shelf(self, length: int) -> BlockPool:
         capacity = max(SMALLEST, 1 << (length - 1).bit_length())
         if capacity not in self.shelves:
-            self.shelves[capacity] = Shelf(capacity, self.shapes, self.dtype, self.device)
+            self.shelves[capacity] = BlockPool(capacity, self.shapes, self.dtype, self.device)
         return self.shelves[capacity]
 
     def _bytes(self, capacity: int, slots: int) -> int:
         return capacity * slots * self.token_bytes
 
-    def _grow(self, shelf: Shelf) -> None:
+    def _grow(self, shelf: BlockPool) -> None:
         now = len(shelf.places)
         wanted = now or max(1, min(FIRST_SLOTS, FIRST_TOKENS // shelf.capacity))
         if self._room(shelf) < wanted:
@@ -238,6 +238,6 @@ class Cache:
             raise CacheFullError
         shelf.grow(now + max(1, min(wanted, room)))
 
-    def _room(self, shelf: Shelf) -> int:
+    def _room(self, shelf: BlockPool) -> int:
         """Further slots that the budget allows."""
         return (self.budget - self.bytes()) // self._bytes(shelf.capacity, 1)

@@ -3,7 +3,7 @@
 Layers that are given the same input (query, key and value; gate and up) compute together, as in training
 (tunery.fast.shared_input): one product with their weights one below the other instead of several small ones. Which
 layers those are is found out by watching one forward pass. On a CPU the weights are laid out for the processor
-(tunery.serve.engine.packed).
+(tunery.inference.packed).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunery.inference.packed import Product, Sum, packed, plain
 from tunery.lora.attach import swap_modules
 from tunery.lora.layer import can_wrap
 from tunery.lora.targets import plain_modules
 from tunery.models.quantized import is_quantized
-from tunery.serve.engine.packed import Product, Sum, packed, plain
 
 WASTED = 1 << 23
 """Products with the zeros of B that are still cheaper than several small products for the layers one by one."""
 
 
 @dataclass(frozen=True)
-class Low:
+class LoRAStack:
     """The adapters of a step in one group of layers, side by side.
 
     Attributes:
@@ -47,10 +47,10 @@ class Low:
     zeros: int
 
 
-class Source(Protocol):
+class StackSource(Protocol):
     """Who knows which adapters this step's tokens ask for."""
 
-    def low(self, group: Group) -> tuple[Low, Tensor | None] | None:
+    def low(self, group: LayerGroup) -> tuple[LoRAStack, Tensor | None] | None:
         """The adapters beside these layers, and bool [T, R], true where a column belongs to another adapter than the
         token (None where none does); None where there are no adapters."""
         ...
@@ -70,16 +70,16 @@ class Site:
     dtype: torch.dtype
 
 
-class Group:
+class LayerGroup:
     """Layers with the same input. The first that is called computes all.
 
     Args:
-        sites: more than one only if they are of one width and number format, and are given one tensor.
+        sites: more than one only if they are of one width and dtype, and are given one tensor.
         source: see Source.
         head: whether this is the output head, which sees only the positions that are asked for.
     """
 
-    def __init__(self, sites: Sequence[Site], source: Source, head: bool = False):
+    def __init__(self, sites: Sequence[Site], source: StackSource, head: bool = False):
         self.sites, self.head, self._source = tuple(sites), head, source
         self.embedding = isinstance(sites[0].module, nn.Embedding)
         self.sizes = [_width(site.module) for site in sites]
@@ -117,7 +117,7 @@ class Group:
             y = self._with_adapters(y, x.view(-1) if self.embedding else x.view(-1, x.shape[-1]), *found)
         return y.view(shape)
 
-    def _with_adapters(self, y: Tensor, x: Tensor, low: Low, mask: Tensor | None) -> Tensor:
+    def _with_adapters(self, y: Tensor, x: Tensor, low: LoRAStack, mask: Tensor | None) -> Tensor:
         """y + B A x for every token's own adapter; y [T, sum of out], x [T, in] (ids [T] for an embedding)."""
         h = low.down(x)
         if mask is not None:
@@ -173,7 +173,7 @@ class ServedLayer(nn.Module):
         base: the model's own layer.
     """
 
-    def __init__(self, group: Group, index: int):
+    def __init__(self, group: LayerGroup, index: int):
         super().__init__()
         self.base = group.sites[index].module
         self._group, self._index = group, index
@@ -225,7 +225,7 @@ def watch(model: nn.Module, run: Callable[[], Any]) -> dict[str, Watched]:
     return seen
 
 
-def serve_layers(model: Any, seen: dict[str, Watched], tokens: int, source: Source) -> list[Group]:
+def serve_layers(model: Any, seen: dict[str, Watched], tokens: int, source: StackSource) -> list[LayerGroup]:
     """Put ServedLayers in the place of the layers that see all tokens in order.
 
     Left alone are layers through which only some of the tokens pass, such as the experts of a mixture.
@@ -244,7 +244,7 @@ def serve_layers(model: Any, seen: dict[str, Watched], tokens: int, source: Sour
         alone = isinstance(module, nn.Embedding | Conv1D) or module is head
         name_of_group = (name,) if alone else (name.rpartition(".")[0], calls.given[0], site.dtype)
         together.setdefault(name_of_group, []).append(site)
-    groups = [Group(sites, source, sites[0].module is head) for sites in together.values()]
+    groups = [LayerGroup(sites, source, sites[0].module is head) for sites in together.values()]
     layers = {site.module: ServedLayer(group, i) for group in groups for i, site in enumerate(group.sites)}
     swap_modules(model, layers)
     return groups

@@ -14,11 +14,11 @@ from tunery.errors import ConfigError
 from tunery.export import hub
 from tunery.export.card import write_card
 from tunery.export.destinations import Wanted
-from tunery.export.folder import RECORD, check_target, terminable, write_export
 from tunery.export.limits import ROWS
 from tunery.export.room import memory_errors
 from tunery.export.sample import Sample, draw_sample
 from tunery.export.subject import Subject, open_run
+from tunery.export.target_folder import RECORD, check_target, terminable, write_export
 from tunery.export.targets import HUB, HUB_CONTENT, TARGETS
 from tunery.export.targets.base import Target
 from tunery.export.verify import score_tuned
@@ -62,7 +62,7 @@ def export_run(
     Args:
         run: a run directory.
         to: of tunery.export.targets.FORMATS.
-        quantize: number format of a GGUF file (tunery.export.gguf_types.NUMBERS).
+        quantize: dtype of a GGUF file (tunery.export.gguf_types.NUMBERS).
         out: the export's folder; left out, RUN/export/FORMAT. An earlier export there is replaced.
         rows: held-out rows compared.
         device: where models are loaded to be compared.
@@ -145,7 +145,7 @@ def _target(name: str, quantize: str | None) -> Target:
     target = TARGETS[name]
     if quantize and target.default_dtype is None:
         raise ConfigError(
-            f"--quantize has no meaning for {name}: its weights keep the base's number format",
+            f"--quantize has no meaning for {name}: its weights keep the base's dtype",
             f"it belongs to {', '.join(each.name for each in TARGETS.values() if each.default_dtype)}",
         )
     if quantize:

@@ -14,11 +14,11 @@ from tunery.hosted.client import base_url
 from tunery.hosted.convert import lines, require_trainable
 from tunery.hosted.estimate import Estimate, billed_tokens, estimate_answers, row_lengths
 from tunery.hosted.evaluate import Exam, held_out, make_exam
-from tunery.hosted.failures import Server
+from tunery.hosted.failures import HostedServer
+from tunery.hosted.job_settings import method, require_meaning, suffix
 from tunery.hosted.prices import Price, load_prices
-from tunery.hosted.settings import method, require_meaning, suffix
 from tunery.hosted.state import HostedState
-from tunery.hosted.tokens import LONGEST_ROW, TokenCounter
+from tunery.hosted.token_counter import LONGEST_ROW, TokenCounter
 from tunery.paths import text_sha256
 
 
@@ -93,7 +93,7 @@ def make_plan(task: Task) -> HostedPlan:
         files["validation"] = lines(data.validation, prompts)
     exam = _exam(task, data, prompts)
     counter = TokenCounter(model)
-    prices = load_prices(task.hosted, Server(address, "").is_openais)
+    prices = load_prices(task.hosted, HostedServer(address, "").is_openais)
     price = prices.of(model)
     lengths = row_lengths(counter, files["training"])
     return HostedPlan(

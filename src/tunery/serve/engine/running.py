@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunery.serve.engine.backend import Delta, FinishReason, Item, TokenLogprob, Usage
-from tunery.serve.engine.bank import Adapter
-from tunery.serve.engine.cache import Place
+from tunery.inference.adapter_cache import Adapter
+from tunery.inference.kv_cache import Slot
+from tunery.serve.engine.backend import FinishReason, Item, TokenDelta, TokenLogprob, Usage
 from tunery.serve.engine.constrain import Matcher
-from tunery.serve.engine.sampling import Choice, Sampler
-from tunery.serve.engine.text import Piece, TextStream, TokenTexts
+from tunery.serve.engine.detokenizer import TextDelta, TextStream, TokenTexts
+from tunery.serve.engine.sampling_params import Choice, Sampler
 from tunery.serve.engine.tools import ToolReader
 
 
@@ -30,7 +30,7 @@ class Echo:
 
 
 @dataclass(eq=False)
-class Row:
+class RunningRequest:
     """One choice.
 
     Attributes:
@@ -60,7 +60,7 @@ class Row:
     computed: int = 0
     kept: int = 0
     names: list[bytes] | None = None
-    place: Place | None = None
+    place: Slot | None = None
     adapter: Adapter | None = None
     cached: int | None = None
     since: float = 0.0
@@ -84,13 +84,13 @@ class Row:
         """The prompt's own logits are wanted, so all of it is computed."""
         return self.echo is not None and self.echo.scored and self.computed < len(self.prompt)
 
-    def begin(self) -> list[Delta]:
+    def begin(self) -> list[TokenDelta]:
         """What can be sent before anything is computed; ends the row if that is all."""
         if self.echo is None or self.echo.scored:
             return []
-        return [Delta(self.index, self.echo.text, finish_reason=None if self.most else "length")]
+        return [TokenDelta(self.index, self.echo.text, finish_reason=None if self.most else "length")]
 
-    def score(self, choices: Sequence[Choice]) -> list[Delta]:
+    def score(self, choices: Sequence[Choice]) -> list[TokenDelta]:
         """Further tokens of the prompt, scored; those of the echo are sent when all are there."""
         assert self.echo is not None
         if not self._scored:
@@ -99,14 +99,14 @@ class Row:
         if len(self._scored) < len(self.prompt):
             return []
         tokens = tuple(self._scored[self.echo.start :])
-        return [Delta(self.index, self.echo.text, logprobs=tokens, finish_reason=None if self.most else "length")]
+        return [TokenDelta(self.index, self.echo.text, logprobs=tokens, finish_reason=None if self.most else "length")]
 
-    def advance(self, choice: Choice) -> list[Delta]:
+    def advance(self, choice: Choice) -> list[TokenDelta]:
         """The answer goes on with a token. The last delta of the row carries its finish_reason."""
         token = choice.token
         self.tokens.append(token)
         if token in self.stop_ids:
-            return self._finish(Piece(), "stop")
+            return self._finish(TextDelta(), "stop")
         self.sampler.note(token)
         if self.grammar is not None:
             self.grammar.accept(token)
@@ -118,20 +118,20 @@ class Row:
         if self.answered >= self.most:
             return self._finish(piece, "length")
         text = self.reader.feed(piece.text) if self.reader else piece.text
-        return [Delta(self.index, text, logprobs=piece.logprobs)] if text or piece.logprobs else []
+        return [TokenDelta(self.index, text, logprobs=piece.logprobs)] if text or piece.logprobs else []
 
-    def _finish(self, piece: Piece, reason: FinishReason) -> list[Delta]:
+    def _finish(self, piece: TextDelta, reason: FinishReason) -> list[TokenDelta]:
         rest = self.stream.end()
         if self.stream.stopped:
             reason = "stop"
         text, logprobs = piece.text + rest.text, piece.logprobs + rest.logprobs
         if self.reader is None:
-            return [Delta(self.index, text, logprobs=logprobs, finish_reason=reason)]
+            return [TokenDelta(self.index, text, logprobs=logprobs, finish_reason=reason)]
         said = self.reader.feed(text)
         more, calls = self.reader.end()
         if calls and reason == "stop":
             reason = "tool_calls"
-        return [Delta(self.index, said + more, tuple(calls), logprobs, reason)]
+        return [TokenDelta(self.index, said + more, tuple(calls), logprobs, reason)]
 
 
 @dataclass(eq=False)
@@ -149,7 +149,7 @@ class Asked:
     folder: Path | None
     deliver: Callable[[list[Item | Exception]], None]
     prompts: int = 1
-    rows: list[Row] = field(default_factory=list)
+    rows: list[RunningRequest] = field(default_factory=list)
     cancelled: bool = False
     open: int = 0
 

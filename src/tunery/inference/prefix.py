@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tunery.serve.engine.cache import LayerShape, Place, Slabs
+from tunery.inference.kv_cache import LayerShape, Slabs, Slot
 
 BLOCK = 32
 """Tokens of a block: what a common prefix is rounded down to."""
@@ -64,7 +64,7 @@ class PrefixStore:
             self._blocks.move_to_end(name)
         return count
 
-    def copy_to(self, place: Place, names: Sequence[bytes]) -> None:
+    def copy_to(self, place: Slot, names: Sequence[bytes]) -> None:
         """Copy these blocks, all of which are here, to the front of a row."""
         if not names:
             return
@@ -74,7 +74,7 @@ class PrefixStore:
             row = slab[:, place.slot, :, : len(names) * BLOCK]  # [layers, G, n · BLOCK, D]
             row.unflatten(2, (len(names), BLOCK)).copy_(pool.index_select(1, at).transpose(1, 2))
 
-    def put(self, key: str, names: Sequence[bytes], place: Place, first: int, stop: int) -> None:
+    def put(self, key: str, names: Sequence[bytes], place: Slot, first: int, stop: int) -> None:
         """Keep the blocks number `first` to `stop` of a row, unless they are here.
 
         Args:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tunery.data.batching import flatten
+from tunery.data.batching import pack
 from tunery.fast.compile import calls, refusals
 from tunery.fast.packed_model import PackedModel, probe_rows
 from tunery.training.loss import batch_loss
 
 
-class Layers:
+class DecoderLayers:
     """The decoder layers of a model.
 
     Attributes:
@@ -50,9 +50,9 @@ class Layers:
 
 
 @contextlib.contextmanager
-def running_layers(model: nn.Module, recompute: bool = False) -> Iterator[Layers]:
+def running_layers(model: nn.Module, recompute: bool = False) -> Iterator[DecoderLayers]:
     """The layers of a model, to be changed within this context; at its end they are as before."""
-    layers = Layers(model)
+    layers = DecoderLayers(model)
     if recompute:
         layers.recompute()
     try:
@@ -71,7 +71,7 @@ def try_compiling(model: PackedModel, parameters: Sequence[Tensor]) -> list[str]
     before = calls()
     rows = probe_rows(min(model.model.config.get_text_config().vocab_size, 1000))
     with model.running():
-        loss = batch_loss(model, flatten(rows if model.flattened else rows[:1])).total
+        loss = batch_loss(model, pack(rows if model.flattened else rows[:1])).total
         torch.autograd.grad(loss, parameters, allow_unused=True)
     said = ["element-wise functions are compiled (train.compile)"] if calls() > before else []
     return said + refusals()

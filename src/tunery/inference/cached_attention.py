@@ -1,10 +1,10 @@
 """Attention of one step over cached keys and values, through transformers' public attention interface.
 
-A step is one flattened row [1, T] of tokens of many rows. A row gives either one token (it is decoding, or one token of
-its prompt is left) or a stretch of its prompt. The single tokens of a shelf are computed together, as a batch over its
-slots: the queries that share a key head are folded into one matrix, so that no key is copied, and a mask hides what
-is beyond each row's length. Stretches are computed one by one. Sliding windows, soft caps (Gemma 2) and attention sinks
-(gpt-oss) are honoured.
+A step is one packed sequence [1, T] of tokens of many rows. A row gives either one token (it is decoding, or one
+token of its prompt is left) or a stretch of its prompt. The single tokens of a shelf are computed together, as a
+batch over its slots: the queries that share a key head are folded into one matrix, so that no key is copied, and a
+mask hides what is beyond each row's length. Stretches are computed one by one. Sliding windows, soft caps (Gemma 2)
+and attention sinks (gpt-oss) are honoured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tunery.serve.engine.cache import LayerShape, Shelf
+from tunery.inference.kv_cache import BlockPool, LayerShape
 
 NAME = "tunery_served"
 
@@ -39,7 +39,7 @@ WRITTEN_OUT = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ServedRule:
     """What a layer's attention is besides its inputs.
 
     Attributes:
@@ -55,11 +55,11 @@ class Rule:
     sinks: Tensor | None = None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule, sinks: Tensor | None) -> Tensor:
     """Softmax attention, q [B, G, N, D], k [B, G, L, D], v [B, G, L, E] → [B, G, N, E].
 
     Args:
-        mask: added to the scores, [B or 1, 1, N or 1, L] in the number format of q.
+        mask: added to the scores, [B or 1, 1, N or 1, L] in the dtype of q.
         sinks: [1, G, N, 1], or None.
     """
     few = q.device.type == "cpu" and q.shape[2] <= FEW_QUERIES
@@ -76,7 +76,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Ten
     return torch.cat(parts, dim=2)
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Tensor | None) -> Tensor:
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule, sinks: Tensor | None) -> Tensor:
     """As `attend`, operation by operation; the softmax in float32 or wider.
 
     The scores are taken as k q, not q k: with a few queries and many keys that is up to four times faster on a CPU.
@@ -101,18 +101,18 @@ def _hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(slots=True)
-class Singles:
+class DecodeBatch:
     """The rows of one shelf that give a single token each.
 
     Attributes:
-        at: where these tokens stand in the flattened row.
+        at: where these tokens stand in the packed sequence.
         slots: int64 [n], ascending.
         positions: int64 [n], of the tokens; the keys before them are in the cache.
         longest, shortest: the largest and the smallest position, plus one.
         span: one past the last slot.
     """
 
-    shelf: Shelf
+    shelf: BlockPool
     at: slice
     slots: Tensor
     positions: Tensor
@@ -122,7 +122,7 @@ class Singles:
     _rows: dict[int, Tensor] = field(default_factory=dict)
     _masks: dict[tuple[int | None, torch.dtype], tuple[int, Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
         """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
         keys, values = self.shelf.slabs.layers[layer]
         groups, count = k.shape[1], q.shape[0]
@@ -164,22 +164,22 @@ class Singles:
 
 
 @dataclass(slots=True)
-class Stretch:
+class PrefillChunk:
     """Successive tokens of one row's prompt.
 
     Attributes:
-        at: where they stand in the flattened row.
+        at: where they stand in the packed sequence.
         start, stop: their positions.
     """
 
-    shelf: Shelf
+    shelf: BlockPool
     slot: int
     at: slice
     start: int
     stop: int
     _masks: dict[Any, Tensor] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
         """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
         keys, values = (slab[self.slot] for slab in self.shelf.slabs.layers[layer])
         keys[:, self.start : self.stop] = k.transpose(0, 1)
@@ -188,7 +188,7 @@ class Stretch:
 
 
 def stretch_attention(
-    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[Any, Tensor]
+    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: ServedRule, masks: dict[Any, Tensor]
 ) -> Tensor:
     """Causal attention of successive tokens of one row.
 
@@ -233,10 +233,10 @@ def _causal_mask(queries: range, keys: range, window: int | None, fold: int, lik
     return _hide(hidden, like.dtype).repeat(fold, 1)[None, None]
 
 
-class Layers(Protocol):
+class CachedLayers(Protocol):
     """What the model's attention layers call, one after another."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
         """The next layer: q [T, H, D], k [T, G, D], v [T, G, E] → [T, H, E]."""
         ...
 
@@ -245,27 +245,27 @@ class Layout:
     """The attention of one step; given to the model as the keyword argument `served`. Its layers call in order.
 
     Args:
-        parts: covering the flattened row in order.
+        parts: covering the packed sequence in order.
     """
 
-    def __init__(self, parts: Sequence[Singles | Stretch]):
+    def __init__(self, parts: Sequence[DecodeBatch | PrefillChunk]):
         self.parts = parts
         self._layer = 0
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
         """See Layers."""
         layer, self._layer = self._layer, self._layer + 1
         outs = [part.attend(layer, q[part.at], k[part.at], v[part.at], rule) for part in self.parts]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-class Watcher:
+class AttentionWatcher:
     """Attends over a single row without a cache, and notes the shapes of the layers."""
 
     def __init__(self) -> None:
         self.shapes: list[LayerShape] = []
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
         """See Layers."""
         self.shapes.append(LayerShape(k.shape[1], k.shape[2], v.shape[2]))
         return stretch_attention(q, k.transpose(0, 1), v.transpose(0, 1), 0, rule, {})
@@ -280,14 +280,14 @@ def served_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    served: Layers,
+    served: CachedLayers,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
-    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    rule = ServedRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     return served.attend(q, k, v, rule)[None], None
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tunery.config import Task
-from tunery.hosted.plan import make_plan
+from tunery.hosted.hosted_plan import make_plan
 from tunery.training.check import histogram, label_counts
 from tunery.training.receipt import read_section
 
@@ -18,7 +18,7 @@ def check_hosted(task: Task, samples: int) -> dict[str, Any]:
     """As tunery.training.check.check; "hosted" stands in the place of "training".
 
     Raises:
-        ConfigError, DataError: as tunery.hosted.plan.make_plan.
+        ConfigError, DataError: as tunery.hosted.hosted_plan.make_plan.
     """
     plan = make_plan(task)
     data, lengths = plan.data, np.asarray(plan.lengths)

@@ -34,7 +34,7 @@ _CONVERT_PICKLE = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model on disk.
 
     Attributes:
@@ -72,7 +72,7 @@ class Source:
         return cached_sha256(self.gguf) if self.gguf else combined_sha256(_weight_files(self))
 
 
-def locate(name: str, *, weights: bool = True) -> Source:
+def locate(name: str, *, weights: bool = True) -> ModelSource:
     """Find a model: a built-in name, a folder, a .gguf file, or a hub id.
 
     Args:
@@ -117,12 +117,12 @@ def _packaged_file(name: str) -> Path | None:
     return next((path for folder in folders or () if (path := Path(folder) / file).is_file()), None)
 
 
-def _from_gguf(name: str, file: Path) -> Source:
+def _from_gguf(name: str, file: Path) -> ModelSource:
     folder, license_ = convert(file)
-    return Source(name, folder, str(file), gguf=file, license=license_)
+    return ModelSource(name, folder, str(file), gguf=file, license=license_)
 
 
-def _from_folder(name: str, folder: Path, origin: str) -> Source:
+def _from_folder(name: str, folder: Path, origin: str) -> ModelSource:
     if (folder / "adapter_config.json").exists():
         base = _base_of(folder) or "named in its card"
         raise ModelError(f"{name} is an adapter, not a base model", f"its base is {base}")
@@ -133,7 +133,7 @@ def _from_folder(name: str, folder: Path, origin: str) -> Source:
         raise ModelError(f"{name} has no config.json, so it is not a model folder", hint)
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
         raise ModelError(f"{name} has no tokenizer", "put the model's tokenizer.json beside its config.json")
-    return Source(name, folder, origin, license=_card_license(folder / "README.md"))
+    return ModelSource(name, folder, origin, license=_card_license(folder / "README.md"))
 
 
 def _base_of(adapter: Path) -> str | None:
@@ -159,7 +159,7 @@ def _card_license(card: Path) -> str | None:
 # --------------------------------------------------------------------------- weights
 
 
-def _weight_files(source: Source) -> list[Path]:
+def _weight_files(source: ModelSource) -> list[Path]:
     folder = source.folder
     if (single := folder / "model.safetensors").is_file():
         return [single]
@@ -175,7 +175,7 @@ def _weight_files(source: Source) -> list[Path]:
     return [folder / file for file in names]
 
 
-def _no_safetensors(source: Source) -> ModelError:
+def _no_safetensors(source: ModelSource) -> ModelError:
     pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(source.folder.glob(pattern))]
     if pickled:
         what = f"{source.name} holds its weights only as pickle ({pickled[0]}), which is not read"
@@ -199,7 +199,7 @@ def _count(name: str, file: Path) -> int:
 # --------------------------------------------------------------------------- hub
 
 
-def _from_hub(name: str, repository: str, weights: bool) -> Source:
+def _from_hub(name: str, repository: str, weights: bool) -> ModelSource:
     from huggingface_hub import snapshot_download
 
     wanted = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES

@@ -38,7 +38,7 @@ def make_probe(ids: Sequence[int], trained: Sequence[int], where: str = "", posi
 
 
 @dataclass(frozen=True)
-class Scores:
+class TokenScores:
     """Log-probabilities in nats at P places, one after another over all probes.
 
     Attributes:
@@ -55,7 +55,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Any, probes: Sequence[Probe], at: Scores | None = None) -> Scores:
+def score(model: Any, probes: Sequence[Probe], at: TokenScores | None = None) -> TokenScores:
     """What a causal language model of transformers says at the probes' places; rows run one at a time.
 
     Args:
@@ -78,7 +78,7 @@ def score(model: Any, probes: Sequence[Probe], at: Scores | None = None) -> Scor
         parts.append(tuple(t.double().cpu().numpy() for t in (target, logs.argmax(dim=-1), tokens, known)))
         done += len(places)
     target, best, tokens, known = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Scores(target, best.astype(np.int64), tokens.astype(np.int64), known)
+    return TokenScores(target, best.astype(np.int64), tokens.astype(np.int64), known)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,14 @@ class Difference:
     def as_dict(self) -> dict[str, float | int]:
         """For export.json."""
         return {
-            "positions": self.positions, "mean_difference": self.mean, "max_difference": self.maximum,
-            "kl": self.kl, "kl_max": self.kl_max, "same_choice": self.same_choice, "agreement": self.agreement,
-        }  # fmt: skip
+            "positions": self.positions,
+            "mean_difference": self.mean,
+            "max_difference": self.maximum,
+            "kl": self.kl,
+            "kl_max": self.kl_max,
+            "same_choice": self.same_choice,
+            "agreement": self.agreement,
+        }
 
     def beyond(self, limits: Limits) -> list[str]:
         """What is outside the limits, in words."""
@@ -124,7 +129,7 @@ class Difference:
         return found
 
 
-def compare(tuned: Scores, exported: Scores) -> Difference:
+def compare(tuned: TokenScores, exported: TokenScores) -> Difference:
     """Two models at the same places.
 
     Args:

@@ -103,8 +103,9 @@ def terminable() -> Iterator[None]:
         yield
     except _Terminated:
         raise StoppedError(
-            "the export was terminated; nothing of it is kept", "run the same command again",
+            "the export was terminated; nothing of it is kept",
+            "run the same command again",
             signal_number=signal.SIGTERM,
-        ) from None  # fmt: skip
+        ) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -30,10 +30,15 @@ SURE = 0.1
 """Spread of the slope, by the size of the rest, above which it says nothing (an update next to nothing)."""
 
 ROUNDING = {
-    "float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8,
-    "f32": 2.0**-23, "f16": 2.0**-11, "bf16": 2.0**-8,
-}  # fmt: skip
-"""Largest relative error of one rounding, by number format. A weight within it holds all that the format can."""
+    "float64": 2.0**-23,
+    "float32": 2.0**-23,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "f32": 2.0**-23,
+    "f16": 2.0**-11,
+    "bf16": 2.0**-8,
+}
+"""Largest relative error of one rounding, by dtype. A weight within it holds all that the format can."""
 
 _SMALLEST = 1e-7
 """Absolute error that is rounding whatever the format (numbers below half precision's normal range)."""
@@ -59,9 +64,12 @@ class Kept:
     def as_dict(self) -> dict[str, Any]:
         """For export.json."""
         return {
-            "layers": self.layers, "measured": self.measured, "mean_share": self.mean, "least_share": self.least,
+            "layers": self.layers,
+            "measured": self.measured,
+            "mean_share": self.mean,
+            "least_share": self.least,
             "least_in": self.where,
-        }  # fmt: skip
+        }
 
 
 class _Slope:
@@ -121,7 +129,7 @@ def kept_in_model(weights: MergedWeights, numbers: str, exported: Callable[[str]
     """Of a merged model in memory.
 
     Args:
-        numbers: its number format.
+        numbers: its dtype.
         exported: a weight by its name.
 
     Raises:

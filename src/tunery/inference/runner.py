@@ -12,21 +12,28 @@ import torch
 from torch import Tensor
 
 from tunery.errors import ModelError
-from tunery.evaluation.generate import context_length
-from tunery.fast.packed_model import TOLERANCE, Head, optimize_model, probe_rows, restore_model
+from tunery.fast.packed_model import TOLERANCE, OutputHead, optimize_model, probe_rows, restore_model
+from tunery.inference.adapter_cache import Adapter, AdapterCache, Run
+from tunery.inference.cached_attention import (
+    NAME,
+    AttentionWatcher,
+    CachedLayers,
+    DecodeBatch,
+    Layout,
+    PrefillChunk,
+)
+from tunery.inference.generate import context_length
+from tunery.inference.kv_cache import Cache, LayerShape, Slot
+from tunery.inference.served_layers import serve_layers, watch
 from tunery.lora.targets import plain_modules
 from tunery.models.device import on_device
 from tunery.models.load import Base
-from tunery.serve.engine.attention import NAME, Layers, Layout, Singles, Stretch, Watcher
-from tunery.serve.engine.bank import Adapter, Bank, Run
-from tunery.serve.engine.cache import Cache, LayerShape, Place
-from tunery.serve.engine.layers import serve_layers, watch
 
 _ELSEWHERE = "serve it with another engine (tunery serve --engine URL of a vLLM or llama.cpp server)"
 
 
 @dataclass(eq=False)
-class Part:
+class RunnerPart:
     """What one row gives to a step.
 
     Attributes:
@@ -36,7 +43,7 @@ class Part:
     """
 
     row: Any
-    place: Place
+    place: Slot
     adapter: Adapter | None
     tokens: Sequence[int]
     start: int
@@ -78,15 +85,15 @@ class Runner:
             truth = [self._plain(row) for row in rows]
         self.vocabulary = truth[0].shape[-1]
         modules = dict(plain_modules(self.model))
-        self.bank = Bank(modules, self.device, adapters, wake)
+        self.bank = AdapterCache(modules, self.device, adapters, wake)
         self._with_layers(rows[0])
         head = self.model.get_output_embeddings()
-        self._head = Head(head, found.head.scale, found.head.softcap) if found.head else None
+        self._head = OutputHead(head, found.head.scale, found.head.softcap) if found.head else None
         self.model.set_attn_implementation(NAME)
         self.shapes = self._find_shapes(rows[0])
         self._check(base.info.name, rows, truth)
 
-    def run(self, parts: Sequence[Part]) -> tuple[list[Part], Tensor]:
+    def run(self, parts: Sequence[RunnerPart]) -> tuple[list[RunnerPart], Tensor]:
         """Compute a step, storing keys and values.
 
         Returns:
@@ -107,12 +114,12 @@ class Runner:
 
     # ----------------------------------------------------------------- a step
 
-    def _lay_out(self, parts: Sequence[Part]) -> tuple[list[Part], Layout]:
-        """The order of the parts in the flattened row, and their attention."""
+    def _lay_out(self, parts: Sequence[RunnerPart]) -> tuple[list[RunnerPart], Layout]:
+        """The order of the parts in the packed sequence, and their attention."""
         singles = [part for part in parts if len(part.tokens) == 1]
         singles.sort(key=lambda part: (part.place.shelf.capacity, part.place.slot))
         stretches = [part for part in parts if len(part.tokens) > 1]
-        pieces: list[Singles | Stretch] = []
+        pieces: list[DecodeBatch | PrefillChunk] = []
         at = 0
         for _, group in groupby(singles, key=lambda part: part.place.shelf.capacity):
             rows = list(group)
@@ -121,20 +128,25 @@ class Runner:
         for part in stretches:
             stop = part.start + len(part.tokens)
             where = slice(at, at + len(part.tokens))
-            pieces.append(Stretch(part.place.shelf, part.place.slot, where, part.start, stop))
+            pieces.append(PrefillChunk(part.place.shelf, part.place.slot, where, part.start, stop))
             at = where.stop
         return singles + stretches, Layout(pieces)
 
-    def _singles(self, rows: Sequence[Part], at: slice) -> Singles:
+    def _singles(self, rows: Sequence[RunnerPart], at: slice) -> DecodeBatch:
         slots = np.asarray([part.place.slot for part in rows])
         positions = np.asarray([part.start for part in rows])
-        return Singles(
-            rows[0].place.shelf, at, on_device(slots, self.device), on_device(positions, self.device),
-            longest=int(positions.max()) + 1, shortest=int(positions.min()) + 1, span=int(slots[-1]) + 1,
-        )  # fmt: skip
+        return DecodeBatch(
+            rows[0].place.shelf,
+            at,
+            on_device(slots, self.device),
+            on_device(positions, self.device),
+            longest=int(positions.max()) + 1,
+            shortest=int(positions.min()) + 1,
+            span=int(slots[-1]) + 1,
+        )
 
-    def _logits(self, ids: np.ndarray, positions: np.ndarray, sources: np.ndarray, layers: Layers) -> Tensor:
-        """Logits [len(sources), vocabulary] at these places of the flattened row."""
+    def _logits(self, ids: np.ndarray, positions: np.ndarray, sources: np.ndarray, layers: CachedLayers) -> Tensor:
+        """Logits [len(sources), vocabulary] at these places of the packed sequence."""
         inputs: dict[str, Any] = {
             "input_ids": on_device(ids, self.device)[None],
             "position_ids": on_device(positions, self.device)[None],
@@ -166,7 +178,7 @@ class Runner:
 
     @torch.inference_mode()
     def _find_shapes(self, row: Sequence[int]) -> tuple[LayerShape, ...]:
-        watcher = Watcher()
+        watcher = AttentionWatcher()
         ids = np.asarray(row)
         self._logits(ids, np.arange(len(ids)), np.arange(1), watcher)
         return tuple(watcher.shapes)
@@ -182,7 +194,7 @@ class Runner:
         got: list[list[Tensor]] = [[] for _ in rows]
         for low, high in _pieces(max(map(len, rows))):
             parts = [
-                Part(None, place, None, row[low:high], low, len(row[low:high]))
+                RunnerPart(None, place, None, row[low:high], low, len(row[low:high]))
                 for place, row in zip(places, rows, strict=True)
                 if row[low:high]
             ]

@@ -14,7 +14,7 @@ REPLACEMENT = "�"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """Text to send, and the log-probabilities of the tokens that it ends."""
 
     text: str = ""
@@ -68,25 +68,25 @@ class TextStream:
         self._unplaced: list[TokenLogprob] = []  # tokens of a character that is not complete
         self.stopped = False
 
-    def push(self, token: int, logprob: TokenLogprob | None = None) -> Piece:
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> TextDelta:
         """A further token of the answer."""
         if logprob is not None:
             self._unplaced.append(logprob)
         return self._take(self._detokenizer.push(token))
 
-    def end(self) -> Piece:
+    def end(self) -> TextDelta:
         """The answer ended by itself or by its limit: what was held back."""
         if self.stopped:
-            return Piece()
+            return TextDelta()
         piece = self._take(self._detokenizer.end())
         if self.stopped:
             return piece
         rest, self._held = self._held, ""
         tokens = [*(token for _, _, token in self._waiting), *self._unplaced]
         self._waiting, self._unplaced = [], []
-        return Piece(piece.text + rest, piece.logprobs + tuple(tokens))
+        return TextDelta(piece.text + rest, piece.logprobs + tuple(tokens))
 
-    def _take(self, text: str) -> Piece:
+    def _take(self, text: str) -> TextDelta:
         start, self._decoded = self._decoded, self._decoded + len(text)
         if text:
             self._waiting += [(start, self._decoded, token) for token in self._unplaced]
@@ -97,13 +97,13 @@ class TextStream:
             self.stopped = True
             sent = self._held[: min(found)]
             cut = self._sent + len(sent)
-            return Piece(sent, tuple(token for begin, _, token in self._waiting if begin < cut))
+            return TextDelta(sent, tuple(token for begin, _, token in self._waiting if begin < cut))
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         sent, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         self._sent += len(sent)
         ready = tuple(token for _, end, token in self._waiting if end <= self._sent)
         self._waiting = [each for each in self._waiting if each[1] > self._sent]
-        return Piece(sent, ready)
+        return TextDelta(sent, ready)
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -143,9 +143,11 @@ class TokenTexts:
         """A token as the API shows it."""
         content = self.bytes(token)
         return TokenLogprob(
-            content.decode(errors="replace"), logprob, tuple(content),
+            content.decode(errors="replace"),
+            logprob,
+            tuple(content),
             tuple(self.logprob(other, value) for other, value in top),
-        )  # fmt: skip
+        )
 
 
 def _kinds(decoder: Any) -> set[str]:

@@ -1,0 +1,1 @@
+"""Generation, alone and for many requests and adapters at once."""
