@@ -25,8 +25,8 @@ from bench.peers.with_tunery import RATE_SECONDS, Trainer, make_row, rows_of
 from bench.run import WORK, heading, say, usable_cores, write_workloads
 from tunery.data.batching import Row
 from tunery.models.device import matmul_rate, resolve_dtype
-from tunery.models.flops import attention_width
 from tunery.models.load import load_base
+from tunery.models.windows import attention_width
 
 STEPS = 2
 TOKENS = 2048

@@ -25,8 +25,9 @@ import torch
 
 from bench import plan, report
 from bench.run import heading, say, usable_cores
+from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import save_adapter
-from tunery.lora.attach import apply_lora, remove, trainable_parameters
+from tunery.lora.attach import remove, trainable_parameters
 from tunery.models.device import apart
 from tunery.models.load import Base, load_base
 from tunery.serve.engine.backend import Usage

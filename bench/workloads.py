@@ -32,8 +32,8 @@ from tunery.data.read import read_data
 from tunery.lora.adapter import save_adapter
 from tunery.lora.attach import attach
 from tunery.models.device import resolve_dtype
+from tunery.models.hf_logging import quiet
 from tunery.models.load import load_base
-from tunery.models.quiet import quiet
 from tunery.task_file import load_task
 
 EXAMPLES = plan.ROOT / "examples"

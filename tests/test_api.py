@@ -605,17 +605,17 @@ def test_the_models_own_sampling_settings_are_not_used(project: Path, base_folde
 
 def out_of_memory_unless_recomputing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that holds one row at a time, if its activations are recomputed."""
-    from tunery.training import objective
     from tunery.training.layers import Layers
+    from tunery.training.objectives import sft
 
-    real = objective.batch_loss
+    real = sft.batch_loss
 
     def failing(model: Any, batch: Any) -> Any:
         if all("forward" not in layer.__dict__ for layer in Layers(model.model).layers):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch)
 
-    monkeypatch.setattr(objective, "batch_loss", failing)
+    monkeypatch.setattr(sft, "batch_loss", failing)
 
 
 def test_when_memory_runs_out_with_one_row_a_run_recomputes_says_so_and_resumes_that_way(

@@ -12,7 +12,13 @@ from tunery.errors import ConfigError
 from tunery.scaffold import create, templates
 from tunery.task_file import load_task
 
-KINDS = {"classify": "classification", "chat": "chat", "write": "completion", "preference": "preference"}
+KINDS = {
+    "classify": "classification",
+    "chat": "chat",
+    "write": "completion",
+    "preference": "preference",
+    "feedback": "feedback",
+}
 
 
 def test_every_promised_template_exists() -> None:

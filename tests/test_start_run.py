@@ -23,9 +23,9 @@ from tunery.api import learning_rate_test
 from tunery.config import LoraConfig, Task
 from tunery.console import Console
 from tunery.errors import AdapterError, CheckpointError, ConfigError, StoppedError
+from tunery.fast.fused_mlp import FusedMLP
+from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import active_adapter, adapter_names, adapter_state
-from tunery.lora.mlp import LeanMLP
-from tunery.models.flat import inspect_model
 from tunery.progress import Note
 from tunery.training import check, sizing, throughput
 from tunery.training.start import REFERENCE, attach_adapter
@@ -285,7 +285,7 @@ def test_the_frozen_copy_is_put_on_for_preferences_only_and_not_trained(base_fol
     task = tunery.load_task("task.yaml")
     for kind, names in (("chat", ["default"]), ("preference", [REFERENCE, "default"])):
         model = AutoModelForCausalLM.from_pretrained(base_folder)
-        attach_adapter(task, kind, model)
+        attach_adapter(task, model, reference=kind == "preference")
         assert adapter_names(model) == names
         assert active_adapter(model) == "default"
         trained = {id(p) for p in model.parameters() if p.requires_grad}
@@ -299,11 +299,11 @@ def test_the_savings_work_with_an_adapter_that_is_not_zero(
     tunery.train("task.yaml", ["name=all", "lora.start=null", "lora.rank=4", "train.max_steps=3"], view=QUIET)
     task = tunery.load_task("task.yaml", ["lora.start=runs/all/adapter"])
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=dtype)
-    attach_adapter(task, "chat", model)
-    flat = inspect_model(model)
+    attach_adapter(task, model)
+    flat = optimize_model(model)
     assert flat.flattened
     assert flat.last_layer is not None
-    assert sum(isinstance(module, LeanMLP) for module in model.modules()) == 2
+    assert sum(isinstance(module, FusedMLP) for module in model.modules()) == 2
 
 
 # --------------------------------------------------------------------------- settings and folders

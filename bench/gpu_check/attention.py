@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu_check.check import Check, milliseconds
 from bench.gpu_check.trainer import random_rows
-from tunery.data.batching import FlatBatch, flatten
-from tunery.models import attention_gpu
-from tunery.models.attention_flex import over_blocks
+from tunery.data.batching import PackedBatch, flatten
+from tunery.fast import attention_gpu
+from tunery.fast.attention_flex import over_blocks
 
 ROWS = 4
 HEADS = ((32, 8, 128), (32, 8, 64), (16, 8, 256))
@@ -39,7 +39,7 @@ class Case:
     """Rows, their layout, and random q [H, T, D], k and v [G, T, D]."""
 
     check: Check
-    batch: FlatBatch
+    batch: PackedBatch
     layout: attention_gpu.GpuLayout
     q: Tensor
     k: Tensor

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.gpu_check.check import Check, milliseconds
 from tunery.fast import islands as functions
 from tunery.fast.compile import Island
-from tunery.models.lean import _RMSNorm
+from tunery.fast.fused_rmsnorm import _RMSNorm
 
 Case = tuple[Island[Any], tuple[Any, ...], int]
 """A function, its arguments, and the fewest bytes that it must read and write."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from bench.gpu_check.check import Check, milliseconds
 from bench.gpu_check.trainer import measure_host, measure_steps, random_llama, random_rows, trainer_of
 from bench.peers.with_tunery import Trainer
-from tunery.data.batching import FlatBatch, Row, flatten
-from tunery.models.flat import FlatModel
+from tunery.data.batching import PackedBatch, Row, flatten
+from tunery.fast.packed_model import PackedModel
 from tunery.training.loss import batch_loss
 
 ROWS, LENGTH, SHARED, TRAINED = 16, 80, 47, 2
@@ -43,7 +43,7 @@ def short_rows(check: Check, seed: int) -> list[Row]:
     return random_rows(check, ROWS, SHARED, seed, LENGTH, TRAINED)
 
 
-class Repeated(FlatModel):
+class Repeated(PackedModel):
     """A model that computes one batch again and again: what that batch needs is brought to the device once. A graph
     cannot be captured while the host copies."""
 
@@ -60,7 +60,7 @@ class Repeated(FlatModel):
         """A NumPy array on the model's device."""
         return self._once(array, lambda: super(Repeated, self).tensor(array))
 
-    def _inputs(self, batch: FlatBatch) -> dict[str, Any]:
+    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
         return self._once(batch, lambda: super(Repeated, self)._inputs(batch))
 
 

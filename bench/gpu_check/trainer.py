@@ -16,8 +16,8 @@ from bench.gpu_check.check import Check, Shape, gigabytes, milliseconds
 from bench.peers.common import Workload
 from bench.peers.with_tunery import Trainer
 from tunery.data.batching import Row, flatten
+from tunery.fast import attention_gpu
 from tunery.fast import compile as fast_compile
-from tunery.models import attention_gpu
 from tunery.training.layers import running_layers
 from tunery.training.loop import StepResult
 

@@ -14,16 +14,17 @@ from safetensors.torch import load_file
 from bench.peers.common import Lines, Workload, batches, finish, options
 from tunery.config import TrainConfig
 from tunery.data.batching import Row, flatten
+from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import adapter_state, attach
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
 from tunery.models.device import matmul_rate
-from tunery.models.flat import FlatModel, inspect_model
-from tunery.models.flops import step_flops
 from tunery.models.load import load_base
 from tunery.training.data_parallel import Workers, start_workers
+from tunery.training.flops import step_flops
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.loop import NEXT_TOKEN, StepResult, make_optimizer, train_step
-from tunery.training.objective import Objective, Sums
+from tunery.training.loop import StepResult, make_optimizer, train_step
+from tunery.training.objectives.base import Objective, StepStats
+from tunery.training.objectives.sft import CROSS_ENTROPY
 from tunery.training.sizing import SAMPLED_STEPS
 from tunery.training.worker_pool import wanted_workers
 
@@ -45,11 +46,11 @@ class Trainer:
         self.work, self.clock = work, DropoutClock()
         attach(model, rank=work.rank, alpha=work.alpha, targets=targets, seed=work.seed, clock=self.clock)
         self.adapter = adapter_state(model)
-        self.model: FlatModel = inspect_model(model)
+        self.model: PackedModel = optimize_model(model)
         self.optimizer = make_optimizer(self.adapter, TrainConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = work.learning_rate
-        self.objective: Objective = preference(work.beta) if work.kind == "pairs" else NEXT_TOKEN
+        self.objective: Objective = preference(work.beta) if work.kind == "pairs" else CROSS_ENTROPY
         self.workers: Workers | None = None
 
     def start(self, batches: Sequence[Sequence[Row]]) -> None:
@@ -90,12 +91,12 @@ class Trainer:
         self.optimizer.step()
         return result
 
-    def needed(self, rows: Sequence[Row]) -> Sums:
+    def needed(self, rows: Sequence[Row]) -> StepStats:
         """What a step over these rows must compute: each shared prefix once, even where workers repeat one."""
-        return Sums.of(torch.zeros(()), {}, self.model, [flatten(rows)])
+        return StepStats.of(torch.zeros(()), {}, self.model, [flatten(rows)])
 
-    def flops(self, sums: Sums) -> float:
-        """Floating-point operations of the products that a step needs (tunery.models.flops.step_flops)."""
+    def flops(self, sums: StepStats) -> float:
+        """Floating-point operations of the products that a step needs (tunery.training.flops.step_flops)."""
         return self._flops(sums.computed_tokens, sums.positions, sums.pairs, self.model.last_layer_parameters)
 
     def plain_flops(self, rows: Sequence[Row]) -> float:
@@ -112,10 +113,10 @@ class Trainer:
 def preference(beta: float) -> Any:
     """tunery's loss of preference pairs."""
     try:
-        from tunery.training.preference import Preference
+        from tunery.training.objectives.dpo import DPO
     except ImportError:
         raise SystemExit("this version of tunery trains no preference pairs") from None
-    return Preference(beta)
+    return DPO(beta)
 
 
 def rows_of(work: Workload) -> list[list[Row]]:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from bench.peers.common import Lines, Workload, finish, options
 from bench.peers.with_tunery import PACKAGES, Trainer, rows_of
 from tunery.models.device import available_memory
-from tunery.models.memory import Lean, estimate, logit_chunk
+from tunery.training.memory import Lean, estimate, logit_chunk
 
 SPREAD = 0.02
 """Standard deviation of the weights, as Llama is initialised."""

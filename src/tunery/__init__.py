@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from tunery.evaluation.tuned import TunedModel
     from tunery.export.destinations import check_destinations
     from tunery.export.run import Export, export_run
-    from tunery.lora.adapter import load_adapter, save_adapter
-    from tunery.lora.attach import apply_lora, disabled, set_active
-    from tunery.lora.merge import merge
+    from tunery.fast.adapters import apply_lora, load_adapter, merge
+    from tunery.lora.adapter import save_adapter
+    from tunery.lora.attach import disabled, set_active
     from tunery.moving import migrate
     from tunery.task_file import load_task
 
@@ -38,16 +38,16 @@ _HOMES = {
     "Task": "tunery.config",
     "TunedModel": "tunery.evaluation.tuned",
     "TuneryError": "tunery.errors",
-    "apply_lora": "tunery.lora.attach",
+    "apply_lora": "tunery.fast.adapters",
     "check": "tunery.api",
     "check_destinations": "tunery.export.destinations",
     "disabled": "tunery.lora.attach",
     "evaluate": "tunery.api",
     "export_run": "tunery.export.run",
     "load": "tunery.api",
-    "load_adapter": "tunery.lora.adapter",
+    "load_adapter": "tunery.fast.adapters",
     "load_task": "tunery.task_file",
-    "merge": "tunery.lora.merge",
+    "merge": "tunery.fast.adapters",
     "migrate": "tunery.moving",
     "save_adapter": "tunery.lora.adapter",
     "set_active": "tunery.lora.attach",

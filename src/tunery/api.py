@@ -11,6 +11,7 @@ from tunery.config import Task
 from tunery.console import Console
 from tunery.data.examine import Examined, examine_files
 from tunery.data.example import Example
+from tunery.data.kinds import KINDS
 from tunery.data.prepare import Prepared, prepare, tokenize_once
 from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
@@ -19,11 +20,11 @@ from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
 from tunery.export.card import write_card
+from tunery.fast.packed_model import PackedModel
 from tunery.hosted.check import check_hosted
 from tunery.hosted.consent import Consent
 from tunery.hosted.run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.hosted.state import require_local
-from tunery.models.flat import FlatModel
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
 from tunery.progress import Note, View
@@ -33,6 +34,7 @@ from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import fit
 from tunery.training.lr_test import RangeTest, range_test
+from tunery.training.plan import make_objective, select_rows
 from tunery.training.scoring import scoring
 from tunery.training.start import read_start
 
@@ -69,7 +71,7 @@ def _context(config: Any) -> int:
 
 
 def _prepare(task: Task, tokenizer: Any, config: Any) -> Prepared:
-    return prepare(read_data(task.data, task.seed), task.data, tokenizer, _context(config))
+    return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, _context(config)))
 
 
 def train(
@@ -204,12 +206,18 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
 def _held_out(task: Task, prepared: Prepared) -> HeldOut:
     split, examples, rows = prepared.held_out
     return HeldOut(
-        split, prepared.data.kind, examples, rows, prepared.renderer, prepared.max_length, prepared.too_long,
-        beta=task.train.effective_beta,
-    )  # fmt: skip
+        split,
+        KINDS[prepared.data.kind],
+        examples,
+        rows,
+        prepared.renderer,
+        prepared.max_length,
+        prepared.too_long,
+        make_objective(task, prepared.data.kind, prepared.train),
+    )
 
 
-def _evaluate(task: Task, model: FlatModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
+def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
     try:
         with scoring(model, held_out.rows.rows, task.train.cpu_workers, view.note) as score:
             result = compare(score, held_out, task.evaluate, view.note)
@@ -273,10 +281,17 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
         view.note(Note(text))
     _note_overlap(tuned.task, more.test, view)
     rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
+    objective = make_objective(tuned.task, facts["kind"], rows)
     held_out = HeldOut(
-        data.name, facts["kind"], more.test, rows, tuned.renderer, tuned.limit, config.too_long,
-        beta=tuned.task.train.effective_beta,
-    )  # fmt: skip
+        data.name,
+        KINDS[facts["kind"]],
+        more.test,
+        objective.select(rows),
+        tuned.renderer,
+        tuned.limit,
+        config.too_long,
+        objective,
+    )
     target = paths.root / f"evaluation-{safe_name(data.stem)}.json"
     return _evaluate(tuned.task, tuned.flat, held_out, target, view)
 
@@ -302,9 +317,7 @@ def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: in
     task = _as_task(task, overrides)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
-    data = read_data(task.data, task.seed)
-    prepared = prepare(data, task.data, load_tokenizer(task.model), _context(load_config(task.model)))
-    return check_prepared(task, prepared, samples)
+    return check_prepared(task, _prepare(task, load_tokenizer(task.model), load_config(task.model)), samples)
 
 
 def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:

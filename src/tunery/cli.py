@@ -19,6 +19,7 @@ import click
 from tunery.errors import NotInstalledError, TuneryError
 from tunery.export.limits import ROWS
 from tunery.export.targets import FORMATS, TARGETS
+from tunery.scaffold import create, templates
 from tunery.startup import collector_paused
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -45,7 +46,7 @@ def cli() -> None:
     """Fine-tune a GPT-class language model with LoRA on this machine, with proof of what was trained.
 
     \b
-    tunery init classify my-task        a folder to start from (also: chat, write, preference)
+    tunery init classify my-task        a folder to start from (tunery init --help lists others)
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery chat runs/my-task            talk to the result
@@ -130,12 +131,10 @@ def _print_json(value: Any) -> None:
 
 
 @cli.command()
-@click.argument("template", metavar="classify|chat|write|preference")
+@click.argument("template", metavar="|".join(templates()))
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(template: str, folder: Path) -> None:
     """Make a FOLDER with a commented task.yaml and a few rows to replace."""
-    from tunery.scaffold import create
-
     for path in create(template, folder):
         _print(f"wrote {path}")
     _print(f"Put your rows in, then: tunery check {folder / 'task.yaml'}")

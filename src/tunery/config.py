@@ -19,11 +19,26 @@ from pydantic import (
 
 from tunery.config_hosted import HOSTED_PREFIX, STRICT, HostedConfig
 
-Kind = Literal["chat", "completion", "text", "classification", "preference"]
+KindName = Literal["chat", "completion", "text", "classification", "preference", "feedback"]
+"""What rows can be; tunery.data.kinds has a file for each."""
+
+ObjectiveName = Literal["sft", "dpo", "kto"]
+"""What a run can minimise; tunery.training.objectives has a file for each."""
+
+VariantName = Literal["lora", "dora"]
+"""Variants of LoRA; tunery.lora.variants has a file for each."""
+
 Auto = Literal["auto"]
 
-TEMPLATED_KINDS: tuple[Kind, ...] = ("chat", "classification", "preference")
-"""Kinds whose rows are conversations, put through the model's chat template."""
+USUAL_OBJECTIVE: dict[KindName, ObjectiveName] = {
+    "chat": "sft",
+    "completion": "sft",
+    "text": "sft",
+    "classification": "sft",
+    "preference": "dpo",
+    "feedback": "kto",
+}
+"""Kind → `train.objective: auto`."""
 
 BUILT_IN_MODELS = {
     "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -37,6 +52,14 @@ BUILT_IN_MODELS = {
 DEFAULT_BETA = 0.1
 
 
+_OBJECTIVES = "objectives"
+
+
+def _of(*objectives: ObjectiveName) -> dict[str, Any]:
+    """For a field: the objectives that use the setting; others refuse it."""
+    return {_OBJECTIVES: list(objectives)}
+
+
 class _Settings(BaseModel):
     model_config = STRICT
 
@@ -45,9 +68,16 @@ class Columns(_Settings):
     """Which column (CSV) or key (JSONL) holds what. Left out, they are found by their usual names, and printed."""
 
     text: str | None = Field(default=None, description="the text of a row (kinds text and classification)")
-    label: str | None = Field(default=None, description="the class of a row (kind classification)")
-    prompt: str | None = Field(default=None, description="what the model is given (kinds completion and preference)")
-    completion: str | None = Field(default=None, description="what the model should answer (kind completion)")
+    label: str | None = Field(
+        default=None,
+        description="the class of a row (kind classification), or whether its answer is good (kind feedback)",
+    )
+    prompt: str | None = Field(
+        default=None, description="what the model is given (kinds completion, preference and feedback)"
+    )
+    completion: str | None = Field(
+        default=None, description="what the model should answer (kind completion), or has (kind feedback)"
+    )
     chosen: str | None = Field(default=None, description="the better of two answers (kind preference)")
     rejected: str | None = Field(default=None, description="the worse of two answers (kind preference)")
     messages: str | None = Field(default=None, description="the conversation, a list of {role, content} (kind chat)")
@@ -71,8 +101,9 @@ class DataConfig(_Settings):
     test: str | None = Field(
         default=None, description="file for the final evaluation; the validation rows serve if left out"
     )
-    kind: Kind | Auto = Field(
-        default="auto", description="chat, completion, text, classification or preference; auto looks at the rows"
+    kind: KindName | Auto = Field(
+        default="auto",
+        description="chat, completion, text, classification, preference or feedback; auto looks at the rows",
     )
     columns: Columns = Field(default_factory=Columns)
     labels: dict[str, str] | tuple[str, ...] | None = Field(
@@ -141,7 +172,7 @@ def _as_label(value: Any) -> str:
     return str(value)
 
 
-OF_THE_START = ("rank", "alpha", "targets", "exclude", "rank_stabilized")
+OF_THE_START = ("rank", "alpha", "targets", "exclude", "rank_stabilized", "variant")
 """Settings of the adapter that one from `lora.start` brings with it."""
 
 
@@ -151,7 +182,7 @@ class LoraConfig(_Settings):
     start: str | None = Field(
         default=None,
         description="an adapter to go on from: a folder in PEFT's format, such as a run's adapter or one of its "
-        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Kind preference: the "
+        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Objective dpo: the "
         "reference is then that adapter, not the base",
     )
     rank: PositiveInt = Field(default=16, description="r, the width of the low-rank update")
@@ -171,6 +202,11 @@ class LoraConfig(_Settings):
         "with * over full names (model.layers.1*.mlp.*). Nothing matched is an error that lists what could be",
     )
     exclude: tuple[str, ...] = Field(default=(), description="layer names or patterns left out of `targets`")
+    variant: VariantName = Field(
+        default="lora",
+        description="how the low-rank matrices change a layer. lora: they are added to its weight. dora: its rows are "
+        "also scaled by a trained vector (Liu et al. 2024, arXiv:2402.09353); slower, and not for embeddings",
+    )
     rank_stabilized: bool = Field(
         default=False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)"
     )
@@ -207,16 +243,33 @@ class TrainConfig(_Settings):
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps instead")
     batch_size: PositiveInt = Field(
         default=16,
-        description="rows (kind preference: pairs) per optimizer step, however they are split to fit in memory",
+        description="rows (objective dpo: pairs) per optimizer step, however they are split to fit in memory",
+    )
+    objective: ObjectiveName | Auto = Field(
+        default="auto",
+        description="what is minimised. sft: the cross-entropy of the answers (supervised fine-tuning); of pairs, of "
+        "the better ones alone. dpo: direct preference optimisation, for kind preference. kto: Kahneman-Tversky "
+        "optimisation (Ethayarajh et al. 2024, arXiv:2402.01306), for kinds feedback and preference. auto: what suits "
+        "the kind",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | None = Field(
         default=None,
-        description="kind preference: how closely the tuned model is held to the base, the β of DPO (Rafailov et al. "
+        json_schema_extra=_of("dpo", "kto"),
+        description="objectives dpo and kto: how closely the tuned model is held to the base, their β (Rafailov et al. "
         f"2023, arXiv:2305.18290); left out, {DEFAULT_BETA}. Higher holds it closer",
+    )
+    desirable_weight: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto",
+        json_schema_extra=_of("kto"),
+        description="objective kto: how much a good answer counts, λ_D. auto: 1, or as much more as makes good answers "
+        "count together as much as bad ones, where they are fewer",
+    )
+    undesirable_weight: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", json_schema_extra=_of("kto"), description="objective kto: the same of a bad answer, λ_U"
     )
     micro_batch_size: PositiveInt | Auto = Field(
         default="auto",
-        description="rows (kind preference: pairs) computed at a time; does not change the result. auto: as many as "
+        description="rows (objective dpo: pairs) computed at a time; does not change the result. auto: as many as "
         "memory allows",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
@@ -360,19 +413,26 @@ class Task(_Settings):
         return self
 
     @model_validator(mode="after")
-    def _settings_of_one_kind(self) -> Task:
-        if self.data.kind != "auto":
-            self.require_meaning(self.data.kind)
+    def _settings_of_one_objective(self) -> Task:
+        if self.data.kind != "auto" or self.train.objective != "auto":
+            self.objective_for(self.data.kind)
         return self
 
-    def require_meaning(self, kind: Kind) -> None:
-        """Refuse a setting that rows of this kind have no use for.
+    def objective_for(self, kind: KindName | Auto) -> ObjectiveName:
+        """What a run on rows of this kind minimises; of "auto", `train.objective` is set.
 
         Raises:
-            ValueError: `train.beta` is set, and the kind is not preference.
+            ValueError: a setting that this objective has no use for.
         """
-        if kind != "preference" and self.train.beta is not None:
-            raise ValueError(f"train.beta has no meaning for kind {kind}: it belongs to kind preference")
+        train = self.train
+        name: ObjectiveName = USUAL_OBJECTIVE[kind] if train.objective == "auto" else train.objective  # type: ignore[index]
+        for setting, info in TrainConfig.model_fields.items():
+            extra = info.json_schema_extra
+            users = extra.get(_OBJECTIVES) if isinstance(extra, dict) else None
+            if isinstance(users, list) and name not in users and getattr(train, setting) != info.default:
+                whose = f"kind {kind}" if train.objective == "auto" else f"objective {name}"
+                raise ValueError(f"train.{setting} has no meaning for {whose}: it belongs to {' and '.join(users)}")  # type: ignore[arg-type]
+        return name
 
     @property
     def run_dir(self) -> Path:

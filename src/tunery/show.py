@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunery.evaluation.record import unit_of
 from tunery.text import duration, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def check(result: Mapping[str, Any]) -> None:
 def _check_rows(console: Console, result: Mapping[str, Any]) -> None:
     data, labels = result["data"], result["labels"]
     table = Table(title=f"\n{result['name']}: {data['kind']}", title_justify="left", title_style="bold")
-    table.add_column("pairs" if data["kind"] == "preference" else "rows")
+    table.add_column(f"{result['training']['unit']}s" if "training" in result else unit_of(data))
     for split in ("train", "validation", "test"):
         table.add_column(split, justify="right")
     table.add_row("all", *(f"{data[f'{split}_rows']:,}" for split in ("train", "validation", "test")))
@@ -156,7 +157,7 @@ def evaluation(result: Mapping[str, Any]) -> None:
     """Print base against tuned."""
     console = _console()
     base, tuned = result["base"], result["tuned"]
-    unit = "pairs" if result["kind"] == "preference" else "rows"
+    unit = unit_of(result)
     table = Table(title=f"\n{result['rows']:,} held-out {unit}", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("base", justify="right")
@@ -256,7 +257,7 @@ def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
         else "no end-of-turn token is trained"
     )
     lines = [
-        f"{'pairs' if 'preference' in receipt else 'rows':<10}{receipt['data']['train_rows']:,} trained, "
+        f"{training.get('unit', 'row') + 's':<10}{receipt['data']['train_rows']:,} trained, "
         f"{receipt['data']['validation_rows']:,} for validation",
         f"tokens    {tokens['data']:,} in the data, {tokens['computed']:,} computed "
         f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained "

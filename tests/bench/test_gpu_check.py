@@ -238,7 +238,7 @@ def test_a_model_that_repeats_a_batch_copies_it_once_and_gives_the_same_gradient
     wanted = gradient(trainer.model)
     repeated = Repeated(**{name: getattr(trainer.model, name) for name in trainer.model.__dataclass_fields__})
     gradient(repeated)
-    monkeypatch.setattr("tunery.models.flat.on_device", pytest.fail)
+    monkeypatch.setattr("tunery.fast.packed_model.on_device", pytest.fail)
     again = gradient(repeated)
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(again, wanted, strict=True))
 

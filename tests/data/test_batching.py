@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunery.data.batching import (
-    FlatBatch,
+    PackedBatch,
     Row,
     epoch_order,
     flatten,
@@ -32,7 +32,7 @@ def make_rows(seed: int, count: int, *, vocabulary: int = 5, prefixes: int = 2) 
     return rows
 
 
-def visible(batch: FlatBatch) -> list[list[int]]:
+def visible(batch: PackedBatch) -> list[list[int]]:
     """For every flat token, the tokens it sees: its ancestors' and those of its own node up to itself."""
     seen: list[list[int]] = [[] for _ in batch.ids]
     for group in batch.groups:
@@ -108,7 +108,7 @@ def test_micro_batches_hold_every_row_once_within_the_limits(seed: int, count: i
 
 @pytest.mark.parametrize("window", [None, 1, 7, 100])
 def test_visible_pairs_are_those_of_the_whole_mask(window: int | None) -> None:
-    from tunery.models.tree_mask import tree_of
+    from tunery.fast.tree_mask import tree_of
 
     rng = np.random.default_rng(3)
     stem = rng.integers(3, 60, 20)

@@ -82,7 +82,7 @@ def test_settings_win(settings, kind, columns):
         (["text"], {"kind": "classification"}, "data.columns.label: NAME"),
         (["text", "labels"], {"columns": Columns(text="text", label="label")}, "did you mean labels?"),
         (["text", "label"], {"columns": Columns(label="text", text="text")}, "two roles"),
-        (["text", "label"], {"columns": Columns(label="label", prompt="text")}, "several kinds"),
+        (["text", "label"], {"columns": Columns(label="label", chosen="text")}, "several kinds"),
         (["text", "label"], {"kind": "chat", "columns": Columns(text="text")}, "columns.text has no meaning"),
         (["text", "label"], {"kind": "text", "labels": ("a", "b")}, "labels has no meaning"),
         (["text"], {"kind": "text", "system": "Be kind."}, "system has no meaning"),

@@ -16,8 +16,8 @@ from tunery.data.example import Example, Problem
 from tunery.data.prepare import tokenize
 from tunery.data.read import read_data, read_more
 from tunery.data.render import Renderer
+from tunery.data.rows import check_row
 from tunery.data.source import Row
-from tunery.data.validate import check_row
 from tunery.errors import ConfigError, DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}

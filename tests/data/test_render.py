@@ -12,8 +12,8 @@ from tunery.data.detect import Shape
 from tunery.data.example import Example, Place
 from tunery.data.prepare import tokenize, tokenize_once
 from tunery.data.render import Renderer
+from tunery.data.rows import check_row
 from tunery.data.source import Row as RawRow
-from tunery.data.validate import check_row
 from tunery.errors import DataError
 
 MESSAGES = {"messages": "messages"}

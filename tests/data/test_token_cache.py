@@ -169,4 +169,4 @@ def test_entries_not_used_for_longest_are_removed(own_cache: Path, monkeypatch: 
 
 def test_everything_a_row_holds_is_kept() -> None:
     """A new field of Row must be stored as well."""
-    assert {f.name for f in dataclasses.fields(Row)} == {"ids", "weights", "where", "example"}
+    assert {f.name for f in dataclasses.fields(Row)} == {"ids", "weights", "where", "example", "desirable"}

@@ -5,8 +5,9 @@ import pytest
 
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place
+from tunery.data.kinds.values import label_map
+from tunery.data.rows import check_row
 from tunery.data.source import Row
-from tunery.data.validate import check_row, label_map
 
 CHAT = Shape("chat", {"messages": "messages"})
 COMPLETION = Shape("completion", {"prompt": "prompt", "completion": "completion"})

@@ -11,8 +11,9 @@ from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
-from tunery.lora.attach import apply_lora, disabled
-from tunery.models.flat import inspect_model
+from tunery.fast.adapters import apply_lora
+from tunery.fast.packed_model import optimize_model
+from tunery.lora.attach import disabled
 from tunery.training.scoring import Scorer
 
 
@@ -59,7 +60,7 @@ def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: torc
     renderer = Renderer(tiny_tokenizer(), labels=["good", "good film", "bad"], instruction="which?")
     examples = [Example("classification", Place("r", i), text=f"film {i}", label="bad") for i in range(3)]
     given = label_rows(renderer, examples, 200)
-    scores = score_labels(Scorer(inspect_model(model)), given, 3)
+    scores = score_labels(Scorer(optimize_model(model)), given, 3)
     assert given.truth.tolist() == [2, 2, 2]
     for index, row in enumerate(given.rows):
         ids = torch.from_numpy(row.ids.astype(np.int64))

@@ -9,8 +9,8 @@ import pytest
 
 from tunery.data.batching import Row
 from tunery.errors import DataError
-from tunery.evaluation.compare import preference_scores
 from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
+from tunery.training.objectives.dpo import preference_scores
 
 
 def test_scores_of_a_small_confusion():

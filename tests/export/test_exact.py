@@ -10,7 +10,7 @@ import torch
 from tests.lora.test_attach import randomise
 from tests.shapes import SHAPES, tiny_model, token_ids
 from tunery.export import exact
-from tunery.lora.attach import apply_lora
+from tunery.fast.adapters import apply_lora
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

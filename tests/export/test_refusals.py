@@ -20,7 +20,7 @@ from tunery.errors import AdapterError, ConfigError
 from tunery.export import run as export_module
 from tunery.export.subject import Subject
 from tunery.export.targets import DESTINATIONS, FORMATS, TARGETS
-from tunery.lora.attach import Piece
+from tunery.lora.layer import LoRATensors
 
 FORMS = ("peft", "merged", "gguf", "gguf-adapter", "ollama")
 
@@ -54,7 +54,7 @@ def write_with_a_zeroed_tensor(monkeypatch: pytest.MonkeyPatch, form: str) -> No
         path = list(subject.pieces)[2]
         whole = dict(subject.pieces)
         deltas = dict(subject.weights.deltas)
-        piece = Piece(whole[path].settings, whole[path].A, torch.zeros_like(whole[path].B))
+        piece = LoRATensors(whole[path].settings, whole[path].A, torch.zeros_like(whole[path].B))
         subject.pieces = {**whole, path: piece}
         name = f"{path}.weight"
         subject.weights.deltas[name] = type(deltas[name])(piece, deltas[name].flipped)

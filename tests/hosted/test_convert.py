@@ -11,23 +11,24 @@ import pytest
 from tests.tiny import tiny_tokenizer
 from tunery.config import DataConfig
 from tunery.data.example import Example, Place
+from tunery.data.prompts import Prompts
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
-from tunery.data.wording import Wording
 from tunery.errors import ConfigError, DataError
 from tunery.hosted.convert import lines, require_trainable
 
 
-def rows(examples: list[Example], wording: Wording | None = None) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines(examples, wording or Wording())]
+def rows(examples: list[Example], wording: Prompts | None = None) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines(examples, wording or Prompts())]
 
 
 def test_a_classification_asks_as_a_model_trained_here_is_asked() -> None:
     example = Example("classification", Place("f", 1), text="a fine film", label="good")
-    wording = Wording(labels=("bad", "good"), instruction="good or bad?", system="be brief")
+    wording = Prompts(labels=("bad", "good"), instruction="good or bad?", system="be brief")
     renderer = Renderer(tiny_tokenizer(), labels=("bad", "good"), instruction="good or bad?", system="be brief")
     (row,) = rows([example], wording)
-    assert row == {"messages": list(map(dict, renderer.conversation(example)))}
+    assert set(row) == {"messages"}
+    assert renderer.render(example) == renderer.render_conversation(row["messages"])
     assert row["messages"] == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "good or bad?\n\na fine film"},
@@ -46,12 +47,12 @@ def test_a_conversation_keeps_weights_tools_and_calls() -> None:
         {"role": "tool", "content": "42", "tool_call_id": "c1"},
         {"role": "assistant", "content": "it is 42"},
     )
-    (row,) = rows([Example("chat", Place("f", 1), messages=messages, tools=tools)], Wording(system="be kind"))
+    (row,) = rows([Example("chat", Place("f", 1), messages=messages, tools=tools)], Prompts(system="be kind"))
     assert row["tools"] == list(tools)
     assert row["messages"][0] == {"role": "system", "content": "be kind"}
     assert row["messages"][2] == {"role": "assistant", "content": "hm", "weight": 0}
     assert row["messages"][4] == {"role": "assistant", "content": None, "tool_calls": [call]}
-    assert "é" in lines([Example("chat", Place("f", 1), messages=messages)], Wording())[0]
+    assert "é" in lines([Example("chat", Place("f", 1), messages=messages)], Prompts())[0]
 
 
 def test_a_completion_becomes_a_conversation() -> None:
@@ -75,7 +76,7 @@ def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path:
         "preferred_output": [{"role": "assistant", "content": "At ten."}],
         "non_preferred_output": [{"role": "assistant", "content": "Whatever."}],
     }
-    (tmp_path / "pairs.jsonl").write_text("".join(lines([example], Wording()) * 1) + "\n")
+    (tmp_path / "pairs.jsonl").write_text("".join(lines([example], Prompts()) * 1) + "\n")
     (again,) = read_data(DataConfig(train=str(tmp_path / "pairs.jsonl"), validation=None), 0).train
     assert (again.messages, again.chosen, again.rejected) == (example.messages, example.chosen, example.rejected)
 
@@ -98,7 +99,7 @@ def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path:
 )  # fmt: skip
 def test_what_no_server_takes_is_named_with_its_place(example: Example, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        lines([example], Wording())
+        lines([example], Prompts())
 
 
 def test_plain_text_and_too_few_rows_are_refused_with_a_way_out(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunery.data.example import Example, Place
-from tunery.data.wording import Wording
+from tunery.data.prompts import Prompts
 from tunery.hosted.evaluate import NO_LABEL, label_scores
 from tunery.hosted.questions import Question, questions, read_label
 
@@ -41,7 +41,7 @@ def test_answers_without_a_label_are_wrong_and_counted() -> None:
 
 
 def test_a_question_ends_where_the_answer_begins() -> None:
-    wording = Wording(labels=("a", "b"), instruction="a or b?", system="be brief")
+    wording = Prompts(labels=("a", "b"), instruction="a or b?", system="be brief")
     chat = (
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "hello", "weight": 0},

@@ -16,12 +16,12 @@ from torch import nn
 from tests.lora.test_attach import logits, randomise
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.errors import AdapterError
+from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter, write_adapter_files
 from tunery.lora.attach import (
     active_adapter,
     adapter_names,
     adapter_state,
-    apply_lora,
     attach,
     lora_layers,
     set_active,
@@ -197,7 +197,6 @@ def refused(folder: Path, match: str, shape: str = "llama") -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
         ("modules_to_save", ["lm_head"]),
         ("target_parameters", ["experts.down_proj"]),

@@ -11,21 +11,20 @@ from torch import nn
 
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
 from tunery.errors import AdapterError, TargetError
+from tunery.fast.adapters import apply_lora
 from tunery.lora.attach import (
     active_adapter,
     adapter_names,
     adapter_state,
-    apply_lora,
     attach,
     disabled,
-    find_targets,
     lora_layers,
     remove,
     set_active,
     trainable_parameters,
-    untouched_linear_weights,
 )
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
+from tunery.lora.targets import find_targets, untouched_linear_weights
 
 ATTENTION = {
     "gpt2": {"attn.c_attn", "attn.c_proj"},

@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.shapes import tiny_model
 from tunery.errors import AdapterError
-from tunery.lora.layer import Dropout, DropoutClock, LoRALayer, LoRALinear, LoRASettings, can_wrap, wrap
+from tunery.lora.dropout import Dropout, DropoutClock
+from tunery.lora.layer import LoRALayer, LoRALinear, LoRASettings, LoRATensors, can_wrap, wrap
 
 F64 = torch.float64
 
@@ -26,7 +27,7 @@ def adapted(
     random = torch.Generator().manual_seed(len(layer.settings))
     A = torch.randn(settings.rank, layer.in_features, dtype=F64, generator=random)
     B = torch.randn(layer.out_features, settings.rank, dtype=F64, generator=random)
-    layer.add(name, settings, A, B, Dropout(settings.dropout, clock, 0))
+    layer.add(name, LoRATensors(settings, A, B), Dropout(settings.dropout, clock, 0))
     layer.active = name
     return layer
 
@@ -73,7 +74,8 @@ def test_conv1d_and_linear_with_the_same_weight_agree() -> None:
     x = torch.randn(3, 2, 7, dtype=F64)
     one, other = (adapted(base, LoRASettings(2, 3.0)) for base in (conv, linear))
     assert relative(one(x), other(x)) < 1e-14
-    assert relative(one.delta_weight("default").T, other.delta_weight("default")) < 1e-14
+    merged = [layer.merged("default", layer.weight) for layer in (one, other)]
+    assert relative(merged[0].T, merged[1]) < 1e-14
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -81,7 +83,8 @@ def test_embedding_is_a_lookup_in_the_summed_table(scaled: bool) -> None:
     base = tiny_model("gemma3", F64).get_input_embeddings() if scaled else nn.Embedding(96, 32, dtype=F64)
     layer = adapted(base, LoRASettings(4, 8.0))
     ids = torch.tensor([[0, 5, 95], [5, 5, 1]])
-    table = layer.weight + layer.delta_weight("default")
+    table = layer.merged("default", layer.weight)
+    assert relative(table, layer.weight + 2.0 * (layer.lora_B["default"] @ layer.lora_A["default"]).T) < 1e-12
     expected = F.embedding(ids, table) * getattr(base, "embed_scale", 1.0)
     assert relative(layer(ids), expected) < 1e-12
 
@@ -221,7 +224,7 @@ def test_state_dict_shows_the_base_under_its_own_names_and_loads_again() -> None
 
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "with space"])
 def test_a_name_that_no_parameter_can_have_is_refused(name: str) -> None:
-    from tunery.lora.attach import apply_lora
+    from tunery.fast.adapters import apply_lora
 
     with pytest.raises(AdapterError, match="cannot name an adapter"):
         apply_lora(tiny_model("llama"), rank=2, name=name)

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from tests.lora.test_attach import logits, randomise
 from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
 from tunery.errors import AdapterError
-from tunery.lora.attach import apply_lora, disabled, lora_layers, remove, set_active
-from tunery.lora.merge import merge
-from tunery.models.flat import inspect_model
+from tunery.fast.adapters import apply_lora, merge
+from tunery.fast.packed_model import optimize_model
+from tunery.lora.attach import disabled, lora_layers, remove, set_active
 
 F64 = torch.float64
 
@@ -125,7 +125,7 @@ def test_a_model_that_has_run_here_merges_into_one_with_transformers_own_modules
     model = tiny_model(name).eval()
     classes = [type(module) for module in model.modules()]
     apply_lora(model, rank=2)
-    inspect_model(model)
+    optimize_model(model)
     assert model(input_ids=token_ids()).logits.shape == (2, 12, 96)
     merged = merge(model)
     assert [type(module) for module in merged.modules()] == classes

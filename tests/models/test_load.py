@@ -19,7 +19,7 @@ from tests.shapes import tiny_model, token_ids
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
 from tunery.config import BUILT_IN_MODELS
 from tunery.errors import ConfigError, ModelError, ResumableError
-from tunery.models.flat import inspect_model
+from tunery.fast.packed_model import optimize_model
 from tunery.models.load import empty_model, load_base, load_config, load_tokenizer
 from tunery.models.templates import PLAIN_TEMPLATE
 
@@ -72,7 +72,7 @@ def test_a_soft_cap_of_the_attention_scores_is_applied(tmp_path: Path) -> None:
         logits, wanted, without = (model(input_ids=token_ids()).logits for model in (base.model, capped, uncapped))
     assert float((logits - wanted).norm() / wanted.norm()) < 1e-6  # transformers computes parts of it in float32
     assert float((logits - without).norm() / without.norm()) > 1e-3
-    assert inspect_model(base.model).flattened
+    assert optimize_model(base.model).flattened
 
 
 def test_auto_precision_keeps_the_probe_that_chose(folder: Path) -> None:

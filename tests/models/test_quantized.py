@@ -22,12 +22,12 @@ from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
 from tunery.data.batching import flatten
 from tunery.errors import ConfigError, ModelError
-from tunery.lora.attach import adapter_state, apply_lora, disabled
-from tunery.lora.merge import merge
+from tunery.fast.adapters import apply_lora, merge
+from tunery.fast.packed_model import optimize_model
+from tunery.lora.attach import adapter_state, disabled
 from tunery.models import quantized
-from tunery.models.flat import inspect_model
-from tunery.models.flops import step_flops
 from tunery.models.load import load_base
+from tunery.training.flops import step_flops
 from tunery.training.loss import batch_loss
 from tunery.versions import install_command
 
@@ -92,13 +92,13 @@ def test_the_gradient_is_that_of_plain_layers_with_the_unpacked_weights(saved: P
 def test_the_fused_functions_unpack_a_weight_and_keep_what_those_of_plain_layers_keep(
     saved: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunery.lora.layer.FUSES_QUANTIZED", {"cpu"})  # as on a GPU
+    monkeypatch.setattr("tunery.fast.fused_linear.FUSES_QUANTIZED", {"cpu"})  # as on a GPU
     model = load(saved, mode).model
     plain = adapted(unpacked(model))
     rows = make_rows(3, 6)
     kept, found = [], []
     for each in (adapted(model), plain):
-        flat, parameters = inspect_model(each), list(adapter_state(each).values())
+        flat, parameters = optimize_model(each), list(adapter_state(each).values())
         bytes_kept = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_a_row_gives_the_same_alone_and_beside_others(saved: Path, mode: str, pr
     model, ids = load(saved, mode, precision).model, token_ids(4, 12)
     alone, together = model(ids[:1]).logits[0], model(ids).logits[0]
     assert (alone - together).norm() < (1e-5 if precision == "float32" else 2e-2) * together.norm()
-    assert inspect_model(model).flattened
+    assert optimize_model(model).flattened
 
 
 @needs_library

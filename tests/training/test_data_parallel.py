@@ -23,24 +23,25 @@ from hypothesis import strategies as st
 from tests.double import Double
 from tests.training.test_gradients import lora_model, make_rows, tree_rows
 from tunery.data.batching import Row, deal, flatten
-from tunery.lora.layer import DropoutClock
+from tunery.lora.dropout import DropoutClock
 from tunery.training import data_parallel, worker_pool
 from tunery.training.data_parallel import Part, Workers, backward_part
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.loop import NEXT_TOKEN, StepResult, train_step
-from tunery.training.objective import Objective, Sums
-from tunery.training.preference import Preference
+from tunery.training.loop import StepResult, train_step
+from tunery.training.objectives.base import Objective, StepStats
+from tunery.training.objectives.dpo import DPO
+from tunery.training.objectives.sft import CROSS_ENTROPY
 from tunery.training.worker_pool import WorkerLostError, WorkerPool, wanted_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked under Linux only")
 
-Wrap = Callable[[Callable[[Part], Sums]], Callable[[Part], Sums]]
+Wrap = Callable[[Callable[[Part], StepStats]], Callable[[Part], StepStats]]
 
 
 class Setup:
     """A tiny float64 model with an adapter, and steps of it."""
 
-    def __init__(self, shape: str = "llama", objective: Objective = NEXT_TOKEN, dropout: float = 0.0) -> None:
+    def __init__(self, shape: str = "llama", objective: Objective = CROSS_ENTROPY, dropout: float = 0.0) -> None:
         with Double():
             self.model, adapter = lora_model(shape)
         self.parameters, self.objective, self.clock = list(adapter.values()), objective, DropoutClock()
@@ -51,7 +52,7 @@ class Setup:
 
     @contextmanager
     def workers(self, count: int, wrap: Wrap = lambda backward: backward) -> Iterator[Workers]:
-        def backward(part: Part) -> Sums:
+        def backward(part: Part) -> StepStats:
             with Double():
                 return backward_part(self.model, self.clock, self.objective, part)
 
@@ -108,7 +109,7 @@ def test_an_optimizer_step_here_is_one_in_every_worker() -> None:
 
 def test_pairs_stay_together_and_their_metrics_add_up() -> None:
     rows = make_rows(2, 8)
-    setup = Setup(objective=Preference(0.1))
+    setup = Setup(objective=DPO(0.1))
     alone, wanted = setup.step(rows, limit=MicroBatchLimit(4))
     with setup.workers(2) as workers:
         together, found = setup.step(rows, workers, MicroBatchLimit(4))
@@ -137,10 +138,10 @@ def test_dropout_masks_follow_from_the_step_and_differ_between_workers() -> None
 
     def in_turn(first: Sequence[int]) -> list[torch.Tensor]:
         setup = Setup(dropout=0.5)
-        parts = data_parallel.split(rows, 2, 1, 0.0, MicroBatchLimit(2), (0, 3), NEXT_TOKEN.weight(rows))
+        parts = data_parallel.split(rows, 2, 1, 0.0, MicroBatchLimit(2), (0, 3), CROSS_ENTROPY.weight(rows))
         with Double():
             for part, number in zip(parts, first, strict=True):
-                backward_part(setup.model, setup.clock, NEXT_TOKEN, replace(part, first=number))
+                backward_part(setup.model, setup.clock, CROSS_ENTROPY, replace(part, first=number))
         return [p.grad for p in setup.parameters if p.grad is not None]
 
     assert_same(found[0], in_turn([0, data_parallel.MICRO_BATCHES]))
@@ -152,8 +153,8 @@ def test_where_memory_runs_out_in_a_worker_the_step_is_computed_in_smaller_parts
     setup, rows = Setup(), make_rows(6, 8)
     _, wanted = setup.step(rows)
 
-    def short(backward: Callable[[Part], Sums]) -> Callable[[Part], Sums]:
-        def work(part: Part) -> Sums:
+    def short(backward: Callable[[Part], StepStats]) -> Callable[[Part], StepStats]:
+        def work(part: Part) -> StepStats:
             if part.first and part.max_units > 1:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
             return backward(part)
@@ -168,8 +169,8 @@ def test_where_memory_runs_out_in_a_worker_the_step_is_computed_in_smaller_parts
 
 
 def test_what_a_worker_raises_is_told_with_its_traceback() -> None:
-    def broken(backward: Callable[[Part], Sums]) -> Callable[[Part], Sums]:
-        def work(part: Part) -> Sums:
+    def broken(backward: Callable[[Part], StepStats]) -> Callable[[Part], StepStats]:
+        def work(part: Part) -> StepStats:
             if part.first:
                 raise ValueError("a bug")
             return backward(part)
@@ -182,8 +183,8 @@ def test_what_a_worker_raises_is_told_with_its_traceback() -> None:
 
 
 def test_a_worker_that_is_killed_is_named_and_can_be_resumed_from() -> None:
-    def killed(backward: Callable[[Part], Sums]) -> Callable[[Part], Sums]:
-        def work(part: Part) -> Sums:
+    def killed(backward: Callable[[Part], StepStats]) -> Callable[[Part], StepStats]:
+        def work(part: Part) -> StepStats:
             if part.first:
                 os.kill(os.getpid(), signal.SIGKILL)
             return backward(part)
@@ -202,7 +203,7 @@ def test_workers_do_what_they_are_told() -> None:
     calls: list[int] = []
     workers = Workers(
         setup.parameters,
-        lambda part: Sums(loss=float(len(calls))),
+        lambda part: StepStats(loss=float(len(calls))),
         2,
         1,
         functions={"recompute": lambda _: calls.append(os.getpid())},

@@ -17,10 +17,11 @@ from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
 from tunery.console import Console
 from tunery.data.batching import Row, flatten
+from tunery.fast import attention_gpu
+from tunery.fast.adapters import apply_lora
 from tunery.fast.compile import compiling
-from tunery.lora.attach import adapter_state, apply_lora
-from tunery.models import attention_gpu
-from tunery.models.flat import FlatModel, inspect_model
+from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.lora.attach import adapter_state
 from tunery.models.load import load_base
 from tunery.training.layers import running_layers, try_compiling
 from tunery.training.loss import batch_loss
@@ -46,7 +47,7 @@ def fresh() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def lora(name: str, dtype: torch.dtype, device: str) -> tuple[FlatModel, list[Tensor]]:
+def lora(name: str, dtype: torch.dtype, device: str) -> tuple[PackedModel, list[Tensor]]:
     """The same random model and adapter in every format and on every device."""
     changes = {"n_embd": 128} if name == "gpt2" else WIDER
     model = tiny_model(name, torch.float64, **changes)
@@ -60,17 +61,17 @@ def lora(name: str, dtype: torch.dtype, device: str) -> tuple[FlatModel, list[Te
     if dtype != torch.float64:
         for tensor in adapter.values():
             tensor.data = tensor.data.float()
-    return inspect_model(model), list(adapter.values())
+    return optimize_model(model), list(adapter.values())
 
 
-def gradient(model: FlatModel, parameters: Sequence[Tensor], rows: Sequence[Row], share: bool) -> list[Tensor]:
+def gradient(model: PackedModel, parameters: Sequence[Tensor], rows: Sequence[Row], share: bool) -> list[Tensor]:
     with model.running():
         total = batch_loss(model, flatten(rows, share=share)).total
         found = torch.autograd.grad(total, list(parameters))
     return [total.detach()[None].cpu().double(), *(g.cpu().double().flatten() for g in found)]
 
 
-def padded(model: FlatModel, parameters: Sequence[Tensor], rows: Sequence[Row]) -> list[Tensor]:
+def padded(model: PackedModel, parameters: Sequence[Tensor], rows: Sequence[Row]) -> list[Tensor]:
     """One padded batch through the model's own forward pass; behind a row, padding needs no mask."""
     width = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)

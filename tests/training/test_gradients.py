@@ -18,10 +18,12 @@ from torch import Tensor
 from tests.double import Double
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, flatten
-from tunery.lora.attach import adapter_state, apply_lora
-from tunery.lora.layer import DropoutClock, LoRALinear
-from tunery.models import attention
-from tunery.models.flat import FlatModel, inspect_model
+from tunery.fast import attention
+from tunery.fast.adapters import apply_lora
+from tunery.fast.fused_linear import FusedLoRALinear
+from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.lora.attach import adapter_state
+from tunery.lora.dropout import DropoutClock
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import train_step
 from tunery.training.loss import batch_loss
@@ -69,7 +71,7 @@ def tree_rows(seed: int, count: int, vocabulary: int = 60) -> list[Row]:
     return rows
 
 
-def lora_model(name: str) -> tuple[FlatModel, dict[str, Tensor]]:
+def lora_model(name: str) -> tuple[PackedModel, dict[str, Tensor]]:
     """A tiny model in float64 whose adapter is not zero."""
     model = tiny_model(name, dtype=torch.float64).eval()
     apply_lora(model, rank=4, targets="all-linear", seed=1)
@@ -79,7 +81,7 @@ def lora_model(name: str) -> tuple[FlatModel, dict[str, Tensor]]:
             noise = torch.Generator().manual_seed(index)
             tensor.add_(torch.randn(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.05)
     plain = copy.deepcopy(model)
-    flat = inspect_model(model)
+    flat = optimize_model(model)
     PLAIN[model] = plain, dict(adapter_state(plain))
     return flat, adapter
 
@@ -88,7 +90,7 @@ def lora_model(name: str) -> tuple[FlatModel, dict[str, Tensor]]:
 def written_out() -> Iterator[None]:
     """LoRA as the paper writes it, operation by operation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LoRALinear, "part", lambda self, x: None)
+        patch.setattr(FusedLoRALinear, "part", lambda self, x: None)
         yield
 
 
@@ -104,7 +106,7 @@ def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, weights
 
 
-def padded_gradient(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
+def padded_gradient(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
     """The plain way: transformers' own modules, one padded batch, full logits, cross-entropy divided once by the
     trained weight."""
     plain, adapter = PLAIN.get(model.model, (model.model, adapter))
@@ -122,7 +124,7 @@ def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def our_gradient(
-    model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
+    model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[float, list[Tensor]]:
     result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None)
     return result.loss, [t.grad.clone() for t in adapter.values() if t.grad is not None]
@@ -202,19 +204,19 @@ def test_packed_rows_do_not_see_each_other() -> None:
 def test_running_out_of_memory_halves_the_micro_batch_and_leaves_the_update_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tunery.training import objective
+    from tunery.training.objectives import sft
 
     model, adapter = lora_model("llama")
     rows = make_rows(7, 8)
     _, wanted = our_gradient(model, adapter, rows, MicroBatchLimit(8))
-    real, limit = objective.batch_loss, MicroBatchLimit(8)
+    real, limit = sft.batch_loss, MicroBatchLimit(8)
 
-    def tight(model: FlatModel, batch: object) -> object:
+    def tight(model: PackedModel, batch: object) -> object:
         if limit.rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(objective, "batch_loss", tight)
+    monkeypatch.setattr(sft, "batch_loss", tight)
     _, got = our_gradient(model, adapter, rows, limit)
     assert (limit.rows, limit.halvings) == (2, 2)
     assert relative(got, wanted) < 1e-9
@@ -224,11 +226,11 @@ def test_an_adapted_head_and_a_model_that_computes_its_own_logits_agree_with_the
     model, adapter = lora_model("llama")
     rows = make_rows(2, 5)
     loss, wanted = padded_gradient(model, adapter, rows)
-    own = FlatModel(model.model, flattened=True, head=None)
+    own = PackedModel(model.model, flattened=True, head=None)
     got_loss, got = our_gradient(own, adapter, rows, MicroBatchLimit(5))
     assert got_loss == pytest.approx(loss, rel=1e-9)
     assert relative(got, wanted) < 1e-9
-    one_by_one = FlatModel(model.model, flattened=False, head=model.head)
+    one_by_one = PackedModel(model.model, flattened=False, head=model.head)
     _, got = our_gradient(one_by_one, adapter, rows, MicroBatchLimit(5))
     assert relative(got, wanted) < 1e-9
 
@@ -241,7 +243,7 @@ def test_lora_on_the_head_and_the_embedding_is_trained_with_the_padded_gradient(
         for tensor in adapter.values():
             tensor.add_(0.03)
     plain = copy.deepcopy(base)
-    model = inspect_model(base)
+    model = optimize_model(base)
     PLAIN[base] = plain, dict(adapter_state(plain))
     rows = make_rows(4, 5)
     _, wanted = padded_gradient(model, adapter, rows)

@@ -13,11 +13,11 @@ from tests.training.test_gradients import lora_model, make_rows, our_gradient, r
 from tunery.data.batching import flatten
 from tunery.errors import ModelError
 from tunery.fast.compile import compiling
-from tunery.models.flat import FlatModel
-from tunery.training import objective
+from tunery.fast.packed_model import PackedModel
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.layers import Layers, running_layers, try_compiling
 from tunery.training.loss import batch_loss
+from tunery.training.objectives import sft
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "qwen3_moe"])
@@ -96,14 +96,14 @@ def test_where_nothing_is_compiled_nothing_is_said() -> None:
 
 def tight(monkeypatch: pytest.MonkeyPatch, layers: Layers, enough: bool = True) -> None:
     """A GPU whose memory holds one row, and only if its activations are recomputed."""
-    real = objective.batch_loss
+    real = sft.batch_loss
 
-    def failing(model: FlatModel, batch: Any) -> Any:
+    def failing(model: PackedModel, batch: Any) -> Any:
         if not (layers.recomputing and enough):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch)
 
-    monkeypatch.setattr(objective, "batch_loss", failing)
+    monkeypatch.setattr(sft, "batch_loss", failing)
 
 
 def test_with_one_row_left_activations_are_recomputed_and_the_update_is_the_same(
@@ -139,10 +139,10 @@ def test_what_a_failed_step_held_is_free_before_the_next_try(monkeypatch: pytest
     import weakref
 
     model, adapter = lora_model("llama")
-    real, alive = objective.batch_loss, []
+    real, alive = sft.batch_loss, []
     held: list[Any] = []
 
-    def watched(model: FlatModel, batch: Any) -> Any:
+    def watched(model: PackedModel, batch: Any) -> Any:
         alive.append(sum(reference() is not None for reference in held))
         loss = real(model, batch)
         held.append(weakref.ref(loss.total))
@@ -154,6 +154,6 @@ def test_what_a_failed_step_held_is_free_before_the_next_try(monkeypatch: pytest
             loss.total.register_hook(fail)
         return loss
 
-    monkeypatch.setattr(objective, "batch_loss", watched)
+    monkeypatch.setattr(sft, "batch_loss", watched)
     our_gradient(model, adapter, make_rows(7, 4), MicroBatchLimit(4))
     assert alive[:2] == [0, 0]

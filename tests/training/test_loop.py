@@ -13,14 +13,14 @@ from torch import Tensor
 from tests.training.test_gradients import lora_model, make_rows
 from tunery.config import TrainConfig
 from tunery.errors import DivergedError, StoppedError
-from tunery.lora.layer import DropoutClock
-from tunery.models.flat import FlatModel
+from tunery.fast.packed_model import PackedModel
+from tunery.lora.dropout import DropoutClock
 from tunery.progress import Note
-from tunery.training import objective
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.guard import MicroBatchLimit, StopRequest
 from tunery.training.loop import Loop, Plan, make_optimizer
-from tunery.training.objective import NextToken
+from tunery.training.objectives import sft
+from tunery.training.objectives.sft import CrossEntropy
 
 STEPS = 7
 
@@ -41,7 +41,7 @@ def make_loop(folder: Path, ahead: int, **plan: Any) -> tuple[Loop, Lines]:
     settings = {"eval_every": 3, "save_every": None, "restore_best": False} | plan
     view = Lines()
     loop = Loop(
-        plan=Plan(config, 0, NextToken(), STEPS, 2, 4, 0.01, **settings),
+        plan=Plan(config, 0, CrossEntropy(), STEPS, 2, 4, 0.01, **settings),
         model=model,
         adapter=adapter,
         optimizer=make_optimizer(adapter, config),
@@ -102,15 +102,15 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(
 
     loop, view = make_loop(tmp_path / "b", ahead, eval_every=None)
     count = 0
-    batch_loss = objective.batch_loss
+    batch_loss = sft.batch_loss
 
-    def spoilt(model: FlatModel, batch: Any) -> Any:
+    def spoilt(model: PackedModel, batch: Any) -> Any:
         nonlocal count
         count += 1
         loss = batch_loss(model, batch)
         return type(loss)(loss.total * float("nan"), loss.correct, loss.each) if count == bad else loss
 
-    monkeypatch.setattr(objective, "batch_loss", spoilt)
+    monkeypatch.setattr(sft, "batch_loss", spoilt)
     with pytest.raises(DivergedError, match=f"step {bad}: the loss is nan. The update was not made"):
         loop.run()
     assert count == bad + ahead

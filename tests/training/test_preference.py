@@ -1,4 +1,4 @@
-"""Preference training gives the gradient of the plain formula, however it is computed; in float64."""
+"""DPO training gives the gradient of the plain formula, however it is computed; in float64."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from tests.double import Double
 from tests.shapes import tiny_model
 from tests.training.test_gradients import PLAIN, lora_model, padded, relative, written_out
 from tunery.data.batching import MIN_SHARED, Row, flatten, largest_unit, micro_batches
-from tunery.lora.attach import Piece, active_adapter, adapter_state, apply_lora, lora_layers, place, set_active
-from tunery.lora.layer import DropoutClock
-from tunery.models.flat import FlatModel, inspect_model
+from tunery.fast.adapters import apply_lora
+from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.lora.attach import active_adapter, adapter_state, lora_layers, place, set_active
+from tunery.lora.dropout import DropoutClock
+from tunery.lora.layer import LoRATensors
 from tunery.training import loss as losses
-from tunery.training import preference
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, train_step
-from tunery.training.preference import Preference
+from tunery.training.objectives import dpo
+from tunery.training.objectives.dpo import DPO
 from tunery.training.scoring import Scorer
 
 CHECKED = ("llama", "gpt2", "qwen3", "gemma2")
@@ -66,7 +68,7 @@ def padded_log_probabilities(model: torch.nn.Module, rows: Sequence[Row]) -> Ten
     return (each * weights[:, 1:]).sum(dim=1)
 
 
-def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
+def plain(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     """(log-probability ratios of policy and reference [rows], gradient of the mean loss) by the formula.
 
     The policy is a copy of the model with transformers' own modules, the reference a copy of that without an adapter.
@@ -88,11 +90,9 @@ def plain(model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> 
 
 
 def ours(
-    model: FlatModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
+    model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[StepResult, list[Tensor]]:
-    result = train_step(
-        model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=Preference(BETA)
-    )
+    result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=DPO(BETA))
     return result, [t.grad.clone() for t in adapter.values() if t.grad is not None]
 
 
@@ -136,7 +136,7 @@ def test_the_metrics_are_the_mean_rewards_of_the_step() -> None:
     }
     result, _ = ours(model, adapter, rows, MicroBatchLimit(2))
     assert result.metrics == pytest.approx(expected, rel=1e-9)
-    loss, measured = Preference(BETA).measure(Scorer(model), rows)
+    loss, measured = DPO(BETA).measure(Scorer(model), rows)
     assert loss == pytest.approx(mean_loss_of(ratio), rel=1e-9)
     assert measured == pytest.approx(expected, rel=1e-9)
 
@@ -144,7 +144,7 @@ def test_the_metrics_are_the_mean_rewards_of_the_step() -> None:
 def test_a_fresh_adapter_has_the_loss_log_2_and_no_rewards() -> None:
     base = tiny_model("llama", dtype=torch.float64)
     apply_lora(base, rank=4, seed=1)
-    result, grad = ours(inspect_model(base), dict(adapter_state(base)), make_pairs(2, 4), MicroBatchLimit(4))
+    result, grad = ours(optimize_model(base), dict(adapter_state(base)), make_pairs(2, 4), MicroBatchLimit(4))
     assert result.loss == pytest.approx(math.log(2), abs=1e-12)
     assert result.metrics["rewards_margin"] == pytest.approx(0, abs=1e-12)
     assert any(float(t.abs().max()) > 0 for t in grad)  # and yet it learns
@@ -154,16 +154,16 @@ def test_running_out_of_memory_halves_down_to_one_pair_and_leaves_the_update(mon
     model, adapter = lora_model("llama")
     rows = make_pairs(7, 6)
     _, wanted = ours(model, adapter, rows, MicroBatchLimit(6))
-    real, limit = preference.row_log_probabilities, MicroBatchLimit(6, noun="pair")
+    real, limit = dpo.row_log_probabilities, MicroBatchLimit(6, noun="pair")
     seen: list[int] = []
 
-    def tight(model: FlatModel, batch: object, count: int) -> Tensor:
+    def tight(model: PackedModel, batch: object, count: int) -> Tensor:
         seen.append(count)
         if limit.rows > 1 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, batch, count)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preference, "row_log_probabilities", tight)
+    monkeypatch.setattr(dpo, "row_log_probabilities", tight)
     result, got = ours(model, adapter, rows, limit)
     assert (limit.rows, limit.words) == (1, "1 pair")
     assert min(seen) == 2  # never less than both answers of a pair
@@ -179,7 +179,7 @@ def test_not_even_one_pair_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     def none(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(preference, "row_log_probabilities", none)
+    monkeypatch.setattr(dpo, "row_log_probabilities", none)
     with pytest.raises(ModelError, match="a single pair"):
         ours(model, adapter, make_pairs(0, 2), MicroBatchLimit(2, noun="pair"))
 
@@ -189,9 +189,9 @@ def test_a_model_with_its_own_logits_and_one_that_takes_one_row_at_a_time_agree(
     rows = make_pairs(5, 4)
     _, wanted = plain(model, adapter, rows)
     for other in (
-        FlatModel(model.model, flattened=True, head=None),
-        FlatModel(model.model, flattened=False, head=model.head),
-        FlatModel(model.model, flattened=False, head=None),
+        PackedModel(model.model, flattened=True, head=None),
+        PackedModel(model.model, flattened=False, head=model.head),
+        PackedModel(model.model, flattened=False, head=None),
     ):
         _, got = ours(other, adapter, rows, MicroBatchLimit(4))
         assert relative(got, wanted) < 1e-9
@@ -204,7 +204,7 @@ def test_an_adapted_head_and_embedding_are_trained_and_left_out_of_the_reference
     with torch.no_grad():
         for tensor in adapter.values():
             tensor.add_(0.03)
-    model = inspect_model(base)
+    model = optimize_model(base)
     rows = make_pairs(4, 4)
     _, wanted = plain(model, adapter, rows)
     _, got = ours(model, adapter, rows, MicroBatchLimit(2))
@@ -232,10 +232,10 @@ def test_with_dropout_the_two_ways_draw_the_same_masks_and_the_reference_has_non
         for tensor in adapter.values():
             tensor.add_(0.05)
     rows = make_pairs(8, 1)
-    model = FlatModel(base, flattened=False, head=inspect_model(base).head)
+    model = PackedModel(base, flattened=False, head=optimize_model(base).head)
     gradients = []
     for _ in range(2):
-        train_step(model, list(adapter.values()), rows, MicroBatchLimit(1), clock, (0, 3), None, Preference(BETA))
+        train_step(model, list(adapter.values()), rows, MicroBatchLimit(1), clock, (0, 3), None, DPO(BETA))
         gradients.append([t.grad.clone() for t in adapter.values() if t.grad is not None])
     assert relative(gradients[0], gradients[1]) == 0
     clock.enabled = True
@@ -267,14 +267,14 @@ def test_against_a_starting_adapter_the_gradient_is_that_of_the_formula(name: st
     move(0.1)
     start = copy.deepcopy(base)
     pieces = {
-        path: Piece(layer.settings["default"], layer.lora_A["default"], layer.lora_B["default"])
+        path: LoRATensors(layer.settings["default"], layer.lora_A["default"], layer.lora_B["default"])
         for path, layer in lora_layers(base).items()
     }
     place(base, "reference", pieces, trainable=False)
     set_active(base, "default")
     move(0.05)
     policy = copy.deepcopy(base)
-    model = inspect_model(base)
+    model = optimize_model(base)
     rows = make_pairs(9, 5)
     with torch.no_grad():
         reference = padded_log_probabilities(start, rows)
@@ -282,14 +282,14 @@ def test_against_a_starting_adapter_the_gradient_is_that_of_the_formula(name: st
         ratio = padded_log_probabilities(policy, rows) - reference
         loss = -torch.log(torch.sigmoid(BETA * (ratio[0::2] - ratio[1::2]))).mean()
         wanted = torch.autograd.grad(loss, list(adapter_state(policy).values()))
-    objective = Preference(BETA, "reference")
-    for other in (model, FlatModel(base, flattened=False, head=model.head)):
+    objective = DPO(BETA, "reference")
+    for other in (model, PackedModel(base, flattened=False, head=model.head)):
         for limit in (MicroBatchLimit(5), MicroBatchLimit(2)):
             result = train_step(other, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective)
             assert result.loss == pytest.approx(float(loss.detach()), rel=1e-9)
             assert relative([t.grad for t in adapter.values() if t.grad is not None], wanted) < 1e-9
     assert objective.measure(Scorer(model), rows)[0] == pytest.approx(float(loss.detach()), rel=1e-9)
-    assert Preference(BETA).measure(Scorer(model), rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
+    assert DPO(BETA).measure(Scorer(model), rows)[0] != pytest.approx(float(loss.detach()), rel=1e-3)
     assert active_adapter(base) == "default"
     assert all(tensor.grad is None for tensor in adapter_state(base, "reference").values())
 

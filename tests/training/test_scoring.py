@@ -15,11 +15,11 @@ import torch
 
 from tests.double import Double
 from tests.training.test_gradients import lora_model, make_rows
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import disabled
-from tunery.models.flat import FlatModel
 from tunery.training import scoring
-from tunery.training.objective import NextToken
-from tunery.training.preference import Preference
+from tunery.training.objectives.dpo import DPO
+from tunery.training.objectives.sft import CrossEntropy
 from tunery.training.scoring import Scorer, score, scoring_functions
 from tunery.training.worker_pool import Function, WorkerPool
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for
 
 
 @pytest.fixture
-def model() -> Iterator[FlatModel]:
+def model() -> Iterator[PackedModel]:
     with Double():
         model, adapter = lora_model("llama")
         with torch.no_grad():
@@ -47,7 +47,7 @@ def in_double(work: Function) -> Function:
 
 
 @contextmanager
-def scorer(model: FlatModel, count: int) -> Iterator[Scorer]:
+def scorer(model: PackedModel, count: int) -> Iterator[Scorer]:
     pool = WorkerPool({name: in_double(work) for name, work in scoring_functions(model).items()}, count, 1)
     try:
         yield Scorer(model, pool)
@@ -56,7 +56,7 @@ def scorer(model: FlatModel, count: int) -> Iterator[Scorer]:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_workers_score_each_row_as_one_process_does(model: FlatModel, count: int) -> None:
+def test_workers_score_each_row_as_one_process_does(model: PackedModel, count: int) -> None:
     rows = make_rows(3, 11)
     alone = score(model, rows)
     with scorer(model, count) as several:
@@ -66,7 +66,7 @@ def test_workers_score_each_row_as_one_process_does(model: FlatModel, count: int
     assert together.accuracy == pytest.approx(alone.accuracy, rel=1e-9)
 
 
-def test_workers_follow_the_adapter_that_is_active_here(model: FlatModel) -> None:
+def test_workers_follow_the_adapter_that_is_active_here(model: PackedModel) -> None:
     rows = make_rows(4, 6)
     with scorer(model, 2) as several:
         with disabled(model.model):
@@ -76,8 +76,8 @@ def test_workers_follow_the_adapter_that_is_active_here(model: FlatModel) -> Non
     assert not np.allclose(base.log_probability, tuned.log_probability, rtol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [NextToken(), Preference(0.1)])
-def test_a_validation_by_workers_is_that_of_one_process(model: FlatModel, objective: NextToken | Preference) -> None:
+@pytest.mark.parametrize("objective", [CrossEntropy(), DPO(0.1)])
+def test_a_validation_by_workers_is_that_of_one_process(model: PackedModel, objective: CrossEntropy | DPO) -> None:
     rows = make_rows(5, 8)
     loss, metrics = objective.measure(Scorer(model), rows)
     with scorer(model, 2) as several:
@@ -86,7 +86,7 @@ def test_a_validation_by_workers_is_that_of_one_process(model: FlatModel, object
     assert found_metrics == pytest.approx(metrics, rel=1e-9)
 
 
-def test_where_workers_are_lost_this_process_scores_alone(model: FlatModel) -> None:
+def test_where_workers_are_lost_this_process_scores_alone(model: PackedModel) -> None:
     rows = make_rows(6, 5)
     with scorer(model, 3) as several:
         assert several.pool is not None
@@ -95,7 +95,7 @@ def test_where_workers_are_lost_this_process_scores_alone(model: FlatModel) -> N
     assert found == pytest.approx([score(model, rows).mean_loss] * 2, rel=1e-9)
 
 
-def test_fewer_rows_than_workers_and_none(model: FlatModel) -> None:
+def test_fewer_rows_than_workers_and_none(model: PackedModel) -> None:
     with scorer(model, 3) as several:
         for count in (0, 1, 2):
             rows = make_rows(7, 2)[:count]
@@ -104,7 +104,7 @@ def test_fewer_rows_than_workers_and_none(model: FlatModel) -> None:
             )
 
 
-def test_the_tasks_number_of_workers_is_kept(model: FlatModel) -> None:
+def test_the_tasks_number_of_workers_is_kept(model: PackedModel) -> None:
     rows = make_rows(8, 4)
     with scoring.scoring(model, rows, 1) as alone, scoring.scoring(model, rows, 2) as two:
         assert alone.pool is None
@@ -113,7 +113,7 @@ def test_the_tasks_number_of_workers_is_kept(model: FlatModel) -> None:
 
 
 def test_where_memory_runs_out_in_a_worker_this_process_scores_alone_and_says_so(
-    model: FlatModel, monkeypatch: pytest.MonkeyPatch
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, here, said = make_rows(9, 6), os.getpid(), []
     alone = score(model, rows).mean_loss
@@ -134,7 +134,7 @@ def test_where_memory_runs_out_in_a_worker_this_process_scores_alone_and_says_so
     assert "memory ran out in a worker process" in note.message
 
 
-def test_where_no_process_can_be_started_this_one_scores(model: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_process_can_be_started_this_one_scores(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> int:
         raise BlockingIOError("Resource temporarily unavailable")
 

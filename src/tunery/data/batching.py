@@ -26,12 +26,15 @@ class Row:
         weights: float32 [n]; weights[t] says how much predicting ids[t] from ids[:t] counts. weights[0] is 0.
         where: "file:line" of the example it came from.
         example: index of that example in its split.
+        desirable: whether the answer is one to give (of a pair, the chosen one) or one to avoid; None where rows say
+            nothing of it.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     where: str = ""
     example: int = 0
+    desirable: bool | None = None
 
     @property
     def trained(self) -> int:
@@ -189,7 +192,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class FlatBatch:
+class PackedBatch:
     """A micro-batch as one flattened row of T tokens, with S predicting positions and N things to predict.
 
     Attributes:
@@ -307,7 +310,7 @@ def _lay_out(nodes: list[_Node]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def flatten(rows: Sequence[Row], *, share: bool = True) -> FlatBatch:
+def flatten(rows: Sequence[Row], *, share: bool = True) -> PackedBatch:
     """Merge rows into one flattened row.
 
     Args:
@@ -336,7 +339,7 @@ def flatten(rows: Sequence[Row], *, share: bool = True) -> FlatBatch:
     flat_at = np.concatenate(at)
     by_place = np.argsort(flat_at, kind="stable")
     sources, entry = np.unique(flat_at[by_place], return_inverse=True)
-    return FlatBatch(
+    return PackedBatch(
         ids=ids,
         positions=positions,
         groups=groups,

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tunery.data.detect import known_here
 from tunery.data.example import Problem
+from tunery.data.source import known_here
 from tunery.text import did_you_mean
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -32,7 +32,7 @@ class Report:
         self.problems.append(Problem(self.file, self.line, field, message, fix))
 
 
-def kind_of(value: Any) -> str:
+def describe(value: Any) -> str:
     """What a value is, in words."""
     if value is None:
         return "null"
@@ -66,11 +66,11 @@ def read_list(report: Report, field: str, value: Any, fix: str) -> list[Any] | N
             return None
     if isinstance(value, list):
         return value
-    report.add(field, f"a list is needed, not {kind_of(value)}", fix)
+    report.add(field, f"a list is needed, not {describe(value)}", fix)
     return None
 
 
-def read_conversation(report: Report, row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def read_conversation(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The fields of a chat example; {} where there is a problem."""
     key = columns["messages"]
     if key not in row:
@@ -101,7 +101,7 @@ def read_messages(report: Report, field: str, value: list[Any], calls: set[str])
 def read_message(report: Report, at: str, message: Any, calls: set[str]) -> dict[str, Any]:
     """A message in OpenAI's form, without keys that are null (tables fill absent ones so). `calls`: ids seen so far."""
     if not isinstance(message, dict):
-        report.add(at, f"a message is an object, not {kind_of(message)}", 'write {"role": …, "content": …}')
+        report.add(at, f"a message is an object, not {describe(message)}", 'write {"role": …, "content": …}')
         return {}
     message, names = _from_sharegpt({key: value for key, value in message.items() if value is not None})
     role = _role(report, f"{at}.{names['role']}", message)
@@ -116,7 +116,7 @@ def read_message(report: Report, at: str, message: Any, calls: set[str]) -> dict
     for key in ("name", "reasoning_content", "tool_call_id"):
         if key in message:
             if not isinstance(message[key], str):
-                report.add(f"{at}.{key}", f"a text is needed, not {kind_of(message[key])}", QUOTES)
+                report.add(f"{at}.{key}", f"a text is needed, not {describe(message[key])}", QUOTES)
             result[key] = message[key]
     return result
 
@@ -182,7 +182,7 @@ def _content(report: Report, field: str, message: dict[str, Any], result: dict[s
             report.add(field, "missing", "write the text of the message")
         return ""
     if not isinstance(content, str):
-        report.add(field, f"a text is needed, not {kind_of(content)}", QUOTES)
+        report.add(field, f"a text is needed, not {describe(content)}", QUOTES)
         return ""
     trained = role == "assistant" and result.get("weight") != 0
     if trained and not content.strip() and not result.get("tool_calls"):
@@ -225,7 +225,7 @@ def _tool_calls(report: Report, field: str, entries: Any, role: str, calls: set[
     for index, entry in enumerate(read_list(report, field, entries, "write a list of calls, or leave it out") or ()):
         at = f"{field}[{index}]"
         if not isinstance(entry, dict):
-            report.add(at, f"a tool call is an object, not {kind_of(entry)}", "write id, type and function")
+            report.add(at, f"a tool call is an object, not {describe(entry)}", "write id, type and function")
             continue
         call = entry.get("id")
         if not isinstance(call, str) or not call:
@@ -244,7 +244,7 @@ def _function(report: Report, at: str, entry: dict[str, Any]) -> dict[str, Any]:
         report.add(f"{at}.type", "missing" if entry.get("type") is None else "unknown type", 'write "type": "function"')
     function = entry.get("function")
     if not isinstance(function, dict):
-        report.add(f"{at}.function", f"an object is needed, not {kind_of(function)}", 'write {"name": …, …}')
+        report.add(f"{at}.function", f"an object is needed, not {describe(function)}", 'write {"name": …, …}')
         return {}
     if not isinstance(function.get("name"), str) or not function["name"].strip():
         report.add(f"{at}.function.name", "missing", "name the function")
@@ -255,7 +255,7 @@ def _arguments(report: Report, field: str, function: dict[str, Any]) -> None:
     arguments = function.get("arguments")
     example = r'write the arguments as JSON in a text: "{\"city\": \"Oslo\"}"'
     if not isinstance(arguments, str):
-        report.add(field, f"a text of JSON is needed, not {kind_of(arguments)}", example)
+        report.add(field, f"a text of JSON is needed, not {describe(arguments)}", example)
         return
     try:
         json.loads(arguments)
@@ -274,7 +274,7 @@ def read_tools(report: Report, key: str, value: Any) -> tuple[dict[str, Any], ..
         if isinstance(tool, dict):
             _function(report, f"{key}[{index}]", tool)
         else:
-            report.add(f"{key}[{index}]", f"a tool is an object, not {kind_of(tool)}", "write type and function")
+            report.add(f"{key}[{index}]", f"a tool is an object, not {describe(tool)}", "write type and function")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):  # a table can hold dates and bytes, or nest without end

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from tunery.config import DataConfig, Kind
-from tunery.data.source import printable
+from tunery.config import DataConfig, KindName
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
+from tunery.data.source import known_here, printable
 from tunery.errors import ConfigError
-from tunery.text import did_you_mean
-
-REQUIRED: dict[Kind, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "preference": ("chosen", "rejected"),
-    "completion": ("prompt", "completion"),
-    "classification": ("text", "label"),
-    "text": ("text",),
-}
-"""The roles that a row of each kind must fill."""
-
-_OPTIONAL: dict[Kind, tuple[str, ...]] = {
-    "chat": ("tools",),
-    "preference": ("prompt", "tools"),
-    "completion": (),
-    "classification": (),
-    "text": (),
-}
-
-_USUAL_NAMES = {
-    "messages": ("messages", "conversations", "conversation"),
-    "tools": ("tools",),
-    "prompt": ("prompt", "instruction", "question", "query", "input"),
-    "chosen": ("chosen", "preferred", "preferred_output", "preferred_completion"),
-    "rejected": ("rejected", "non_preferred", "non_preferred_output", "non_preferred_completion"),
-    "completion": ("completion", "response", "output", "answer"),
-    "text": ("text", "review", "sentence", "content"),
-    "label": ("label", "sentiment", "category", "class", "target"),
-}
-"""Role → names it goes by. The first is ours and wins; two of the others at once are ambiguous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +18,14 @@ class Shape:
     """The kind of all rows, and role → column. The role "input" is the middle part of Alpaca's triple
     (instruction, input, output; Taori et al. 2023), which goes under the instruction in the prompt."""
 
-    kind: Kind
+    kind: KindName
     columns: dict[str, str]
     notes: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Kind:
+        """How rows of this kind are read, rendered and so on."""
+        return KINDS[self.kind]
 
 
 def detect(values: Sequence[dict[str, Any] | str], config: DataConfig) -> Shape:
@@ -68,22 +45,24 @@ def detect(values: Sequence[dict[str, Any] | str], config: DataConfig) -> Shape:
         for role, column in _set_columns(config).items():
             if column not in names:
                 raise ConfigError(f"data.columns.{role}: there is no column {column!r}", known_here(column, names))
-    kind = _find_kind(names, plain, config) if config.kind == "auto" else config.kind
+    rows = [value for value in values if isinstance(value, dict)]
+    kind = _find_kind(names, rows, plain, config) if config.kind == "auto" else KINDS[config.kind]
     _refuse_unused_settings(kind, config)
-    if plain and kind != "text":
-        raise ConfigError(f"plain text files (.txt, .md) cannot be rows of kind {kind}", "set data.kind: text")
+    if plain and not kind.plain_text:
+        takes = next(other.name for other in KINDS.values() if other.plain_text)
+        raise ConfigError(f"plain text files (.txt, .md) cannot be rows of kind {kind.name}", f"set data.kind: {takes}")
     columns = _find_columns(kind, names, config) if names else {}
-    return Shape(kind, columns, _notes(kind, columns, names, config))
+    return Shape(kind.name, columns, _notes(kind, columns, names, config))
 
 
 def check_columns(shape: Shape, values: Sequence[dict[str, Any] | str], shown: str) -> None:
     """Raise ConfigError when a file lacks a column that `shape` needs."""
     names = column_names(values)
     if not names:
-        if shape.kind != "text" and any(isinstance(value, str) for value in values):
+        if not shape.rules.plain_text and any(isinstance(value, str) for value in values):
             raise ConfigError(f"{shown}: plain text cannot be rows of kind {shape.kind}", "give a table or JSON lines")
         return
-    for role in REQUIRED[shape.kind]:
+    for role in shape.rules.required:
         column = shape.columns.get(role, role)
         if column not in names:
             raise ConfigError(
@@ -97,25 +76,17 @@ def column_names(values: Iterable[dict[str, Any] | str]) -> list[str]:
     return list(dict.fromkeys(key for value in values if isinstance(value, dict) for key in value))
 
 
-def known_here(name: str, known: Iterable[str]) -> str:
-    """A hint that names the closest of the known names, and all of them (shortened)."""
-    known = list(map(printable, known))
-    more = f" and {len(known) - 30} more" if len(known) > 30 else ""
-    meant = did_you_mean(printable(name), known)
-    return (f"{meant} " if meant else "") + f"known here: {', '.join(known[:30])}{more}"
-
-
 def _set_columns(config: DataConfig) -> dict[str, str]:
     return {role: column for role, column in config.columns if column is not None}
 
 
-def _candidates(role: str, names: Sequence[str], config: DataConfig) -> list[str]:
+def _candidates(kind: Kind, role: str, names: Sequence[str], config: DataConfig) -> list[str]:
     """The columns that could fill a role: the one that was set, else one with our name, else all with a usual name."""
     if column := _set_columns(config).get(role):
         return [column]
     taken = set(_set_columns(config).values())
     names = [name for name in names if name not in taken]
-    usual = _USUAL_NAMES[role]
+    usual = {**kind.required, **kind.optional}[role]
     if usual[0] in names:
         return [usual[0]]
     folded = {name: name.strip().casefold() for name in names}
@@ -125,24 +96,39 @@ def _candidates(role: str, names: Sequence[str], config: DataConfig) -> list[str
     return found
 
 
-def _find_kind(names: list[str], plain: bool, config: DataConfig) -> Kind:
-    if implied := _implied_kinds(names, config):
-        if len(implied) > 1:
-            raise ConfigError(f"the data settings belong to several kinds: {', '.join(implied)}", "set data.kind")
-        return implied[0]
-    if plain:
-        return "text"
-    kinds: tuple[Kind, ...] = ("chat", "preference", "completion", "classification")
-    fitting: list[Kind] = [kind for kind in kinds if all(_candidates(role, names, config) for role in REQUIRED[kind])]
+def _missing(kind: Kind, names: Sequence[str], config: DataConfig) -> int:
+    """How many of its required roles nothing could fill."""
+    return sum(not _candidates(kind, role, names, config) for role in kind.required)
+
+
+def _found(kind: Kind, names: Sequence[str], config: DataConfig) -> dict[str, str]:
+    """Role → the first column that could fill it, of those that have one."""
+    candidates = {role: _candidates(kind, role, names, config) for role in kind.roles}
+    return {role: columns[0] for role, columns in candidates.items() if columns}
+
+
+def _fits(kind: Kind, names: Sequence[str], rows: Sequence[dict[str, Any]], config: DataConfig) -> bool:
+    return not _missing(kind, names, config) and kind.plausible(rows, _found(kind, names, config))
+
+
+def _find_kind(names: list[str], rows: Sequence[dict[str, Any]], plain: bool, config: DataConfig) -> Kind:
+    possible = _possible_kinds(config)
+    if plain and len(possible) == len(KINDS):
+        return next(kind for kind in possible if kind.plain_text)
+    fitting = _most_telling(
+        {kind.name: set(_found(kind, names, config)) for kind in possible if _fits(kind, names, rows, config)}
+    )
+    if len(possible) < len(KINDS):  # settings have a say
+        least = min(_missing(kind, names, config) for kind in possible)
+        return (fitting or [kind for kind in possible if _missing(kind, names, config) == least])[0]
     if len(fitting) > 1:
         raise ConfigError(
-            f"the columns ({', '.join(map(printable, names[:30]))}) fit several kinds: {', '.join(fitting)}",
-            f"say which with data.kind: {fitting[0]}, for example",
+            f"the columns ({', '.join(map(printable, names[:30]))}) fit several kinds: "
+            f"{', '.join(kind.name for kind in fitting)}",
+            f"say which with data.kind: {fitting[0].name}, for example",
         )
     if fitting:
         return fitting[0]
-    if _candidates("text", names, config):
-        return "text"
     listed = ", ".join(map(printable, names[:30]))
     raise ConfigError(
         f"cannot tell what the columns hold: {listed}",
@@ -152,38 +138,47 @@ def _find_kind(names: list[str], plain: bool, config: DataConfig) -> Kind:
     )
 
 
-def _implied_kinds(names: Sequence[str], config: DataConfig) -> list[Kind]:
-    """The kinds that alone have a use for something that was set."""
-    pairs = all(_candidates(role, names, config) for role in REQUIRED["preference"])
-    roles = set(_set_columns(config))
-    labelled = "label" in roles or config.labels is not None or config.instruction is not None
-    tests: dict[Kind, bool] = {
-        "chat": "messages" in roles or ("tools" in roles and not pairs),
-        "preference": bool(roles & {"chosen", "rejected"}) or (pairs and bool(roles & {"prompt", "tools"})),
-        "completion": "completion" in roles or ("prompt" in roles and not pairs),
-        "classification": labelled,
-    }
-    return [kind for kind, is_meant in tests.items() if is_meant]
+def _most_telling(found: Mapping[KindName, set[str]]) -> list[Kind]:
+    """The kinds that fit (and the roles that they find columns for), without those that another explains more than, and
+    without last resorts beside any other."""
+    kinds = [KINDS[name] for name, roles in found.items() if not any(roles < others for others in found.values())]
+    return [kind for kind in kinds if not kind.last_resort] or kinds
+
+
+def _possible_kinds(config: DataConfig) -> list[Kind]:
+    """The kinds that have a use for everything that was set; all of them where nothing tells them apart.
+
+    Raises:
+        ConfigError: no kind has.
+    """
+    roles = list(_set_columns(config))
+    own = [name for name in ("labels", "instruction") if getattr(config, name) is not None]
+    possible = [kind for kind in KINDS.values() if set(roles) <= set(kind.roles) and set(own) <= set(kind.settings)]
+    if possible:
+        return possible
+    users = [[kind.name for kind in KINDS.values() if role in kind.roles] for role in roles]
+    users += [[kind.name for kind in KINDS.values() if name in kind.settings] for name in own]
+    meant = dict.fromkeys(names[0] for names in users)
+    raise ConfigError(f"the data settings belong to several kinds: {', '.join(meant)}", "set data.kind")
 
 
 def _refuse_unused_settings(kind: Kind, config: DataConfig) -> None:
     """A setting that would be ignored is an error."""
-    foreign = [f"columns.{role}" for role in _set_columns(config) if role not in (*REQUIRED[kind], *_OPTIONAL[kind])]
-    if kind != "classification":
-        foreign += [name for name in ("labels", "instruction") if getattr(config, name) is not None]
-    if kind in ("completion", "text") and config.system is not None:
-        foreign.append("system")
+    foreign = [f"columns.{role}" for role in _set_columns(config) if role not in kind.roles]
+    settings = dict.fromkeys(name for other in KINDS.values() for name in other.settings)
+    foreign += [name for name in settings if getattr(config, name) is not None and name not in kind.settings]
     if foreign:
-        kinds = ", ".join(get_args(Kind))
+        kinds = ", ".join(get_args(KindName))
         raise ConfigError(
-            f"data.{foreign[0]} has no meaning for kind {kind}", f"remove it, or set data.kind to another of {kinds}"
+            f"data.{foreign[0]} has no meaning for kind {kind.name}",
+            f"remove it, or set data.kind to another of {kinds}",
         )
 
 
 def _find_columns(kind: Kind, names: list[str], config: DataConfig) -> dict[str, str]:
     columns = {}
-    for role in (*REQUIRED[kind], *_OPTIONAL[kind]):
-        found = _candidates(role, names, config)
+    for role in kind.roles:
+        found = _candidates(kind, role, names, config)
         if len(found) > 1:
             raise ConfigError(
                 f"several columns could be the {role}: {', '.join(map(printable, found))}",
@@ -191,9 +186,9 @@ def _find_columns(kind: Kind, names: list[str], config: DataConfig) -> dict[str,
             )
         if found:
             columns[role] = found[0]
-        elif role in REQUIRED[kind]:
+        elif role in kind.required:
             raise ConfigError(
-                f"kind {kind} needs a column for the {role}; there are: {', '.join(map(printable, names[:30]))}",
+                f"kind {kind.name} needs a column for the {role}; there are: {', '.join(map(printable, names[:30]))}",
                 f"set data.columns.{role}: NAME",
             )
     if len(set(columns.values())) < len(columns):
@@ -209,7 +204,7 @@ def _notes(kind: Kind, columns: dict[str, str], names: list[str], config: DataCo
     notes = []
     chosen = ", ".join(f"{role} from {column}" for role, column in columns.items())
     how = "found" if config.kind == "auto" else "as set"
-    notes.append(f"Kind {kind} ({how})" + (f": {chosen}." if chosen else "."))
+    notes.append(f"Kind {kind.name} ({how})" + (f": {chosen}." if chosen else "."))
     if "input" in columns:
         notes.append("Where a row has an input, it follows the instruction in the prompt.")
     unused = [name for name in names if name not in columns.values()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tunery.config import DataConfig, Kind
+from tunery.config import DataConfig, KindName
 from tunery.data.detect import Shape, detect
 from tunery.data.example import Example, Problem
 from tunery.data.formats import open_source
+from tunery.data.kinds.values import label_map
 from tunery.data.prepare import make_renderer, render_all
 from tunery.data.read import Head, Log, collected_labels
-from tunery.data.validate import label_map
 from tunery.errors import TuneryError
 
 FILE = "(file)"
@@ -32,7 +32,7 @@ class Examined:
         notes: what was decided while reading, a sentence each.
     """
 
-    kind: Kind | None = None
+    kind: KindName | None = None
     columns: dict[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     examples: list[Example] = field(default_factory=list)
@@ -120,7 +120,7 @@ class _Reading:
             self.examples += found
             if not found and not any(problem.file == shown for problem in self.log.problems):
                 self.add("it holds no rows", "add some, or name another file")
-        if self.shape is not None and self.shape.kind == "classification":
+        if self.shape is not None and self.shape.rules.labelled:
             self.labels = tuple(dict.fromkeys((known or collected_labels(self.examples, self.log)).values()))
 
     def _known_labels(self) -> dict[str, str] | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunery.config import Kind
+from tunery.config import KindName
 
 Message = Mapping[str, Any]
 
@@ -35,11 +35,11 @@ class Example:
     chat: `messages` (OpenAI's form: role, content, and on assistant messages `weight` 0 or 1 and `tool_calls`) and
     `tools`; completion: `prompt`, `completion`; text: `text`; classification: `text` and `label`; preference:
     `messages` and `tools` before two answers, `chosen` (the better one) and `rejected`, each a list of messages that
-    begins and ends with one of the assistant.
+    begins and ends with one of the assistant. tunery.data.kinds reads and renders them.
     `where` is for messages to the user.
     """
 
-    kind: Kind
+    kind: KindName
     where: Place
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -49,6 +49,25 @@ class Example:
     label: str = ""
     chosen: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as the model sees it.
+
+    Attributes:
+        text: without the tokens a tokenizer puts in front of plain text (`begin` asks for those).
+        spans: trained stretches of `text`, as (start, end) in characters, ascending.
+        begin: put the tokenizer's own first token (BOS) in front; a chat template writes its own.
+        end: add the end-of-sequence token, trained.
+        desirable: whether the answer is one to give or one to avoid; None where rows say nothing of it.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    begin: bool = False
+    end: bool = False
+    desirable: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +101,7 @@ class DataSet:
         notes: what was decided for the user (kind detected, columns chosen), one sentence each, for printing.
     """
 
-    kind: Kind
+    kind: KindName
     columns: dict[str, str]
     labels: tuple[str, ...]
     train: list[Example]

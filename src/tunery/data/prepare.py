@@ -12,13 +12,12 @@ import numpy as np
 from tunery.config import DataConfig
 from tunery.data import token_cache
 from tunery.data.batching import Row
-from tunery.data.example import DataSet, Example, Problem
-from tunery.data.render import Rendered, Renderer, fitting_text
+from tunery.data.example import DataSet, Example, Problem, Rendered
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Tokens
+from tunery.data.render import Renderer
 from tunery.data.source import ROW, bad_rows
 from tunery.errors import DataError
-
-SMALLEST_WINDOW = 16
-"""A long text's last window is joined to nothing if shorter than this; it is then left out and counted as cut."""
 
 
 @dataclass
@@ -27,7 +26,8 @@ class Rows:
 
     Attributes:
         rows: in the order of the examples; `Row.example` points back.
-        unit: rows that belong together: 2 for pairs of answers (the chosen one, then the rejected one), else 1.
+        unit: neighbouring rows that belong together: 2 for pairs of answers (the chosen one, then the rejected one),
+            else 1.
         truncated: rows cut to the length limit, with their places.
         dropped: examples left out (too long, or nothing to train), with the reason: ("file:line", reason).
         refused: what is wrong with examples that the chat template does not take.
@@ -65,6 +65,8 @@ class Rows:
             digest.update(len(row.ids).to_bytes(8, "little"))
             digest.update(row.ids.astype("<i4").tobytes())
             digest.update(row.weights.astype("<f4").tobytes())
+            if self.unit == 1 and row.desirable is not None:  # of a pair it follows from the order
+                digest.update(bytes([row.desirable]))
         return digest.hexdigest()
 
 
@@ -156,29 +158,21 @@ def tokenize_once(
 
 def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
     """Tokenise the examples of one split; rows of more than `limit` tokens are cut or dropped (`data.too_long`)."""
-    if examples and examples[0].kind == "preference":
-        return tokenize_pairs(renderer, examples, limit, too_long)
-    result = Rows()
-    rendered = [(number, row) for number, rows in render_all(renderer, examples, result.refused) for row in rows]
-    encoded = renderer.encode([row for _, row in rendered])
-    for (number, _), (ids, trained) in zip(rendered, encoded, strict=True):
+    if not examples:
+        return Rows()
+    kind = KINDS[examples[0].kind]
+    result = Rows(unit=2 if kind.pairs else 1)
+    rendered = list(render_all(renderer, examples, result.refused))
+    encoded = iter(renderer.encode([row for _, rows in rendered for row in rows]))
+    for number, rows in rendered:
         example = examples[number]
-        if len(ids) <= limit:
-            parts = [(ids, trained)]
-        elif too_long == "drop":
-            result.dropped.append((example.where, f"longer than {limit} tokens ({len(ids)})"))
-            continue
-        else:
-            parts = _cut(renderer, example, ids, trained, limit)
-            if parts and sum(len(part) for part, _ in parts) < len(ids):
+        tokens = [Tokens(*next(encoded), row.desirable) for row in rows]
+        for fitted in kind.fit(renderer, example, tokens, limit, too_long):
+            if fitted.reason:
+                result.dropped.append((example.where, fitted.reason))
+            if fitted.truncated:
                 result.truncated.append(example.where)
-        kept = [row for part in parts if (row := make_row(*part, example.where, number)).trained]
-        if not kept:
-            reason = (
-                f"its answer alone is longer than {limit} tokens" if len(ids) > limit else "it has no trained token"
-            )
-            result.dropped.append((example.where, reason))
-        result.rows += kept
+            result.rows += [make_row(row, example.where, number) for row in fitted.rows]
     return result
 
 
@@ -196,53 +190,12 @@ def render_all(
         yield number, rows
 
 
-def tokenize_pairs(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
-    """As `tokenize`, for pairs of answers: what is cut off the front of a prompt is cut off in both rows alike."""
-    result = Rows(unit=2)
-    rendered = list(render_all(renderer, examples, result.refused))
-    encoded = renderer.encode([row for _, rows in rendered for row in rows])
-    for (number, _), chosen, rejected in zip(rendered, encoded[::2], encoded[1::2], strict=True):
-        example = examples[number]
-        pair = [make_row(*part, example.where, number) for part in (chosen, rejected)]
-        longest = max(len(row.ids) for row in pair)
-        if reason := _unusable(pair, limit, too_long):
-            result.dropped.append((example.where, reason))
-            continue
-        if longest > limit:
-            begin = 1 if pair[0].ids[0] == renderer.tokenizer.bos_token_id else 0
-            pair = [_without(row, begin, begin + longest - limit) for row in pair]
-            result.truncated.append(example.where)
-        result.rows += pair
-    return result
-
-
-def _unusable(pair: Sequence[Row], limit: int, too_long: str) -> str:
-    """Why a pair is left out; "" if it is not."""
-    chosen, rejected = pair
-    over = max(len(row.ids) for row in pair) - limit
-    if np.array_equal(chosen.ids, rejected.ids):
-        return "both answers are the same tokens"
-    if not chosen.trained or not rejected.trained:
-        return "it has no trained token"
-    if over > 0 and too_long == "drop":
-        return f"longer than {limit} tokens ({limit + over})"
-    prompt = min(int(np.flatnonzero(row.weights)[0]) for row in pair)
-    # the first token may be the tokenizer's own, and a token of the prompt must be left
-    return f"its answers alone are longer than {limit} tokens" if over > 0 and over + 1 >= prompt else ""
-
-
-def _without(row: Row, start: int, stop: int) -> Row:
-    """A row without its tokens [start, stop)."""
-    ids, weights = (np.delete(values, np.s_[start:stop]) for values in (row.ids, row.weights))
-    return Row(ids, weights, row.where, row.example)
-
-
-def make_row(ids: list[int], trained: list[bool], where: str = "", number: int = 0) -> Row:
-    """A row of tokens, those `trained` with weight 1."""
-    weights = np.asarray(trained, dtype=np.float32)
+def make_row(tokens: Tokens, where: str = "", number: int = 0) -> Row:
+    """A row of tokens, the trained ones with weight 1."""
+    weights = np.asarray(tokens.trained, dtype=np.float32)
     if len(weights):
         weights[0] = 0  # nothing stands before the first token to predict it from
-    return Row(np.asarray(ids, dtype=np.int32), weights, where, number)
+    return Row(np.asarray(tokens.ids, dtype=np.int32), weights, where, number, tokens.desirable)
 
 
 def pieces(renderer: Renderer, row: Row) -> list[tuple[str, bool]]:
@@ -252,27 +205,3 @@ def pieces(renderer: Renderer, row: Row) -> list[tuple[str, bool]]:
     return [
         (str(renderer.tokenizer.decode(row.ids[a:b].tolist())), bool(on[a])) for a, b in itertools.pairwise(borders)
     ]
-
-
-def _cut(
-    renderer: Renderer, example: Example, ids: list[int], trained: list[bool], limit: int
-) -> list[tuple[list[int], list[bool]]]:
-    """A row that is too long, made to fit; nothing if its answer alone is too long."""
-    if example.kind == "text":
-        windows = [(ids[at : at + limit], trained[at : at + limit]) for at in range(0, len(ids), limit)]
-        return [window for window in windows if len(window[0]) >= min(SMALLEST_WINDOW, limit)]
-    if example.kind == "classification":
-        text = fitting_text(renderer, example, limit)
-        return renderer.encode(renderer.render(example, text)) if text else []
-    begin = 1 if ids[0] == renderer.tokenizer.bos_token_id else 0  # the row still starts as every row does
-    last = max(index for index, on in enumerate(trained) if on)
-    first = last
-    while first > 0 and trained[first - 1]:
-        first -= 1
-    if last + 1 - first + begin >= limit:
-        return []
-    start = last + 1 - limit + begin
-    kept = trained[start : last + 1]
-    if trained[start - 1]:  # an earlier answer that lost its beginning is no longer trained
-        kept[: kept.index(False)] = [False] * kept.index(False)
-    return [(ids[:begin] + ids[start : last + 1], [False] * begin + kept)]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from tunery.config import DataConfig, Kind
+from tunery.config import DataConfig, KindName
 from tunery.data.detect import Shape, check_columns, detect
 from tunery.data.example import DataSet, Example, Problem
 from tunery.data.formats import open_source
+from tunery.data.kinds.values import label_map
+from tunery.data.rows import check_row
 from tunery.data.source import Item, Row, Source, bad_rows, printable
-from tunery.data.split import contradictions, draw, hold_out, shuffled, without_duplicates, without_texts
-from tunery.data.validate import check_row, label_map
+from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
 from tunery.errors import ConfigError, DataError
 
 MOST_LABELS = 100
@@ -43,7 +42,7 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
     log.notes += shape.notes
     labels = label_map(config.labels) if config.labels is not None else None
     train = [example for head in heads for example in log.read(head, shape, labels)]
-    if shape.kind == "classification" and labels is None and train:
+    if shape.rules.labelled and labels is None and train:
         labels = collected_labels(train, log)
     parts = {}
     for part, path in (("validation", config.validation), ("test", config.test)):
@@ -54,7 +53,9 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
     return _split(config, seed, log, shape, names, train, **parts)
 
 
-def read_more(path: str, like: DataConfig, kind: Kind, labels: Sequence[str], columns: Mapping[str, str]) -> DataSet:
+def read_more(
+    path: str, like: DataConfig, kind: KindName, labels: Sequence[str], columns: Mapping[str, str]
+) -> DataSet:
     """Read one further file to evaluate on, as the rows of a finished task were read.
 
     Args:
@@ -137,7 +138,11 @@ class Log:
                 self.problems += result
             else:
                 examples.append(result)
-                self.shortened += isinstance(item, Row) and _is_shortened(result, item.value, shape)
+                self.shortened += (
+                    isinstance(item, Row)
+                    and isinstance(item.value, dict)
+                    and shape.rules.shortened(result, item.value, shape.columns)
+                )
         self.files |= source.hashes
         self.sources.append(source)
         if not examples:
@@ -168,13 +173,6 @@ class Log:
         if self.problems and self.on_bad_row == "skip":
             notes.append(f"Rows skipped, as data.on_bad_row says: {self.bad_rows:,} of {self.rows_read:,}.")
         return [printable(note, 1000) for note in notes]
-
-
-def _is_shortened(example: Example, value: Any, shape: Shape) -> bool:
-    if shape.kind != "chat":
-        return False
-    messages = value[shape.columns["messages"]]
-    return len(example.messages) < len(json.loads(messages) if isinstance(messages, str) else messages)
 
 
 def collected_labels(train: Sequence[Example], log: Log) -> dict[str, str]:
@@ -236,12 +234,11 @@ def _split(
     unseen = sorted(set(labels) - {row.label for row in train}, key=labels.index)
     if unseen:
         log.notes.append(f"No training row has the label {', '.join(unseen)}.")
-    if shape.kind == "preference" and (against := contradictions(train)):
-        log.notes.append(f"Training pairs that another one contradicts, the answers the other way round: {against:,}.")
+    log.notes += shape.rules.notes(train)
     return DataSet(
         kind=shape.kind,
         columns=shape.columns,
-        labels=labels if shape.kind == "classification" else (),
+        labels=labels if shape.rules.labelled else (),
         train=train,
         validation=validation,
         test=shuffled(test, seed),

@@ -12,37 +12,21 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunery.data.example import Example, Message
+from tunery.data.example import Example, Message, Rendered
+from tunery.data.kinds import KINDS
 from tunery.data.messages import plain_message
-from tunery.data.wording import Wording
+from tunery.data.prompts import Prompts
 from tunery.errors import DataError
 from tunery.paths import text_sha256
 from tunery.text import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A row as the model sees it.
-
-    Attributes:
-        text: without the tokens a tokenizer puts in front of plain text (`begin` asks for those).
-        spans: trained stretches of `text`, as (start, end) in characters, ascending.
-        begin: put the tokenizer's own first token (BOS) in front; a chat template writes its own.
-        end: add the end-of-sequence token, trained.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-    begin: bool = False
-    end: bool = False
 
 
 @dataclass
@@ -69,7 +53,7 @@ class Remarks:
         return [f"{sentence} ({plural(count, 'row')})" for sentence, count in self.counts.items()]
 
 
-class Renderer(Wording):
+class Renderer(Prompts):
     """Turns examples into text with trained spans, through the tokenizer's chat template.
 
     Args:
@@ -132,36 +116,42 @@ class Renderer(Wording):
 
     # ----------------------------------------------------------------- rows
 
-    def render(self, example: Example, text: str | None = None) -> list[Rendered]:
-        """The rows of an example: one, or one a trained turn where the template rewrites earlier turns; of a preference
-        example two, with the chosen and with the rejected answer.
+    def render(self, example: Example) -> list[Rendered]:
+        """The rows of an example: one, or one a trained turn where the template rewrites earlier turns; of a pair of
+        answers two, with the chosen and with the rejected one.
 
         Raises:
             DataError: the chat template refuses the conversation, or leaves out something that should be trained.
         """
-        if example.kind == "text":
-            return [Rendered(example.text, ((0, len(example.text)),), begin=True, end=True)]
-        if example.kind == "completion":
-            start, whole = len(example.prompt), example.prompt + example.completion
-            return [Rendered(whole, ((start, len(whole)),), begin=True, end=True)]
+        kind = KINDS[example.kind]
+        if not kind.templated:
+            return kind.render(self, example)
         self._remark_control_tokens(example)
         with _template_errors(example.where):
-            if example.kind == "preference":
-                return [self._answered(example, answer) for answer in (example.chosen, example.rejected)]
-            return self._conversation_rows(self.conversation(example, text), example.tools)
+            return kind.render(self, example)
 
-    def _answered(self, example: Example, answer: Sequence[Message]) -> Rendered:
-        """A preference example with one of its answers; only that is trained."""
-        shown = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in self.with_system(example.messages)]
-        rows = self._conversation_rows([*shown, *answer], example.tools)
+    def render_answer(
+        self,
+        messages: Sequence[Message],
+        answer: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        desirable: bool,
+    ) -> Rendered:
+        """A conversation that ends with an answer; only that is trained."""
+        shown = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in messages]
+        rows = self.render_conversation([*shown, *answer], tools)
         if len(rows) > 1:
             raise DataError(
                 "the model's chat template rewrites the earlier messages of an answer when a later one follows",
                 "give an answer with a single assistant message",
             )
-        return rows[0]
+        return replace(rows[0], desirable=desirable)
 
-    def _conversation_rows(self, messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Rendered]:
+    def render_conversation(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Rendered]:
+        """A conversation whose assistant messages are trained, but for those with weight 0."""
+        messages = list(messages)
         trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
         whole = self._template(messages[: trained[-1] + 1], tools)
         together: list[tuple[int, int]] = []
@@ -313,18 +303,6 @@ def _template_errors(where: str) -> Iterator[None]:
             f"{where}: the model's chat template refuses this conversation: {error}",
             "templates often want user and assistant to take turns, the user first; some take no system message",
         ) from error
-
-
-def fitting_text(renderer: Renderer, example: Example, limit: int) -> str:
-    """The text of a classification example, its end cut until the row has at most `limit` tokens; "" if none fits."""
-    text = example.text
-    while text:
-        over = len(renderer.encode(renderer.render(example, text))[0][0]) - limit
-        if over <= 0:
-            return text
-        offsets = renderer.offsets(text)
-        text = text[: offsets[-over][0]].rstrip() if over < len(offsets) else ""
-    return ""
 
 
 def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

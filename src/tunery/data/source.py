@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from tunery.data.example import Problem
 from tunery.errors import ConfigError, DataError
-from tunery.text import plural, similar_names
+from tunery.text import did_you_mean, plural, similar_names
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
 PROBLEMS_SHOWN = 100
@@ -103,3 +103,11 @@ def printable(text: str, limit: int = 40) -> str:
     """Text from a file as a message may show it: shortened, and with control and broken characters escaped."""
     text = text if len(text) <= limit else f"{text[:limit]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def known_here(name: str, known: Iterable[str]) -> str:
+    """A hint that names the closest of the known names, and all of them (shortened)."""
+    known = list(map(printable, known))
+    more = f" and {len(known) - 30} more" if len(known) > 30 else ""
+    meant = did_you_mean(printable(name), known)
+    return (f"{meant} " if meant else "") + f"known here: {', '.join(known[:30])}{more}"

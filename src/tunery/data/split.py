@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tunery.data.example import Example
+from tunery.data.kinds import KINDS
 from tunery.errors import ConfigError
 
 _HOLD_OUT, _DRAW, _SHUFFLE = range(3)  # one stream of random numbers each, all from the one seed
@@ -24,25 +25,14 @@ def text_key(example: Example) -> str:
 
     A row without input (an empty prompt, a conversation without user) goes by its answer.
     """
-    if example.kind == "chat":
-        said = "\n".join(m["content"] for m in example.messages if m["role"] == "user")
-        answer = "\n".join(m["content"] for m in example.messages)
-    elif example.kind == "preference":
-        said = "\n".join(m["content"] for m in example.messages if m["role"] == "user")
-        answer = "\n".join(m["content"] for m in (*example.messages, *example.chosen))
-    elif example.kind == "completion":
-        said, answer = example.prompt, example.completion
-    else:
-        said, answer = example.text, ""
+    said, answer = KINDS[example.kind].key(example)
     return " ".join((said if said.strip() else answer).casefold().split())
 
 
 def content_key(example: Example) -> str:
     """All content of a row, answer included, exactly."""
     parts = (example.text, example.label, example.prompt, example.completion, example.messages, example.tools)
-    if example.kind == "preference":
-        parts = (*parts, example.chosen, example.rejected)
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps((*parts, example.chosen, example.rejected), sort_keys=True)
 
 
 def without_duplicates(rows: Iterable[Example]) -> tuple[list[Example], int]:
@@ -53,15 +43,6 @@ def without_duplicates(rows: Iterable[Example]) -> tuple[list[Example], int]:
         count += 1
         first.setdefault(content_key(row), row)
     return list(first.values()), count - len(first)
-
-
-def contradictions(rows: Iterable[Example]) -> int:
-    """Kind preference: how many pairs stand there a second time, with the answers the other way round."""
-    rows = list(rows)
-    prompts = [json.dumps((row.messages, row.tools), sort_keys=True) for row in rows]
-    answers = [[json.dumps(answer, sort_keys=True) for answer in (row.chosen, row.rejected)] for row in rows]
-    seen = {(prompt, *pair) for prompt, pair in zip(prompts, answers, strict=True)}
-    return sum((prompt, *pair[::-1]) in seen for prompt, pair in zip(prompts, answers, strict=True))
 
 
 def without_texts(rows: Sequence[Example], held_out: Iterable[Example]) -> list[Example]:

@@ -32,6 +32,8 @@ LIMIT_BYTES = 4 << 30
 """The entries together. Beyond it, those not used for longest go; a single one of more than half is not kept."""
 
 _CHUNK = 1000
+_ARRAYS = ("ids", "weights", "lengths", "examples", "desirable")
+_DESIRABLE = {None: -1, False: 0, True: 1}
 _CODE = Path(__file__).parent
 """The code that tokens follow from: all of it here, so that none is forgotten."""
 
@@ -53,7 +55,7 @@ def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_l
 
 def _code_sha256() -> bytes:
     digest = hashlib.sha256(version_of("tunery").encode())
-    for file in sorted(_CODE.glob("*.py")):  # an installation without sources goes by its version
+    for file in sorted(_CODE.rglob("*.py")):  # an installation without sources goes by its version
         digest.update(file.read_bytes())
     return digest.digest()
 
@@ -65,7 +67,7 @@ def load(key: str, examples: Sequence[Example]) -> tuple[dict[str, Any], dict[st
     file = _file(key)
     try:
         with safe_open(file, framework="np") as entry:
-            arrays = {name: entry.get_tensor(name) for name in ("ids", "weights", "lengths", "examples")}
+            arrays = {name: entry.get_tensor(name) for name in _ARRAYS}
             facts = json.loads(entry.metadata()["facts"])
             sound = entry.metadata()["sha256"] == _content_sha256(arrays, entry.metadata()["facts"])
         if not sound:
@@ -84,11 +86,17 @@ def load(key: str, examples: Sequence[Example]) -> tuple[dict[str, Any], dict[st
 def _cut_apart(arrays: Mapping[str, np.ndarray], examples: Sequence[Example]) -> list[Row]:
     ends = np.cumsum(arrays["lengths"])
     weights = arrays["weights"].astype(np.float32)
+    desirable = {number: value for value, number in _DESIRABLE.items()}
+    columns = (ends, arrays["lengths"], arrays["examples"], arrays["desirable"])
     return [
-        Row(arrays["ids"][end - length : end], weights[end - length : end], examples[number].where, number)
-        for end, length, number in zip(
-            ends.tolist(), arrays["lengths"].tolist(), arrays["examples"].tolist(), strict=True
+        Row(
+            arrays["ids"][end - length : end],
+            weights[end - length : end],
+            examples[number].where,
+            number,
+            desirable[wanted],
         )
+        for end, length, number, wanted in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
@@ -110,6 +118,7 @@ def store(key: str, tokenized: Mapping[str, Any], examples: Sequence[Example], r
         "weights": whole if np.array_equal(whole, weights) else weights,
         "lengths": np.asarray([len(row.ids) for row in rows], np.int64),
         "examples": np.asarray([row.example for row in rows], np.int64),
+        "desirable": np.asarray([_DESIRABLE[row.desirable] for row in rows], np.int8),
     }
     facts = json.dumps({
         "truncated": [numbers[where] for where in tokenized["truncated"]],

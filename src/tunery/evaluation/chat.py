@@ -34,7 +34,7 @@ class Conversation:
     @property
     def remembers(self) -> bool:
         """A conversation goes on over several turns; the other kinds of task answer each line by itself."""
-        return self.tuned.receipt["data"]["kind"] in ("chat", "preference")
+        return self.tuned.kind.converses
 
     def run(self) -> None:
         """Until /quit or the end of input.
@@ -46,7 +46,7 @@ class Conversation:
             raise ConfigError(
                 "--system is for conversations; this run puts each line as its training rows were", "leave it out"
             )
-        self._write(f"{self.tuned.task.name}: {self._what()} /help lists the commands.\n")
+        self._write(f"{self.tuned.task.name}: {self.tuned.kind.chat_hint} /help lists the commands.\n")
         while True:
             try:
                 line = input(f"\n{'+'.join(self.sides)}> " if sys.stdin.isatty() else "").strip()
@@ -58,14 +58,6 @@ class Conversation:
                 self._command(line)
             elif line:
                 self._try(line)
-
-    def _what(self) -> str:
-        kind = self.tuned.receipt["data"]["kind"]
-        return {
-            "classification": "each line you type is classified.",
-            "completion": "each line you type is a prompt to complete.",
-            "text": "the model writes on from each line you type.",
-        }.get(kind, "talk to the model.")
 
     def _command(self, line: str) -> None:
         choices = {"/tuned": ("tuned",), "/base": ("base",), "/both": ("base", "tuned")}

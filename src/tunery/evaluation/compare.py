@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from tunery.config import DEFAULT_BETA, EvaluateConfig, Kind
+from tunery.config import EvaluateConfig
 from tunery.data.batching import Row
 from tunery.data.example import Example
+from tunery.data.kinds.base import Kind
 from tunery.data.prepare import Rows
 from tunery.data.render import Renderer
 from tunery.errors import DataError
 from tunery.evaluation.generate import Sampling, context_length, generate
 from tunery.evaluation.labels import label_rows, score_labels
-from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
+from tunery.evaluation.scores import classification_scores, text_scores
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import disabled
-from tunery.models.flat import FlatModel
 from tunery.progress import Note, Say
-from tunery.training.preference import judge_scores
-from tunery.training.scoring import Scorer
+from tunery.training.objectives.base import Objective, loss_metrics
+from tunery.training.scoring import Scorer, Scores
 
 SIDES = ("base", "tuned")
-
-CONTINUE_AFTER = 32
-"""Kind text: tokens given before the model writes on."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,10 @@ class HeldOut:
 
     Attributes:
         split: "validation", "test", or the name of a file.
+        kind: of the rows.
         limit: the longest row, in tokens.
         too_long: what happens to a longer one (`data.too_long`).
-        beta: kind preference: that of the training.
+        objective: that of the training.
     """
 
     split: str
@@ -49,8 +47,8 @@ class HeldOut:
     rows: Rows
     renderer: Renderer
     limit: int
-    too_long: str = "cut"
-    beta: float = DEFAULT_BETA
+    too_long: str
+    objective: Objective
 
 
 def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
@@ -69,25 +67,23 @@ def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say)
     if not held_out.rows.rows:
         raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
     started = time.perf_counter()
-    measures = {"classification": _classification, "preference": _preference}
-    result = measures.get(held_out.kind, _text)(score, held_out, config, note)
+    measure = _label_measures if held_out.kind.labelled else _answer_measures
+    result = measure(score, held_out, config, note)
     return {
-        "kind": held_out.kind,
+        "kind": held_out.kind.name,
+        "objective": held_out.objective.name,
+        "unit": held_out.objective.noun,
         "split": held_out.split,
         **result,
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
-def _side(model: FlatModel, side: str) -> contextlib.AbstractContextManager[Any]:
+def _side(model: PackedModel, side: str) -> contextlib.AbstractContextManager[Any]:
     return disabled(model.model) if side == "base" else contextlib.nullcontext()
 
 
-def _loss_scores(loss: float) -> dict[str, float]:
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-
-
-def _classification(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
+def _label_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
     labels = held_out.renderer.labels
     examples = held_out.examples[: config.max_rows]
     given = label_rows(held_out.renderer, examples, held_out.limit, held_out.too_long)
@@ -104,7 +100,7 @@ def _classification(score: Scorer, held_out: HeldOut, config: EvaluateConfig, no
         predicted, share = scores.predicted, scores.probability
         right[side] = (predicted == given.truth).tolist()
         judged = classification_scores(given.truth.tolist(), predicted.tolist(), labels)
-        result[side] = {**_loss_scores(scores.loss), **judged}
+        result[side] = {**loss_metrics(scores.loss), **judged}
         said[side] = [f"{labels[k]} ({share[i, k]:.0%})" for i, k in enumerate(predicted)]
     chosen = telling_rows(right, config.samples)
     result["samples"] = [
@@ -143,14 +139,14 @@ class _Question:
     example: int
 
 
-def _questions(model: FlatModel, held_out: HeldOut, rows: Sequence[Row], config: EvaluateConfig) -> list[_Question]:
+def _questions(model: PackedModel, held_out: HeldOut, rows: Sequence[Row], config: EvaluateConfig) -> list[_Question]:
     room = context_length(model.model) - config.max_new_tokens
     asked = (_ask(held_out, row, room, config.max_new_tokens) for row in _one_per_example(rows)[: config.generate_rows])
     return [question for question in asked if question]
 
 
 def _answers(
-    model: FlatModel, held_out: HeldOut, questions: Sequence[_Question], config: EvaluateConfig
+    model: PackedModel, held_out: HeldOut, questions: Sequence[_Question], config: EvaluateConfig
 ) -> tuple[list[str], dict[str, float]]:
     """(generated answers, their scores against the references)."""
     if not questions:
@@ -176,71 +172,28 @@ def _samples(
     ]
 
 
-def _text(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
-    model = score.model
+def _answer_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
+    model, objective = score.model, held_out.objective
     rows = held_out.rows.first(config.max_rows)
-    questions = _questions(model, held_out, rows, config)
-    result: dict[str, Any] = {"rows": len(rows), "generated_rows": len(questions)}
+    wanted = [row for row in rows if row.desirable is not False]
+    questions = _questions(model, held_out, wanted, config)
+    units = len(rows) // objective.unit
+    result: dict[str, Any] = {"rows": units, "generated_rows": len(questions), **objective.settings()}
     answers: dict[str, list[str]] = {}
+    scores: dict[str, Scores] = {}
     for side in SIDES:
-        note(Note(f"measuring {len(rows):,} rows and writing {len(questions)} answers with the {side} model"))
+        note(Note(f"measuring {units:,} {objective.noun}s and writing {len(questions)} answers with the {side} model"))
         with _side(model, side):
-            scores = score(rows)
+            scores[side] = score(rows)
             answers[side], overlap = _answers(model, held_out, questions, config)
-        result[side] = {**_loss_scores(scores.mean_loss), "token_accuracy": scores.accuracy, **overlap}
-    return {**result, "samples": _samples(held_out, questions, answers, config)}
-
-
-def _preference(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
-    model = score.model
-    rows = held_out.rows.first(config.max_rows)
-    pairs = len(rows) // 2
-    questions = _questions(model, held_out, rows[0::2], config)
-    result: dict[str, Any] = {"rows": pairs, "generated_rows": len(questions), "beta": held_out.beta}
-    answers: dict[str, list[str]] = {}
-    scores: dict[str, np.ndarray] = {}
-    for side in SIDES:
-        note(Note(f"measuring {pairs:,} pairs and writing {len(questions)} answers with the {side} model"))
-        with _side(model, side):
-            scores[side] = score(rows).log_probability
-            answers[side], overlap = _answers(model, held_out, questions, config)
-        result[side] = {**preference_scores(scores[side], scores["base"], rows, held_out.beta), **overlap}
-    result["base"].pop("rewards_accuracy")  # its rewards are all zero
+        result[side] = {**objective.judge(scores[side], scores["base"], rows), **overlap}
+    result["base"].pop("rewards_accuracy", None)  # the base's rewards are all zero
     result["samples"] = _samples(held_out, questions, answers, config)
-    rejected = {row.example: row for row in rows[1::2]}
+    rejected = {row.example: row for row in rows if row.desirable is False}
     for sample, question in zip(result["samples"], questions, strict=False):
-        sample["rejected"] = _answer_text(held_out, rejected[question.example], config.max_new_tokens)[1]
+        if question.example in rejected:
+            sample["rejected"] = _answer_text(held_out, rejected[question.example], config.max_new_tokens)[1]
     return result
-
-
-def preference_scores(
-    scores: np.ndarray, base: np.ndarray, rows: Sequence[Row], beta: float
-) -> dict[str, float | list[float]]:
-    """How one side judges pairs.
-
-    Args:
-        scores: log-probabilities of the rows [2 · pairs], the chosen answer of a pair before its rejected one.
-        base: those of the base model.
-        beta: of the training.
-
-    Returns:
-        preference_accuracy: the share of pairs whose chosen answer is the likelier one (both answers whole, so a longer
-        one has it harder), with its 95 % interval; rewards_accuracy, rewards_margin and preference_loss, from the
-        rewards β · (score − base's score); loss and perplexity a token of the chosen answers, rejected_loss of the
-        rejected.
-    """
-    likelier = int((scores[0::2] > scores[1::2]).sum())
-    loss, rewards = judge_scores(scores, base, beta)
-    chosen, rejected = (float(-scores[side::2].sum() / sum(row.trained for row in rows[side::2])) for side in (0, 1))
-    return {
-        "rewards_accuracy": rewards["rewards_accuracy"],
-        "rewards_margin": rewards["rewards_margin"],
-        "preference_accuracy": 2 * likelier / len(scores),
-        "preference_accuracy_interval": list(accuracy_interval(likelier, len(scores) // 2)),
-        "preference_loss": loss,
-        **_loss_scores(chosen),
-        "rejected_loss": rejected,
-    }
 
 
 def _one_per_example(rows: Sequence[Row]) -> list[Row]:
@@ -261,13 +214,6 @@ def _ask(held_out: HeldOut, row: Row, room: int, longest: int) -> _Question | No
 
 def _answer_text(held_out: HeldOut, row: Row, longest: int) -> tuple[int, str]:
     """(where a row's last answer starts, the text of its first `longest` tokens)."""
-    trained = np.flatnonzero(row.weights)
-    if held_out.kind == "text":
-        start = min(CONTINUE_AFTER, len(row.ids) // 2)
-    else:
-        breaks = np.flatnonzero(np.diff(trained) > 1)
-        start = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
-    text = held_out.renderer.tokenizer.decode(
-        row.ids[start : trained[-1] + 1][:longest].tolist(), skip_special_tokens=True
-    )
-    return start, str(text)
+    start, last = held_out.kind.answer_start(row.weights), int(np.flatnonzero(row.weights)[-1])
+    ids = row.ids[start : last + 1][:longest].tolist()
+    return start, str(held_out.renderer.tokenizer.decode(ids, skip_special_tokens=True))

@@ -12,8 +12,10 @@ import numpy as np
 
 from tunery.data.batching import Row
 from tunery.data.example import Example
+from tunery.data.kinds.base import Tokens
+from tunery.data.kinds.classification import fitting_text
 from tunery.data.prepare import make_row
-from tunery.data.render import Renderer, fitting_text
+from tunery.data.render import Renderer
 from tunery.training.scoring import Scorer
 
 
@@ -59,7 +61,7 @@ def _as(example: Example, label: str) -> Example:
 def _encode(renderer: Renderer, examples: Sequence[Example]) -> list[list[Row]]:
     """The row of each label, for each example."""
     rendered = [renderer.render(_as(example, label))[0] for example in examples for label in renderer.labels]
-    rows = [make_row(ids, trained) for ids, trained in renderer.encode(rendered)]
+    rows = [make_row(Tokens(*encoded)) for encoded in renderer.encode(rendered)]
     count = len(renderer.labels)
     return [rows[at : at + count] for at in range(0, len(rows), count)]
 

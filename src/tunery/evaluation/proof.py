@@ -215,6 +215,7 @@ _FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
             _Entry("Parameters", "model.parameters", "count"),
             _Entry("Licence", "model.license", "words"),
             _Entry("Goes on from", "lora.start.path", "words", "private"),
+            _Entry("Variant", "lora.variant", "words"),
             _Entry("Rank", "lora.rank", "count"),
             _Entry("Alpha", "lora.alpha", "rate"),
             _Entry("Dropout", "lora.dropout", "rate"),

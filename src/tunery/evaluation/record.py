@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunery.data.kinds import KINDS
 from tunery.errors import CheckpointError, ConfigError
-from tunery.evaluation.scores import accuracy_interval
 from tunery.paths import RunPaths, file_sha256
+from tunery.training.intervals import accuracy_interval
 from tunery.training.metrics import read_metrics
 
 NOTHING = "–"
@@ -37,14 +38,14 @@ METRICS = (
         "Reward accuracy",
         "higher",
         "percent",
-        "share of pairs in which the training favours the preferred answer over the rejected one",
+        "how often the training favours a preferred answer over a rejected one",
     ),
     Metric(
         "rewards_margin",
         "Reward margin",
         "higher",
         "loss",
-        "how much likelier, times β, the preferred answer became than the rejected one; the base has 0 by definition",
+        "how much likelier, times β, preferred answers became than rejected ones; the base has 0 by definition",
     ),
     Metric(
         "preference_accuracy",
@@ -234,14 +235,21 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[MetricRow]:
 
 def unit_of(evaluation: Mapping[str, Any]) -> str:
     """What the held-out rows are: "rows" or "pairs"."""
-    return "pairs" if pick(evaluation, "kind") == "preference" else "rows"
+    kind = KINDS.get(pick(evaluation, "kind"))
+    noun = pick(evaluation, "unit") or (kind.noun if kind else "row")  # earlier runs do not say
+    return f"{noun}s"
+
+
+def _compares(evaluation: Mapping[str, Any]) -> bool:
+    """Whether answers were judged against each other."""
+    return unit_of(evaluation) == "pairs"
 
 
 def interval_of(evaluation: Mapping[str, Any], side: str) -> tuple[float, float, float] | None:
     """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known. Of pairs,
     accuracy is the share in which the preferred answer is the likelier."""
-    key = "preference_accuracy" if unit_of(evaluation) == "pairs" else "accuracy"
-    accuracy, rows = as_number(pick(evaluation, side, key)), as_number(pick(evaluation, "rows"))
+    accuracy = as_number(pick(evaluation, side, "preference_accuracy" if _compares(evaluation) else "accuracy"))
+    rows = as_number(pick(evaluation, "rows"))
     if accuracy is None or not 0 <= accuracy <= 1:
         return None
     if rows is None or rows < 1:
@@ -254,7 +262,7 @@ def headline(record: RunRecord) -> str:
     """One plain sentence on what came of the run."""
     evaluation = record.evaluation
     rows = show(pick(evaluation, "rows"), "count")
-    if unit_of(evaluation) == "pairs":
+    if _compares(evaluation) or pick(evaluation, "tuned", "rewards_accuracy") is not None:
         return _preference_headline(evaluation, rows)
     base, tuned = interval_of(evaluation, "base"), interval_of(evaluation, "tuned")
     if base and tuned:
@@ -287,12 +295,28 @@ def _overlap_headline(evaluation: Mapping[str, Any], rows: str) -> str:
     return said if after > before else f"{said} The training did not bring them closer."
 
 
-def _preference_headline(evaluation: Mapping[str, Any], pairs: str) -> str:
-    favoured, count = as_number(pick(evaluation, "tuned", "rewards_accuracy")), as_number(pick(evaluation, "rows"))
-    if favoured is None or not count:
-        return _overlap_headline(evaluation, pairs)
-    said = f"The training favours the preferred answer in {favoured:.1%} of {pairs} held-out pairs (chance: 50%)."
-    low, high = accuracy_interval(round(favoured * int(count)), int(count))
-    if low <= 0.5 <= high:
-        return f"{said} With this few pairs, that could be chance."
+def _preference_headline(evaluation: Mapping[str, Any], count: str) -> str:
+    favoured = as_number(pick(evaluation, "tuned", "rewards_accuracy"))
+    interval = _favoured_interval(evaluation)
+    if favoured is None or interval is None:
+        return _overlap_headline(evaluation, count)
+    unit = unit_of(evaluation)
+    if _compares(evaluation):
+        said = f"The training favours the preferred answer in {favoured:.1%} of {count} held-out {unit} (chance: 50%)."
+    else:
+        said = (
+            f"Of a good and a bad answer among {count} held-out {unit}, the training favours the good one "
+            f"{favoured:.1%} of the time (chance: 50%)."
+        )
+    if interval[0] <= 0.5 <= interval[1]:
+        return f"{said} With this few {unit}, that could be chance."
     return said if favoured > 0.5 else f"{said} It made things worse."
+
+
+def _favoured_interval(evaluation: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of `rewards_accuracy`: as written, else that of a share of so many rows."""
+    written = listed(pick(evaluation, "tuned", "rewards_accuracy_interval"))
+    if len(written) == 2:
+        return float(written[0]), float(written[1])
+    favoured, rows = as_number(pick(evaluation, "tuned", "rewards_accuracy")), as_number(pick(evaluation, "rows"))
+    return accuracy_interval(round(favoured * int(rows)), int(rows)) if favoured is not None and rows else None

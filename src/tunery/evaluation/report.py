@@ -55,7 +55,8 @@ def _curves(record: RunRecord) -> dict[str, Any]:
         if as_number(line.get("step")) is not None and as_number(line.get("learning_rate")) is not None
     ]
     rewards = [metric_lines(record.metrics, f"rewards_{answer}") for answer in ("chosen", "rejected")]
-    more = _PAIR_COLUMNS if rewards[0] else _TOKEN_COLUMNS
+    judged = any(as_number(line.get("valid_rewards_margin")) is not None for line in record.metrics)
+    more = _PAIR_COLUMNS if judged else _TOKEN_COLUMNS
     averaged = smooth(train)
     series = [
         Series("training, each step", train, 1, "faint"),
@@ -175,7 +176,7 @@ def _samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     for sample in listed(pick(evaluation, "samples")):
         text = {key: pick(sample, key) for key in ("where", "prompt", "reference", "rejected", "base", "tuned")}
         text = {key: "" if value is None else str(value) for key, value in text.items()}
-        exact = pick(evaluation, "kind") == "classification"
+        exact = bool(listed(pick(evaluation, "labels")))
         shown.append(
             {
                 **text,
@@ -199,13 +200,11 @@ def _big_numbers(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     wanted = ("loss", "perplexity", "chrf")
     if pick(evaluation, "tuned", "accuracy") is not None:
         wanted = ("accuracy", "macro_f1", "loss")
-    elif unit_of(evaluation) == "pairs":
-        wanted = ("rewards_accuracy", "preference_accuracy", "loss")
+    elif pick(evaluation, "tuned", "rewards_accuracy") is not None:
+        wanted = ("rewards_accuracy", "preference_accuracy", "rewards_margin", "loss")
     rows = {row.metric.key: row for row in metric_rows(evaluation)}
     numbers = []
-    for key in wanted:
-        if key not in rows:
-            continue
+    for key in [key for key in wanted if key in rows][:3]:
         range_ = interval_of(evaluation, "tuned") if key in ("accuracy", "preference_accuracy") else None
         between = f"95% interval {range_[1]:.1%} to {range_[2]:.1%}" if range_ else rows[key].metric.meaning
         numbers.append({"row": rows[key], "note": between})
@@ -230,6 +229,7 @@ def _page(record: RunRecord) -> dict[str, Any]:
         "rows": show(pick(evaluation, "rows"), "count"),
         "generated": show(pick(evaluation, "generated_rows"), "count") if pick(evaluation, "generated_rows") else "",
         "unit": unit_of(evaluation),
+        "judged": unit_of(evaluation) == "pairs" or pick(evaluation, "tuned", "rewards_accuracy") is not None,
         "labels_read": pick(evaluation, "by") == "generation" and bool(pick(evaluation, "labels")),
         "beta": show(pick(evaluation, "beta"), "rate"),
         "metrics": metric_rows(evaluation),

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tunery.config import Task
-from tunery.data.example import Example, Place
+from tunery.data.example import Place
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
 from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError, ConfigError
 from tunery.evaluation.generate import Sampling, generate, stream
 from tunery.evaluation.labels import label_rows, score_labels
+from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
-from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths, read_json
 from tunery.task_file import load_task
@@ -38,7 +40,7 @@ class TunedModel:
     """
 
     base: Base
-    flat: FlatModel
+    flat: PackedModel
     task: Task
     renderer: Renderer
     receipt: Mapping[str, Any] = field(repr=False)
@@ -48,6 +50,11 @@ class TunedModel:
     def model(self) -> Any:
         """The transformers model, adapter active."""
         return self.base.model
+
+    @property
+    def kind(self) -> Kind:
+        """Of the rows it was trained on."""
+        return KINDS[self.receipt["data"]["kind"]]
 
     @contextlib.contextmanager
     def untuned(self) -> Iterator[TunedModel]:
@@ -60,14 +67,10 @@ class TunedModel:
             raise ConfigError(
                 "nothing to answer", 'give a text, or messages such as [{"role": "user", "content": "…"}]'
             )
-        if self.receipt["data"]["kind"] in ("text", "completion") and isinstance(asked, str):
-            return self.renderer.encode_prompt(asked, begin=True)
-        messages: list[Mapping[str, Any]] = (
-            [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
-        )
-        if self.receipt["data"]["kind"] == "classification" and isinstance(asked, str):
-            messages = list(self.renderer.question(asked))
-        return self.renderer.encode_prompt(self.renderer.prompt(self.renderer.with_system(messages)))
+        messages = self.kind.ask(self.renderer, asked) if isinstance(asked, str) else self.renderer.with_system(asked)
+        if messages is None:
+            return self.renderer.encode_prompt(str(asked), begin=True)
+        return self.renderer.encode_prompt(self.renderer.prompt(messages))
 
     def answer(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> str:
         """The answer to a text or a conversation.
@@ -98,9 +101,7 @@ class TunedModel:
         labels = self.renderer.labels
         if not labels:
             raise ConfigError(f"{self.task.name} is not a classification run: it has no labels", "use answer() instead")
-        examples = [
-            Example("classification", Place("text", i + 1), text=t, label=labels[0]) for i, t in enumerate(texts)
-        ]
+        examples = [self.kind.make(Place("text", i + 1), text, labels[0]) for i, text in enumerate(texts)]
         given = label_rows(self.renderer, examples, self.limit)
         if len(given.examples) < len(texts):
             raise ConfigError("a text is empty or too long to classify", f"the limit is {self.limit} tokens")
@@ -180,5 +181,5 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     require_same_base(paths, task, receipt, base.info.sha256)
     renderer = same_renderer(paths, task, receipt, base.tokenizer)
     load_adapter(base.model, paths.adapter)
-    flat = inspect_model(base.model)
+    flat = optimize_model(base.model)
     return TunedModel(base, flat, task, renderer, receipt, receipt["data"]["max_length"])

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from tunery.config import BUILT_IN_MODELS, TEMPLATED_KINDS
+from tunery.config import BUILT_IN_MODELS
+from tunery.data.kinds import KINDS
 from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
 from tunery.evaluation.record import RunRecord, headline, interval_of, items, metric_rows, pick, read_run, show, unit_of
 from tunery.export.licences import front_matter
@@ -153,7 +154,7 @@ def _content(record: RunRecord, form: str) -> dict[str, Any]:
         "metrics": metric_rows(record.evaluation),
         "interval": f"{interval[1]:.1%} to {interval[2]:.1%}" if interval else "",
         "unit": unit_of(record.evaluation),
-        "chat": pick(receipt, "data", "kind") in TEMPLATED_KINDS,
+        "chat": (kind := KINDS.get(pick(receipt, "data", "kind"))) is not None and kind.templated,
         "run": f"runs/{safe_name(record.name)}",
         "short": safe_name(record.name).lower(),
         "instruction": _quoted(instruction) if isinstance(instruction, str) else "",
@@ -177,7 +178,11 @@ def _digest(text: str) -> str:
 def _limits(record: RunRecord) -> list[str]:
     kind = _plain(show(pick(record.receipt, "data", "kind"), "words"))
     rows = show(pick(record.receipt, "data", "train_rows"), "count")
-    unit = "pairs" if kind == "preference" else "rows"
+    unit = (
+        f"{pick(record.receipt, 'training', 'unit')}s"
+        if pick(record.receipt, "training", "unit")
+        else unit_of(record.receipt.get("data", {}))
+    )
     limits = [
         f"It was trained for one task ({kind}, {rows} {unit}) and measured on held-out rows of the same data only; "
         "expect less on other data.",

@@ -12,6 +12,8 @@ from tunery.errors import ConfigError, ModelError
 from tunery.export.targets import DESTINATIONS
 from tunery.export.targets.base import Destination
 from tunery.lora.targets import plain_modules
+from tunery.lora.variants import VARIANTS
+from tunery.lora.variants.base import Variant
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Wanted:
         layers: the base's modules, on any device.
         adapted: full names of the layers it adapts.
         ranks, alphas: of those layers, as far as they differ.
+        variant: of LoRA.
         lost: adapted weights that the base's files, as far as they are here, hold under no such name.
         system: the run's system message.
     """
@@ -31,6 +34,7 @@ class Wanted:
     adapted: Sequence[str]
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]
+    variant: Variant = VARIANTS["lora"]
     quantized: str | None = None
     lost: Sequence[str] = ()
     system: str | None = None
@@ -72,7 +76,7 @@ def findings(destination: str, wanted: Wanted) -> list[Finding]:
     Raises:
         ConfigError: there is no such destination.
     """
-    remarks = destination_named(destination).remarks(wanted)
+    remarks = destination_named(destination).all_remarks(wanted)
     return [Finding(destination, refused, message) for refused, message in remarks]
 
 
@@ -104,15 +108,21 @@ def check_destinations(
     for destination in destinations:
         destination_named(destination)
     adapted = empty_model(task.model)
-    matched = attach_adapter(task, "chat", adapted).matched
+    matched = attach_adapter(task, adapted).matched
     settings = [layer.settings["default"] for layer in lora_layers(adapted).values()]
     layers = empty_model(task.model)
     quantized = quantization_of(task.model, layers.config, task.train.quantize)
     wanted = Wanted(
-        layers, load_tokenizer(task.model), matched, tuple(sorted({s.rank for s in settings})),
+        layers,
+        load_tokenizer(task.model),
+        matched,
+        tuple(sorted({s.rank for s in settings})),
         tuple(sorted({s.alpha for s in settings})),
-        quantized, [] if quantized else _lost(task.model, layers, matched), task.data.system,
-    )  # fmt: skip
+        VARIANTS[settings[0].variant],
+        quantized,
+        [] if quantized else _lost(task.model, layers, matched),
+        task.data.system,
+    )
     return [finding for destination in destinations for finding in findings(destination, wanted)]
 
 

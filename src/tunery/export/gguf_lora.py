@@ -17,7 +17,7 @@ from tunery.export.gguf_model import EMBEDDING, describe_run, writer
 from tunery.export.gguf_names import Place, architecture_of, place_tensors
 from tunery.export.gguf_types import encode
 from tunery.export.subject import Subject
-from tunery.lora.attach import Piece
+from tunery.lora.layer import LoRATensors
 
 NUMBERS = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -79,14 +79,14 @@ def adapter_refusal(subject: Subject) -> str | None:
     return None
 
 
-def placed_pieces(subject: Subject) -> list[tuple[Place, Piece]]:
+def placed_pieces(subject: Subject) -> list[tuple[Place, LoRATensors]]:
     """The adapter's parts with the tensors they belong to, in model order."""
     names = [f"{path}.weight" for path in subject.pieces]
     places = place_tensors(architecture_of(subject.config), subject.config, names)
     return [(places[name], piece) for name, piece in zip(names, subject.pieces.values(), strict=True)]
 
 
-def pair(place: Place, piece: Piece, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def pair(place: Place, piece: LoRATensors, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """A and B as they are stored, float32. What alpha / rank does not say of the scaling goes into B."""
     A, B = piece.A.float().numpy(), piece.B.float().numpy()
     factor = piece.settings.scaling * piece.settings.rank / alpha
@@ -99,5 +99,5 @@ def pair(place: Place, piece: Piece, alpha: float) -> tuple[np.ndarray, np.ndarr
     return np.ascontiguousarray(A), np.ascontiguousarray(B)
 
 
-def _usual_alpha(pieces: Mapping[str, Piece]) -> float:
+def _usual_alpha(pieces: Mapping[str, LoRATensors]) -> float:
     return Counter(piece.settings.alpha for piece in pieces.values()).most_common(1)[0][0]

@@ -16,7 +16,6 @@ import gguf
 import numpy as np
 from torch import Tensor
 
-from tunery.config import TEMPLATED_KINDS
 from tunery.errors import ConfigError
 from tunery.export.gguf_names import Architecture, Place, architecture_of, place_tensors, rope_divisors
 from tunery.export.gguf_tokenizer import write_tokenizer
@@ -58,9 +57,7 @@ def write_model(subject: Subject, file: Path, numbers: Numbers, weights: MergedW
     with writer(file, architecture.name) as out:
         _describe(out, subject, numbers)
         architecture.settings(out, subject.config)
-        write_tokenizer(
-            out, subject.renderer, weights.shape(_embedding(entries))[0], templated=subject.kind in TEMPLATED_KINDS
-        )
+        write_tokenizer(out, subject.renderer, weights.shape(_embedding(entries))[0], templated=subject.kind.templated)
         divisors = rope_divisors(subject.config)
         if divisors is not None:
             out.add_tensor_info(DIVISORS, divisors.shape, divisors.dtype, divisors.nbytes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunery.errors import ConfigError, ResumableError, TuneryError
 from tunery.export.targets import TARGETS
-from tunery.models.quiet import first_line
+from tunery.models.hf_logging import first_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -129,12 +129,12 @@ def kept_in_model(weights: MergedWeights, numbers: str, exported: Callable[[str]
     """
 
     def slopes() -> Iterable[tuple[str, _Slope]]:
-        for name, delta in weights.deltas.items():
+        for name in weights.deltas:
             slope, found = _Slope(), exported(name)
             for rows in weights.slices(name):
                 base = weights.base.read(weights.origin(name), rows).float().numpy()
                 here = found[rows].detach().float().cpu().numpy()
-                slope.add(base, delta.rows(rows).numpy(), here, ROUNDING[numbers])
+                slope.add(base, weights.update(name, rows).float().numpy(), here, ROUNDING[numbers])
             yield name, slope
 
     return _judge(slopes())

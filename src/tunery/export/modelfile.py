@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunery.config import TEMPLATED_KINDS
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError, TuneryError
 from tunery.export.gguf_tokenizer import begins_with_bos
@@ -142,7 +141,7 @@ def write_modelfile(subject: Subject, sample: Sample, folder: Path) -> list[str]
         ConfigError: the run's template cannot be said in a Modelfile.
     """
     notes, template, system = [], "{{ .Prompt }}", None
-    if subject.kind in TEMPLATED_KINDS:
+    if subject.kind.templated:
         pieces = pieces_of(subject, sample.prompts)
         template, system = go_template(pieces), subject.task.data.system
         notes = _limits(subject, pieces)
@@ -255,7 +254,7 @@ def _parameters(subject: Subject) -> list[tuple[str, str]]:
     context = int(getattr(subject.config, "max_position_embeddings", CONTEXT))
     return [
         *(("PARAMETER stop", token) for token in _stop_tokens(subject.renderer)),
-        ("PARAMETER temperature", str(0 if subject.kind == "classification" else _temperature(subject))),
+        ("PARAMETER temperature", str(0 if subject.kind.labelled else _temperature(subject))),
         ("PARAMETER num_ctx", str(min(context, CONTEXT))),
     ]
 

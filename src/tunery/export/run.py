@@ -22,6 +22,7 @@ from tunery.export.subject import Subject, open_run
 from tunery.export.targets import HUB, HUB_CONTENT, TARGETS
 from tunery.export.targets.base import Target
 from tunery.export.verify import score_tuned
+from tunery.lora.variants import VARIANTS
 from tunery.paths import file_sha256, read_json, safe_name, write_json
 from tunery.progress import Note, Watcher
 from tunery.versions import version_of
@@ -164,12 +165,17 @@ def _preflight(subject: Subject, target: Target) -> list[str]:
     """
     pieces = subject.pieces.values()
     wanted = Wanted(
-        subject.layers, subject.tokenizer, list(subject.pieces),
+        subject.layers,
+        subject.tokenizer,
+        list(subject.pieces),
         tuple(sorted({piece.settings.rank for piece in pieces})),
-        tuple(sorted({piece.settings.alpha for piece in pieces})), subject.quantized, subject.weights.lost,
+        tuple(sorted({piece.settings.alpha for piece in pieces})),
+        VARIANTS[next(iter(pieces)).settings.variant],
+        subject.quantized,
+        subject.weights.lost,
         subject.task.data.system,
-    )  # fmt: skip
-    found = target.remarks(wanted)
+    )
+    found = target.all_remarks(wanted)
     if refused := [message for is_refused, message in found if is_refused]:
         raise ConfigError(f"{target.name}: {refused[0]}")
     return [*(message for _, message in found), *target.notes(wanted)]

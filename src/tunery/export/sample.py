@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tunery.data.example import Example, Message, Place
+from tunery.data.example import Example, Place
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
 from tunery.data.prepare import Rows, tokenize, tokenize_once
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
@@ -102,44 +104,20 @@ def _held_out(subject: Subject) -> tuple[str, Sequence[Example], Rows, str]:
     return origin, examples, tokenized, note
 
 
-def _fixed(kind: str, renderer: Renderer) -> list[Example]:
+def _fixed(kind: Kind, renderer: Renderer) -> list[Example]:
     """Rows of the run's kind that do not depend on its data."""
-    pairs = list(zip(_ASKED, _ANSWERED, strict=True))
-    if kind == "text":
-        return [Example("text", Place("text", i + 1), text=f"{q} {a}") for i, (q, a) in enumerate(pairs)]
-    if kind == "completion":
-        return [
-            Example("completion", Place("text", i + 1), prompt=q, completion=f" {a}") for i, (q, a) in enumerate(pairs)
-        ]
-    if kind == "classification":
-        labels = renderer.labels
-        return [
-            Example("classification", Place("text", i + 1), text=q, label=labels[i % len(labels)])
-            for i, (q, _) in enumerate(pairs)
-        ]
-    return [
-        Example(
-            "chat", Place("text", i + 1), messages=({"role": "user", "content": q}, {"role": "assistant", "content": a})
-        )
-        for i, (q, a) in enumerate(pairs)
-    ]
+    labels = renderer.labels
+    answers = [labels[i % len(labels)] for i in range(len(_ASKED))] if kind.labelled else _ANSWERED
+    pairs = zip(_ASKED, answers, strict=True)
+    return [kind.make(Place("text", number), asked, answer) for number, (asked, answer) in enumerate(pairs, start=1)]
 
 
 def _prompt(renderer: Renderer, example: Example) -> Prompt:
-    if example.kind in ("text", "completion"):
-        text = example.prompt if example.kind == "completion" else example.text
+    kind = KINDS[example.kind]
+    if not kind.templated:
+        text = example.prompt or example.text
         return Prompt((), (), text, tuple(renderer.encode_prompt(text, begin=True)))
-    messages = _question(renderer, example)
+    messages = kind.question(renderer, example)
     text = renderer.prompt(messages, example.tools)
     plain = tuple(renderer.plain(messages))
     return Prompt(plain, tuple(example.tools), text, tuple(renderer.encode_prompt(text)))
-
-
-def _question(renderer: Renderer, example: Example) -> list[Message]:
-    """The messages before the last trained answer."""
-    if example.kind == "classification":
-        return renderer.question(example.text)
-    if example.kind == "preference":
-        return renderer.with_system(example.messages)
-    trained = [i for i, m in enumerate(example.messages) if m["role"] == "assistant" and m.get("weight", 1)]
-    return renderer.with_system(example.messages[: trained[-1]])

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from tunery.config import Task
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError
 from tunery.evaluation.tuned import read_receipt, require_same_base, same_renderer
 from tunery.export.room import place_with_room
 from tunery.export.weights import BaseWeights, FileWeights, MergedWeights, ModelWeights
 from tunery.lora.adapter import WEIGHTS_FILE, read_adapter
-from tunery.lora.attach import Piece
+from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.load import empty_model, load_base, load_tokenizer, quantization_of
 from tunery.models.quantized import expected_bytes
@@ -51,7 +53,7 @@ class Subject:
     tokenizer: Any
     renderer: Renderer
     layers: Any = field(repr=False)
-    pieces: Mapping[str, Piece] = field(repr=False)
+    pieces: Mapping[str, LoRATensors] = field(repr=False)
     weights: MergedWeights = field(repr=False)
     numbers: str
     quantized: str | None = None
@@ -64,9 +66,9 @@ class Subject:
         return self.layers.config
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Of the run's rows."""
-        return self.receipt["data"]["kind"]
+        return KINDS[self.receipt["data"]["kind"]]
 
     @property
     def limit(self) -> int:

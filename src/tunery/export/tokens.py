@@ -10,7 +10,7 @@ from tunery.data.render import Renderer
 from tunery.errors import AdapterError
 from tunery.export.sample import Sample
 from tunery.export.subject import Subject
-from tunery.models.quiet import quiet
+from tunery.models.hf_logging import quiet
 
 AGAIN = "this is a bug in tunery, or the export was changed while it was written; please report it"
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from tunery.config import TEMPLATED_KINDS
 from tunery.errors import AdapterError
 from tunery.export.exact import compute_in_float32
 from tunery.export.layers import Kept
@@ -120,7 +119,7 @@ def version(package: str) -> str:
 
 def ask(subject: Subject, sample: Sample, file: Path, adapter: Path | None) -> Answers:
     """Score the sample in llama.cpp, once its tokens are seen to be those of the training."""
-    templated = subject.kind in TEMPLATED_KINDS
+    templated = subject.kind.templated
     asked = [(text, False) for text, _ in sample.texts]
     if not templated:
         asked += [(prompt.text, True) for prompt in sample.prompts]

@@ -1,4 +1,4 @@
-"""The weights of base and adapter together, W + s · B A, a few rows at a time.
+"""The weights of base and adapter together, W + s · B A or what the variant makes of them, a few rows at a time.
 
 The sum is taken in float32 (float64 for a float64 base) and rounded once, by whoever writes it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.export.safetensors_io import Stored, read_header
-from tunery.lora.attach import Piece
+from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
+from tunery.lora.variants import VARIANTS
+from tunery.lora.variants.base import Update, Variant
 from tunery.models.quantized import compute_dtype, is_quantized, unpacked_weight
 from tunery.models.source import Source
 
@@ -126,7 +128,7 @@ class Delta:
         flipped: the weight is stored as [in, out] (GPT-2's Conv1D), or is an embedding's table [vocabulary, width].
     """
 
-    piece: Piece
+    piece: LoRATensors
     flipped: bool
 
     @property
@@ -135,9 +137,31 @@ class Delta:
         out, width = self.piece.B.shape[0], self.piece.A.shape[1]
         return (width, out) if self.flipped else (out, width)
 
+    @property
+    def variant(self) -> Variant:
+        """Of the adapter."""
+        return VARIANTS[self.piece.settings.variant]
+
     def rows(self, rows: slice | None = None) -> Tensor:
         """s · B A in the layout of the weight, float32, or some of its rows."""
         return self.of(self.piece.A, self.piece.B, self.piece.settings.scaling, rows)
+
+    def merged(self, weight: Tensor, rows: slice | None, whole: Callable[[], Tensor]) -> Tensor:
+        """Some rows of the weight, with the update in them.
+
+        Args:
+            weight: those rows, at least float32.
+            whole: reads all of them.
+        """
+        if self.variant.additive:
+            return weight + self.rows(rows)
+        piece, part = self.piece, rows or slice(None)
+        A, B, scaling = piece.A.float(), piece.B.float(), piece.settings.scaling
+        if self.flipped:
+            extra = {key: tensor.float() for key, tensor in piece.extra.items()}
+            return self.variant.merged(whole().to(weight.dtype).t(), Update(A, B, scaling, extra)).t()[part]
+        extra = {key: tensor.float()[part] for key, tensor in piece.extra.items()}
+        return self.variant.merged(weight, Update(A, B[part], scaling, extra))
 
     def of(self, A: Tensor, B: Tensor, scaling: float, rows: slice | None = None) -> Tensor:
         """The same of other numbers for this layer."""
@@ -158,7 +182,7 @@ class MergedWeights:
         lost: adapted weights that the base's files hold in another form, so that nothing can be merged into them.
     """
 
-    def __init__(self, base: BaseWeights, model: Any, pieces: Mapping[str, Piece]) -> None:
+    def __init__(self, base: BaseWeights, model: Any, pieces: Mapping[str, LoRATensors]) -> None:
         """
         Args:
             model: the base's layers, with or without memory for their weights.
@@ -197,7 +221,17 @@ class MergedWeights:
         """The merged tensor, or some of its rows, not yet rounded: float32, or float64 for a float64 base."""
         tensor = self.base.read(self.origin(name), rows)
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return tensor if name not in self.deltas else tensor + self.deltas[name].rows(rows)
+        if name not in self.deltas:
+            return tensor
+        return self.deltas[name].merged(tensor, rows, lambda: self.base.read(self.origin(name), None))
+
+    def update(self, name: str, rows: slice | None = None) -> Tensor:
+        """What the adapter changes in some rows of a weight that it adapts, at least float32."""
+        delta = self.deltas[name]
+        if delta.variant.additive:
+            return delta.rows(rows)
+        base = self.base.read(self.origin(name), rows)
+        return self.wide(name, rows) - base.to(torch.promote_types(base.dtype, torch.float32))
 
     def without_update(self) -> MergedWeights:
         """The base's tensors alone, by the same names."""

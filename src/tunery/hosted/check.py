@@ -26,7 +26,7 @@ def check_hosted(task: Task, samples: int) -> dict[str, Any]:
         "name": task.name,
         "notes": data.notes,
         "data": {
-            **read_section(data, plan.wording.instruction),
+            **read_section(data, plan.prompts.instruction),
             **{
                 f"{name}_rows": len(rows)
                 for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test))

@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
-from tunery.config import EvaluateConfig, Kind, Task
+from tunery.config import USUAL_OBJECTIVE, EvaluateConfig, KindName, Task
 from tunery.hosted.capture import TRAINING, VALIDATION, Capture
 from tunery.hosted.receipt import settled_hyperparameters
+from tunery.openai_api.methods import method_of
 from tunery.paths import safe_name
 
 UNKNOWN_EPOCHS = 3
@@ -36,7 +37,7 @@ def target_name(to: str) -> str:
     return safe_name(Path(to).name if to.startswith((".", "/", "~")) else to)
 
 
-def equivalent(capture: Capture, to: str, output: Path, kind: Kind) -> str:
+def equivalent(capture: Capture, to: str, output: Path, kind: KindName) -> str:
     """The task file for a captured job.
 
     Args:
@@ -50,7 +51,7 @@ def equivalent(capture: Capture, to: str, output: Path, kind: Kind) -> str:
         ("n_epochs", "epochs", UNKNOWN_EPOCHS),
         ("batch_size", "batch_size", None),
         ("learning_rate_multiplier", "learning_rate_multiplier", None),
-        *((("beta", "beta", None),) if kind == "preference" else ()),
+        *((name, name, None) for name in _extra(kind)),
     ):
         value = default if asked.get(theirs) is None else asked[theirs]
         if value is not None:
@@ -72,7 +73,13 @@ def equivalent(capture: Capture, to: str, output: Path, kind: Kind) -> str:
     return _head(capture) + yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
 
 
-def mapping(capture: Capture, task: Task, kind: Kind) -> list[tuple[str, str, str]]:
+def _extra(kind: KindName) -> tuple[str, ...]:
+    """Hyperparameters of the method for such rows, besides those of all methods."""
+    how = method_of(USUAL_OBJECTIVE[kind])
+    return () if how is None else how.extra
+
+
+def mapping(capture: Capture, task: Task, kind: KindName) -> list[tuple[str, str, str]]:
     """(what, in the job, in the task that was trained here), for a person."""
     asked, train = settled_hyperparameters(capture.job), task.train
     rate = f"{train.learning_rate_multiplier:g}"
@@ -87,7 +94,10 @@ def mapping(capture: Capture, task: Task, kind: Kind) -> list[tuple[str, str, st
         ),
         ("Batch size", _said(asked.get("batch_size")), _said(train.batch_size)),
         ("Learning-rate multiplier", _said(asked.get("learning_rate_multiplier")), rate),
-        *([("Beta", _said(asked.get("beta")), _said(train.effective_beta))] if kind == "preference" else []),
+        *(
+            (name.capitalize(), _said(asked.get(name)), _said(getattr(train, f"effective_{name}")))
+            for name in _extra(kind)
+        ),
         ("Seed", _said(capture.job.get("seed")), str(task.seed)),
         ("Held-out rows", VALIDATION if capture.validation else "none", _held_out(task.data.validation)),
     ]

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunery.config import EvaluateConfig, Kind
+from tunery.config import USUAL_OBJECTIVE, EvaluateConfig
 from tunery.data.example import DataSet, Example
-from tunery.data.wording import Wording
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import Kind
+from tunery.data.prompts import Prompts
 from tunery.errors import HostedError
 from tunery.evaluation.compare import SIDES, telling_rows
 from tunery.evaluation.scores import classification_scores, text_scores
@@ -48,15 +50,16 @@ class Exam:
     left_out: int
 
 
-def make_exam(data: DataSet, split: str, examples: Sequence[Example], wording: Wording, config: EvaluateConfig) -> Exam:
+def make_exam(data: DataSet, split: str, examples: Sequence[Example], prompts: Prompts, config: EvaluateConfig) -> Exam:
     """The questions of an evaluation.
 
     Every held-out row of a classification is asked (`evaluate.max_rows`), and of other kinds as many as a model trained
     here answers by generating (`evaluate.generate_rows`).
     """
-    asked, left_out = questions(examples, wording)
-    limit = config.max_rows if data.kind == "classification" else config.generate_rows
-    return Exam(split, data.kind, data.labels, asked[:limit], left_out)
+    asked, left_out = questions(examples, prompts)
+    kind = KINDS[data.kind]
+    limit = config.max_rows if kind.labelled else config.generate_rows
+    return Exam(split, kind, data.labels, asked[:limit], left_out)
 
 
 def held_out(data: DataSet) -> tuple[str, list[Example]]:
@@ -95,9 +98,11 @@ def evaluate(
         raise _nothing_to_compare(said)
     asked = [exam.questions[i] for i in usable]
     answers = {side: [said[side][i].text for i in usable] for side in SIDES}
-    judge = _classification if exam.kind == "classification" else _text
+    judge = _classification if exam.kind.labelled else _text
     return {
-        "kind": exam.kind,
+        "kind": exam.kind.name,
+        "objective": USUAL_OBJECTIVE[exam.kind.name],
+        "unit": exam.kind.noun,
         "split": exam.split,
         "by": "generation",
         "rows": len(asked),
@@ -177,7 +182,7 @@ def _text(
             "where": question.where,
             "prompt": question.shown,
             "reference": references[i],
-            **({"rejected": question.rejected} if exam.kind == "preference" else {}),
+            **({"rejected": question.rejected} if question.rejected else {}),
             **{side: answers[side][i] for side in SIDES},
         }
         for i, question in enumerate(asked[: config.samples])

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunery.data.example import DataSet, Example
-from tunery.data.wording import Wording
+from tunery.data.kinds import KINDS
+from tunery.data.prompts import Prompts
 from tunery.errors import DataError
 from tunery.hosted.ask import Answer, answer_of
 from tunery.hosted.jsonl import read_lines
@@ -24,8 +25,8 @@ def held_out_questions(data: DataSet, limit: int | None = None) -> list[Question
 
 
 def _as_asked(example: Example) -> Question | None:
-    if example.kind != "completion":
-        return question(example, Wording())
+    if KINDS[example.kind].templated:
+        return question(example, Prompts())
     return Question(
         example.where, (), reference=example.completion, shown=example.prompt, prompt=example.prompt
     )  # such a model completes; it knows no conversations

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery.config import Kind
+from tunery.config import KindName
 from tunery.config_hosted import HostedConfig
 from tunery.data.read import read_data
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
@@ -151,7 +151,7 @@ def _rows(move: Move, capture: Capture, view: View) -> Rows:
     return rows
 
 
-def _task(move: Move, capture: Capture, to: str, kind: Kind) -> Path:
+def _task(move: Move, capture: Capture, to: str, kind: KindName) -> Path:
     """The task file, which can be trained with the settings given.
 
     Raises:

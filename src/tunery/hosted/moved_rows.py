@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunery.config import DataConfig, Kind, Task
+from tunery.config import DataConfig, KindName, Task
 from tunery.data.example import DataSet, Example
 from tunery.data.read import read_data
 from tunery.errors import DataError
@@ -27,7 +27,7 @@ class Rows:
         problem: why training and validation file cannot be read as one set; "" if they can.
     """
 
-    kind: Kind
+    kind: KindName
     asked: list[Question]
     learnt: frozenset[str]
     labels: tuple[str, ...]

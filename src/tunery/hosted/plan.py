@@ -7,8 +7,9 @@ from typing import Any
 
 from tunery.config import Task
 from tunery.data.example import DataSet
+from tunery.data.kinds import KINDS
+from tunery.data.prompts import Prompts
 from tunery.data.read import read_data
-from tunery.data.wording import Wording
 from tunery.hosted.client import base_url
 from tunery.hosted.convert import lines, require_trainable
 from tunery.hosted.estimate import Estimate, billed_tokens, estimate_answers, row_lengths
@@ -38,7 +39,7 @@ class HostedPlan:
     address: str
     model: str
     data: DataSet
-    wording: Wording
+    prompts: Prompts
     files: dict[str, list[str]] = field(repr=False)
     method: dict[str, Any]
     exam: Exam | None
@@ -86,11 +87,11 @@ def make_plan(task: Task) -> HostedPlan:
     data = read_data(task.data, task.seed)
     require_trainable(data)
     how = method(task, data.kind)
-    wording = Wording(labels=data.labels, instruction=task.data.instruction, system=task.data.system)
-    files = {"training": lines(data.train, wording)}
+    prompts = Prompts(labels=data.labels, instruction=task.data.instruction, system=task.data.system)
+    files = {"training": lines(data.train, prompts)}
     if data.validation:
-        files["validation"] = lines(data.validation, wording)
-    exam = _exam(task, data, wording)
+        files["validation"] = lines(data.validation, prompts)
+    exam = _exam(task, data, prompts)
     counter = TokenCounter(model)
     prices = load_prices(task.hosted, Server(address, "").is_openais)
     price = prices.of(model)
@@ -100,7 +101,7 @@ def make_plan(task: Task) -> HostedPlan:
         address=address,
         model=model,
         data=data,
-        wording=wording,
+        prompts=prompts,
         files=files,
         method=how,
         exam=exam,
@@ -113,11 +114,11 @@ def make_plan(task: Task) -> HostedPlan:
     )
 
 
-def _exam(task: Task, data: DataSet, wording: Wording) -> Exam | None:
+def _exam(task: Task, data: DataSet, prompts: Prompts) -> Exam | None:
     split, examples = held_out(data)
     if not task.evaluate.enabled or not examples:
         return None
-    exam = make_exam(data, split, examples, wording, task.evaluate)
+    exam = make_exam(data, split, examples, prompts, task.evaluate)
     return exam if exam.questions else None
 
 
@@ -151,6 +152,5 @@ def _estimate(
 
 
 def _remarks(data: DataSet) -> list[str]:
-    if data.kind == "completion":
-        return ["completions are sent as conversations: the prompt as the user's message, the completion as the answer"]
-    return []
+    note = KINDS[data.kind].hosted_note
+    return [note] if note else []

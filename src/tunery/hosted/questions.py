@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunery.data.example import Example, Message
-from tunery.data.wording import Wording
-from tunery.hosted.convert import asked
+from tunery.data.kinds import KINDS
+from tunery.data.kinds.base import last_text
+from tunery.data.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Question:
         messages: the conversation up to the answer; empty where `prompt` is asked as it stands.
         tools: offered in it.
         reference: the answer in the data; "" if it is not known.
-        rejected: kind preference: the worse answer.
+        rejected: the worse of two answers; "" where there is none.
         shown: what a person sees of the question.
         prompt: a text to complete, for models without conversations.
     """
@@ -43,38 +44,28 @@ class Question:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def question(example: Example, wording: Wording) -> Question | None:
+def question(example: Example, prompts: Prompts) -> Question | None:
     """The question that an example puts; None where its answer is no text (a tool call)."""
-    reference = {
-        "classification": example.label,
-        "completion": example.completion,
-        "chat": _text(example.messages),
-        "preference": _text(example.chosen),
-    }[example.kind]
+    kind = KINDS[example.kind]
+    reference = kind.answer(example)
     if not reference.strip():
         return None
-    messages = tuple(map(_unweighted, asked(example, wording)))
+    messages = tuple(map(_unweighted, kind.question(prompts, example)))
     return Question(
         example.where,
         messages,
         tuple(map(dict, example.tools)),
         reference,
-        _text(example.rejected),
-        example.text if example.kind == "classification" else shown(messages),
+        last_text(example.rejected),
+        kind.shown(example) or shown(messages),
     )
 
 
-def questions(examples: Sequence[Example], wording: Wording) -> tuple[list[Question], int]:
+def questions(examples: Sequence[Example], prompts: Prompts) -> tuple[list[Question], int]:
     """(the questions of held-out examples in their order, how many examples put none)."""
-    found = [question(example, wording) for example in examples]
+    found = [question(example, prompts) for example in examples]
     asked_ = [one for one in found if one is not None]
     return asked_, len(found) - len(asked_)
-
-
-def _text(messages: Sequence[Message]) -> str:
-    if not messages or messages[-1].get("tool_calls"):
-        return ""
-    return messages[-1].get("content") or ""
 
 
 def _unweighted(message: Message) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunery.config import Task
-from tunery.hosted.convert import FEWEST_ROWS
 from tunery.hosted.curve import Line
 from tunery.hosted.plan import HostedPlan
 from tunery.hosted.prices import dollars
 from tunery.hosted.settings import to_yaml
 from tunery.hosted.state import HostedState
+from tunery.openai_api.methods import FEWEST_ROWS
 from tunery.text import plural
 from tunery.training.metrics import training_lines, validation_lines
 from tunery.training.receipt import head_section, read_section
@@ -33,7 +33,7 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -
         **head_section(task, to_yaml(task)),
         "model": {"name": task.model, "source": state.address},
         "data": {
-            **read_section(plan.data, plan.wording.instruction),
+            **read_section(plan.data, plan.prompts.instruction),
             "train_rows": len(plan.data.train),
             "validation_rows": len(plan.data.validation),
             "test_rows": len(plan.data.test),

@@ -305,4 +305,4 @@ def _further(plan: HostedPlan, data: Path, view: View) -> Exam:
     more = read_more(str(data), plan.task.data, plan.data.kind, plan.data.labels, plan.data.columns)
     for text in more.notes:
         view.note(Note(text))
-    return make_exam(more, data.name, more.test, plan.wording, plan.task.evaluate)
+    return make_exam(more, data.name, more.test, plan.prompts, plan.task.evaluate)

@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from tunery.config import Kind, Task, all_settings
+from tunery.config import KindName, Task, all_settings
 from tunery.errors import ConfigError
+from tunery.openai_api.methods import LARGEST_BATCH, LARGEST_EPOCHS, LONGEST_SUFFIX, method_of
 
-LARGEST_EPOCHS, LARGEST_BATCH, LONGEST_SUFFIX = 50, 256, 64
 LARGEST_SEED = 2**31 - 1
 
 _MEANING = (
@@ -35,6 +35,7 @@ _MEANING = (
     "data",
     "train.epochs",
     "train.batch_size",
+    "train.objective",
     "train.beta",
     "train.learning_rate",
     "train.learning_rate_multiplier",
@@ -42,6 +43,9 @@ _MEANING = (
     "evaluate",
     "hosted",
 )
+_SENT_AS_CHAT: tuple[KindName, ...] = ("classification",)
+"""Kinds whose rows go out as conversations."""
+
 _NO_MEANING = ("data.max_length", "data.too_long")
 
 
@@ -94,16 +98,21 @@ def require_meaning(task: Task) -> None:
         raise ConfigError(f"seed: {task.seed}; a hosted model takes at most {LARGEST_SEED}")
 
 
-def method(task: Task, kind: Kind) -> dict[str, Any]:
+def method(task: Task, kind: KindName) -> dict[str, Any]:
     """The job's `method`: how it trains, with all hyperparameters.
 
     Raises:
         ConfigError: a setting that belongs to another kind.
     """
     try:
-        task.require_meaning(kind)
+        objective = task.objective_for(kind)
     except ValueError as error:
-        raise ConfigError(str(error), "remove it, or set data.kind") from None
+        raise ConfigError(str(error), "remove it, or set train.objective") from None
+    if (how := method_of(objective)) is None or kind not in (*how.kinds, *_SENT_AS_CHAT):
+        raise ConfigError(
+            f"train.objective: hosted models do not train with {objective} on rows of kind {kind}",
+            "leave train.objective out, or train a model here",
+        )
     train = task.train
     multiplier_set = "learning_rate_multiplier" in train.model_fields_set
     hyperparameters: dict[str, Any] = {
@@ -111,10 +120,10 @@ def method(task: Task, kind: Kind) -> dict[str, Any]:
         "batch_size": train.batch_size,
         "learning_rate_multiplier": train.learning_rate_multiplier if multiplier_set else "auto",
     }
-    if kind == "preference":
-        hyperparameters["beta"] = "auto" if train.beta is None else train.beta
-    name = "dpo" if kind == "preference" else "supervised"
-    return {"type": name, name: {"hyperparameters": hyperparameters}}
+    for name in how.extra:
+        value = getattr(train, name)
+        hyperparameters[name] = "auto" if value is None else value
+    return {"type": how.name, how.name: {"hyperparameters": hyperparameters}}
 
 
 def suffix(task: Task) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunery.evaluation.scores import accuracy_interval, text_scores
+from tunery.evaluation.scores import text_scores
 from tunery.hosted.ask import Answer
 from tunery.hosted.evaluate import NO_LABEL, label_scores
 from tunery.hosted.questions import Question, read_label
+from tunery.training.intervals import accuracy_interval
 
 SIDES = ("hosted", "local")
 

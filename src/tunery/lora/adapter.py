@@ -20,17 +20,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunery.config import VariantName
 from tunery.errors import AdapterError
-from tunery.lora.attach import Piece, adapter_names, adapter_state, lora_layers, place, require_adapter
-from tunery.lora.layer import LoRASettings, can_wrap, check_name, wrap
+from tunery.lora.attach import adapter_names, adapter_state, lora_layers, place, require_adapter
+from tunery.lora.layer import LoRASettings, LoRATensors, can_wrap, check_name, wrap
 from tunery.lora.targets import plain_modules
+from tunery.lora.variants import VARIANTS, variant_of
+from tunery.lora.variants.base import Variant
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+_EXTRA = "|".join(key for variant in VARIANTS.values() for key in variant.tensors)
 _TENSOR = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))"
+    r"base_model\.model\.(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])"
+    rf"|(?P<extra>{_EXTRA or '(?!)'}))"
 )
 
 _NEUTRAL = {
@@ -105,7 +110,7 @@ def adapter_config(model: nn.Module, name: str = "default", base_model: str | No
         "lora_alpha": _number(alpha),
         "lora_dropout": usual.dropout,
         "use_rslora": usual.rank_stabilized,
-        "use_dora": False,
+        **_peft_fields(usual.variant),
         "target_modules": _target_modules(model, list(layers)),
         "exclude_modules": None,
         "rank_pattern": {path: s.rank for path, s in settings.items() if s.rank != rank},
@@ -118,6 +123,12 @@ def adapter_config(model: nn.Module, name: str = "default", base_model: str | No
         "layers_pattern": None,
         "auto_mapping": None,
     }
+
+
+def _peft_fields(variant: VariantName) -> dict[str, Any]:
+    """The fields that say which variant an adapter is: those of all variants, unset but for its own."""
+    unset = {key: False for other in VARIANTS.values() for key in other.peft}
+    return {**unset, **VARIANTS[variant].peft}
 
 
 def usual_settings(model: nn.Module, name: str = "default") -> LoRASettings:
@@ -158,7 +169,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
     place(model, name, read_adapter(dict(plain_modules(model)), folder), trainable=trainable)
 
 
-def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[str, Piece]:
+def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[str, LoRATensors]:
     """An adapter folder's part in each layer that it adapts, by full module name in model order; nothing is changed.
 
     Args:
@@ -169,11 +180,11 @@ def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[s
     """
     folder = Path(folder)
     config, tensors = read_config(folder), _read_tensors(folder)
-    pairs = _pairs(tensors, modules, folder)
+    found = _by_layer(tensors, modules, variant_of(config), folder)
     return {
-        path: _piece(path, module, *pairs[path], _settings(config, path, folder), folder)
+        path: _checked(path, module, found[path], _settings(config, path, folder), folder)
         for path, module in modules.items()
-        if path in pairs
+        if path in found
     }
 
 
@@ -198,7 +209,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{folder} is an adapter of type {config.get('peft_type')!r}, not LORA", "tunery reads LoRA adapters only"
         )
-    strange = [key for key, value in config.items() if key not in _NEUTRAL and value not in _UNSET]
+    neutral = _NEUTRAL | set(variant_of(config).peft)
+    strange = [key for key, value in config.items() if key not in neutral and value not in _UNSET]
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
         strange.append("init_lora_weights")
     if strange:
@@ -225,32 +237,34 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{file} cannot be read: {error}", _AGAIN) from None
 
 
-def _pairs(
-    tensors: Mapping[str, Tensor], plain: Mapping[str, nn.Module], folder: Path
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B by module; every tensor of the file belongs to a pair, and every pair to a module of the right kind."""
-    halves: dict[str, dict[str, Tensor]] = {}
+def _by_layer(
+    tensors: Mapping[str, Tensor], plain: Mapping[str, nn.Module], variant: Variant, folder: Path
+) -> dict[str, dict[str, Tensor]]:
+    """A, B and the variant's own tensors by module; every tensor of the file belongs to a module of the right kind."""
+    found: dict[str, dict[str, Tensor]] = {}
     strangers: list[str] = []
     for key, tensor in tensors.items():
         match = _TENSOR.fullmatch(key)
         module = plain.get(match["module"]) if match else None
         fits = module is not None and can_wrap(module)
         if match and fits and isinstance(module, nn.Embedding) is bool(match["embedding"]):
-            halves.setdefault(match["module"], {})[match["linear"] or match["embedding"]] = tensor
+            found.setdefault(match["module"], {})[match["linear"] or match["embedding"] or match["extra"]] = tensor
         elif not _is_base_copy(key, tensor, plain):
             strangers.append(key)
+    wanted = {"A", "B", *variant.tensors}
+    strangers += [f"{path}.{name}" for path, own in found.items() for name in own if name not in wanted]
     if strangers:
         raise AdapterError(
             f"{folder} does not fit this model: {len(strangers)} of its {len(tensors)} tensors have no place in it, "
             f"such as {', '.join(strangers[:3])}",
             "load it on the base it was trained on",
         )
-    lone = [f"{path} (no {'B' if 'A' in half else 'A'})" for path, half in halves.items() if len(half) < 2]
-    if lone or not halves:
+    lone = [f"{path} (no {', '.join(sorted(wanted - set(own)))})" for path, own in found.items() if wanted - set(own)]
+    if lone or not found:
         raise AdapterError(
             f"{folder / WEIGHTS_FILE} is incomplete: {', '.join(lone[:3]) or 'it holds no LoRA tensor'}", _AGAIN
         )
-    return {path: (half["A"], half["B"]) for path, half in halves.items()}
+    return found
 
 
 def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> bool:
@@ -272,6 +286,7 @@ def _settings(config: Mapping[str, Any], path: str, folder: Path) -> LoRASetting
             alpha=float(_by_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])),
             dropout=float(config.get("lora_dropout") or 0.0),
             rank_stabilized=bool(config.get("use_rslora")),
+            variant=variant_of(config).name,
         )
         if settings.rank < 1 or not math.isfinite(settings.alpha) or not 0 <= settings.dropout < 1:
             raise ValueError(settings)
@@ -287,15 +302,19 @@ def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> 
     return next((v for pattern, v in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", path)), default)
 
 
-def _piece(path: str, module: nn.Module, A: Tensor, B: Tensor, settings: LoRASettings, folder: Path) -> Piece:
+def _checked(
+    path: str, module: nn.Module, own: Mapping[str, Tensor], settings: LoRASettings, folder: Path
+) -> LoRATensors:
     layer = wrap(module)
-    expected = ((settings.rank, layer.in_features), (layer.out_features, settings.rank))
-    for letter, tensor, shape in zip("AB", (A, B), expected, strict=True):
-        if tuple(tensor.shape) != shape:
+    extra = VARIANTS[settings.variant].tensors
+    shapes = {"A": (settings.rank, layer.in_features), "B": (layer.out_features, settings.rank)}
+    shapes |= dict.fromkeys(extra, (layer.out_features,))
+    for name, shape in shapes.items():
+        if tuple(own[name].shape) != shape:
             raise AdapterError(
-                f"{folder} does not fit this model: {letter} of {path} is {list(tensor.shape)}, not {list(shape)}",
+                f"{folder} does not fit this model: {name} of {path} is {list(own[name].shape)}, not {list(shape)}",
                 "load it on the base it was trained on",
             )
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{folder}: {letter} of {path} holds values that are not finite", _AGAIN)
-    return Piece(settings, A, B)
+        if not torch.isfinite(own[name]).all():
+            raise AdapterError(f"{folder}: {name} of {path} holds values that are not finite", _AGAIN)
+    return LoRATensors(settings, own["A"], own["B"], {name: own[name] for name in extra})

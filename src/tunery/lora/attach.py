@@ -4,70 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tunery.errors import AdapterError
-from tunery.lora.layer import Dropout, DropoutClock, LoRALayer, LoRASettings, check_name, wrap
-from tunery.lora.targets import find_targets, plain_modules, untouched_linear_weights
-
-__all__ = [
-    "Piece", "active_adapter", "adapter_names", "adapter_state", "apply_lora", "attach", "base_parameters", "disabled",
-    "find_targets", "lora_layers", "place", "remove", "require_adapter", "set_active", "swap_modules",
-    "trainable_parameters", "untouched_linear_weights", "using",
-]  # fmt: skip
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """An adapter's part in one layer: A [rank, in], B [out, rank]."""
-
-    settings: LoRASettings
-    A: Tensor
-    B: Tensor
-
-
-def apply_lora(
-    model: Model,
-    rank: int = 16,
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    targets: str | Sequence[str] = "all-linear",
-    exclude: str | Sequence[str] = (),
-    rank_stabilized: bool = False,
-    seed: int = 0,
-    name: str = "default",
-) -> Model:
-    """Freeze a model and put a fresh adapter on it, to be trained by any loop, Hugging Face's `Trainer` included.
-
-    Args:
-        model: a causal language model of transformers.
-        rank: width of the update.
-        alpha: the update is scaled by alpha / rank; left out, alpha is twice the rank.
-        dropout: share of the adapter's inputs set to zero in training mode.
-        targets, exclude: see `find_targets`.
-        rank_stabilized: scale by alpha / sqrt(rank) instead.
-        seed: the adapter's starting values follow from it.
-        name: of the adapter; a model may carry several.
-
-    Returns:
-        The same model. Only the adapter's tensors are trainable.
-
-    Raises:
-        TargetError: `targets` or `exclude` matches nothing, or what LoRA cannot adapt.
-        AdapterError: the model already has an adapter of that name.
-    """
-    alpha = 2.0 * rank if alpha is None else alpha
-    attach(
-        model, rank=rank, alpha=alpha, dropout=dropout, targets=targets, exclude=exclude,
-        rank_stabilized=rank_stabilized, seed=seed, name=name,
-    )  # fmt: skip
-    return model
+from tunery.config import VariantName
+from tunery.errors import AdapterError, TargetError
+from tunery.lora.dropout import Dropout, DropoutClock
+from tunery.lora.layer import LoRALayer, LoRASettings, LoRATensors, check_name, wrap
+from tunery.lora.targets import find_targets, plain_modules
+from tunery.lora.variants import VARIANTS
+from tunery.lora.variants.base import Variant
 
 
 def attach(
@@ -79,27 +26,50 @@ def attach(
     targets: str | Sequence[str] = "all-linear",
     exclude: str | Sequence[str] = (),
     rank_stabilized: bool = False,
+    variant: VariantName = "lora",
     seed: int = 0,
     name: str = "default",
     clock: DropoutClock | None = None,
 ) -> list[str]:
-    """As `apply_lora`, with every setting given.
+    """Freeze a model and put a fresh adapter on it.
 
     Args:
+        rank: width of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: fraction of the adapter's inputs set to zero while training.
+        targets, exclude: see `find_targets`.
+        rank_stabilized: scale by alpha / sqrt(rank) instead.
+        variant: of LoRA (tunery.lora.variants).
+        seed: the adapter's starting values follow from it.
+        name: of the adapter; a model may carry several.
         clock: decides the dropout masks, and whether there is dropout at all; None follows the model's training mode.
 
     Returns:
         The full names of the adapted layers, in model order.
+
+    Raises:
+        TargetError: `targets` or `exclude` matches nothing, or what LoRA cannot adapt.
+        AdapterError: the model already has an adapter of that name, or a setting is out of range.
     """
-    settings = LoRASettings(rank, float(alpha), dropout, rank_stabilized)
+    settings = LoRASettings(rank, float(alpha), dropout, rank_stabilized, variant)
     _check(model, name, settings)
     plain = dict(plain_modules(model))
     # Drawn on the CPU in float32, so that every device and number format starts from the same adapter.
     generator = torch.Generator().manual_seed(seed)
     matched = find_targets(model, targets, exclude)
-    pieces = {path: Piece(settings, *wrap(plain[path]).initial(rank, generator)) for path in matched}
+    _require_adaptable(plain, matched, VARIANTS[variant])
+    pieces = {path: LoRATensors(settings, *wrap(plain[path]).initial(rank, generator)) for path in matched}
     place(model, name, pieces, clock=clock)
     return matched
+
+
+def _require_adaptable(plain: Mapping[str, nn.Module], matched: Sequence[str], variant: Variant) -> None:
+    tables = [path for path in matched if isinstance(plain[path], nn.Embedding)]
+    if tables and not variant.embeddings:
+        raise TargetError(
+            f"{variant.title} adapts linear layers, and {tables[0]} is an embedding",
+            "leave it out of lora.targets, or set lora.variant: lora",
+        )
 
 
 def _check(model: nn.Module, name: str, settings: LoRASettings) -> None:
@@ -118,7 +88,7 @@ def _check(model: nn.Module, name: str, settings: LoRASettings) -> None:
 def place(
     model: nn.Module,
     name: str,
-    pieces: Mapping[str, Piece],
+    pieces: Mapping[str, LoRATensors],
     *,
     trainable: bool = True,
     clock: DropoutClock | None = None,
@@ -137,7 +107,7 @@ def place(
     swap_modules(model, {plain[path]: layer for path, layer in fresh.items()})
     for number, (path, piece) in enumerate(pieces.items()):
         dropout = Dropout(piece.settings.dropout, clock, number)
-        layers[path].add(name, piece.settings, piece.A, piece.B, dropout, trainable)
+        layers[path].add(name, piece, dropout, trainable)
     for parameter in base_parameters(model):
         parameter.requires_grad_(False)
     set_active(model, name)
@@ -169,7 +139,7 @@ def active_adapter(model: nn.Module) -> str | None:
 def base_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of a model or a part of it that belong to no adapter."""
     layers = lora_layers(module).values()
-    own = {id(p) for layer in layers for held in (layer.lora_A, layer.lora_B) for p in held.values()}
+    own = {id(p) for layer in layers for p in layer.adapter_parameters()}
     return [p for p in module.parameters() if id(p) not in own]
 
 
@@ -233,10 +203,10 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, nn.Param
     """
     require_adapter(model, name)
     return {
-        f"base_model.model.{path}.{kind}": tensors[name]
+        f"base_model.model.{path}.{key}": tensor
         for path, layer in lora_layers(model).items()
         if name in layer.settings
-        for kind, tensors in zip(layer.kinds, (layer.lora_A, layer.lora_B), strict=True)
+        for key, tensor in layer.tensors(name).items()
     }
 
 

@@ -14,11 +14,9 @@ for bit. One wrapper holds any number of named adapters, of which one is active.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunery.config import VariantName
 from tunery.errors import AdapterError
-from tunery.lora.fused import Part, lora_linears, once_a_step
-from tunery.lora.shared import SharedInput
-from tunery.models.quantized import is_quantized, unpacking
-
-FUSES_QUANTIZED = {"cuda"}
-"""Devices on which layers with a quantised base take the fused functions."""
+from tunery.lora.dropout import Dropout
+from tunery.lora.variants import VARIANTS
+from tunery.lora.variants.base import Extra, Update, Variant
+from tunery.lora.variants.lora import add_up
+from tunery.models.quantized import is_quantized, unpacked_weight
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class LoRASettings:
     alpha: float
     dropout: float = 0.0
     rank_stabilized: bool = False
+    variant: VariantName = "lora"
 
     @property
     def scaling(self) -> float:
@@ -50,77 +49,14 @@ class LoRASettings:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
-@dataclass
-class DropoutClock:
-    """Where training stands. Dropout masks are a function of it, so that a resumed run and a recomputed forward pass
-    (gradient checkpointing) draw the masks that were drawn before. All layers of an adapter share one clock.
-
-    Attributes:
-        enabled: masks are drawn; otherwise dropout does nothing.
-    """
-
-    seed: int = 0
-    step: int = 0
-    micro_batch: int = 0
-    enabled: bool = False
-
-    def set(self, seed: int, step: int, micro_batch: int) -> None:
-        """Move to another micro-batch."""
-        self.seed, self.step, self.micro_batch = seed, step, micro_batch
-
-    def generator(self, layer: int, device: torch.device) -> torch.Generator:
-        """The random numbers of layer number `layer` in this micro-batch."""
-        place = f"{self.seed} {self.step} {self.micro_batch} {layer}".encode()
-        return torch.Generator(device).manual_seed(int.from_bytes(hashlib.sha256(place).digest()[:8]))
-
-
 @dataclass(frozen=True)
-class Dropout:
-    """Inverted dropout on an adapter's input (Hu et al., appendix D).
+class LoRATensors:
+    """An adapter's part in one layer: A [rank, in], B [out, rank], and what its variant has besides."""
 
-    Attributes:
-        p: share of values set to zero.
-        clock: None means PyTorch's usual rule: on in training mode, masks from the global generator.
-        layer: the layer's number within its adapter.
-    """
-
-    p: float
-    clock: DropoutClock | None
-    layer: int
-
-    def on(self, training: bool) -> bool:
-        """Whether masks are drawn now."""
-        return self.p > 0.0 and (training if self.clock is None else self.clock.enabled)
-
-    def __call__(self, x: Tensor, training: bool) -> Tensor:
-        if not self.on(training):
-            return x
-        if self.clock is None:
-            return F.dropout(x, self.p)
-        keep = 1.0 - self.p
-        mask = torch.empty_like(x).bernoulli_(keep, generator=self.clock.generator(self.layer, x.device))
-        return x * mask.div_(keep)
-
-
-def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """y + scaling · B A x, for every row of x.
-
-    Args:
-        y: output of the base layer, [..., out].
-        x: the adapter's input, [..., in].
-        A: [rank, in]; cast to the number format of x.
-        B: [out, rank]; cast to that of y.
-
-    Returns:
-        [..., out], in the number format of y.
-    """
-    return _add_up(y, F.linear(x, A.to(x.dtype)), B, scaling)
-
-
-def _add_up(y: Tensor, h: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """y + scaling · B h in one pass: y [..., out], h [..., rank], B [out, rank]."""
-    rows = torch.addmm(y.flatten(0, -2), h.to(y.dtype).flatten(0, -2), B.to(y.dtype).t(), alpha=scaling)
-    return rows.view(y.shape)
+    settings: LoRASettings
+    A: Tensor
+    B: Tensor
+    extra: Extra = field(default_factory=dict)
 
 
 def check_name(name: str) -> None:
@@ -144,6 +80,7 @@ class LoRALayer(nn.Module):
     Attributes:
         active: name of the adapter that `forward` adds, or None.
         settings: by adapter name.
+        extra: by the name of a further tensor of a variant (Variant.tensors), by adapter name.
     """
 
     kinds = ("lora_A.weight", "lora_B.weight")
@@ -154,6 +91,7 @@ class LoRALayer(nn.Module):
         self.base = base
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
+        self.extra: Any = nn.ModuleDict()
         self.settings: dict[str, LoRASettings] = {}
         self.dropouts: dict[str, Dropout] = {}
         self.active: str | None = None
@@ -197,32 +135,59 @@ class LoRALayer(nn.Module):
         """Untrained A [rank, in] and B [out, rank], float32 on the CPU."""
         raise NotImplementedError
 
-    def delta_weight(self, name: str) -> Tensor:
-        """s · B A in the layout of `weight`, at least float32; what merging adds."""
+    def variant(self, name: str) -> Variant:
+        """Of an adapter."""
+        return VARIANTS[self.settings[name].variant]
+
+    def update(self, name: str) -> Update:
+        """An adapter's tensors in this layer."""
+        extra = {key: self.extra[key][name] for key in self.variant(name).tensors}
+        return Update(self.lora_A[name], self.lora_B[name], self.settings[name].scaling, extra)
+
+    def tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """The same by PEFT's names within the layer ("lora_A.weight")."""
+        extra = {key: self.extra[key][name] for key in self.variant(name).tensors}
+        return {**dict(zip(self.kinds, (self.lora_A[name], self.lora_B[name]), strict=True)), **extra}
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        """`weight`, in the layout of the base's, with an adapter in it: at least float32."""
         raise NotImplementedError
 
-    def add(
-        self, name: str, settings: LoRASettings, A: Tensor, B: Tensor, dropout: Dropout, trainable: bool = True
-    ) -> None:
+    def add(self, name: str, tensors: LoRATensors, dropout: Dropout, trainable: bool = True) -> None:
         """Hold a further adapter.
 
         Args:
-            A: [settings.rank, in_features].
-            B: [out_features, settings.rank].
-            trainable: A and B collect gradients.
+            trainable: its tensors collect gradients.
 
-        A and B are copied to the base's device as float32 (float64 when the base is float64).
+        They are copied to the base's device as float32 (float64 when the base is float64).
         """
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        for held, tensor in ((self.lora_A, A), (self.lora_B, B)):
+        self.settings[name], self.dropouts[name] = tensors.settings, dropout
+        extra = tensors.extra
+        if missing := [key for key in self.variant(name).tensors if key not in extra]:
+            started = self.variant(name).start(self.dense_weight())
+            extra = {**extra, **{key: started[key] for key in missing}}
+        holders = [(self.lora_A, tensors.A), (self.lora_B, tensors.B)]
+        for key, tensor in extra.items():
+            if key not in self.extra:
+                self.extra[key] = nn.ParameterDict()
+            holders.append((self.extra[key], tensor))
+        for holder, tensor in holders:
             copy = tensor.detach().to(self.weight.device, dtype, copy=True).contiguous()
-            held[name] = nn.Parameter(copy, requires_grad=trainable)
-        self.settings[name] = settings
-        self.dropouts[name] = dropout
+            holder[name] = nn.Parameter(copy, requires_grad=trainable)
+
+    def dense_weight(self) -> Tensor:
+        """The base's weight [out, in], unpacked where it is quantised, at least float32."""
+        raise NotImplementedError
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The tensors of all adapters."""
+        holders = (self.lora_A, self.lora_B, *self.extra.values())
+        return [parameter for holder in holders for parameter in holder.values()]
 
     def discard(self, name: str) -> None:
         """Forget an adapter that this layer may hold."""
-        for held in (self.lora_A, self.lora_B, self.settings, self.dropouts):
+        for held in (self.lora_A, self.lora_B, *self.extra.values(), self.settings, self.dropouts):
             if name in held:
                 del held[name]
         if self.active == name:
@@ -233,15 +198,7 @@ class LoRALayer(nn.Module):
 
 
 class LoRALinear(LoRALayer):
-    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out]).
-
-    Attributes:
-        shared: layers that are given the same input, this one among them, where that has been found out.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__(base)
-        self.shared: SharedInput | None = None
+    """y = base(x) + s · B A dropout(x), around nn.Linear or GPT-2's Conv1D (a linear layer that stores [in, out])."""
 
     @property
     def in_features(self) -> int:
@@ -257,48 +214,26 @@ class LoRALinear(LoRALayer):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
         return A, torch.zeros(self.out_features, rank, dtype=torch.float32)
 
-    def delta_weight(self, name: str) -> Tensor:
-        delta = self.scaling[name] * (self.lora_B[name] @ self.lora_A[name])
-        return delta.t() if isinstance(self.base, Conv1D) else delta
+    @property
+    def flipped(self) -> bool:
+        """The base stores its weight as [in, out]."""
+        return isinstance(self.base, Conv1D)
+
+    def dense_weight(self) -> Tensor:
+        weight = unpacked_weight(self.base) if is_quantized(self.base) else self.weight
+        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return weight.t() if self.flipped else weight
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        update = self.update(name)
+        weight = weight.to(update.A.dtype)
+        if self.flipped:
+            return self.variant(name).merged(weight.t(), update).t()
+        return self.variant(name).merged(weight, update)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out], in the number format of the base's output."""
-        if (name := self.active) is None:
-            return self.base(x)
-        if (part := self.part(x)) is not None:
-            together = self.shared.outputs(self, x) if self.shared is not None else None
-            return lora_linears(x, [part])[0] if together is None else together
-        y = self.base(x)
-        x = self.dropouts[name](x, self.training)
-        return add_lora(y, x, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
-
-    def part(self, x: Tensor) -> Part | None:
-        """This layer for the fused function (tunery.lora.fused); None where only the plain path gives the right result:
-        with dropout, under autocast, and with a base that is trained or does more than multiply."""
-        if (name := self.active) is None or self.dropouts[name].on(self.training):
-            return None
-        if torch.is_autocast_enabled(x.device.type):
-            return None
-        return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
-
-    def _part(self, name: str, dtype: torch.dtype) -> Part | None:
-        if (weight := self._frozen_weight(dtype)) is None:
-            return None
-        bias = self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
-        return Part(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)
-
-    def _frozen_weight(self, dtype: torch.dtype) -> Tensor | Callable[[], Tensor] | None:
-        """The base's weight [out, in] in `dtype`, or a function that unpacks it, if the base does nothing else."""
-        base = self.base
-        if is_quantized(base):
-            # On a CPU bitsandbytes takes a way of its own to the product, and what PEFT computes must be what we do.
-            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None  # type: ignore[union-attr]
-        if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
-            return None
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        if weight.requires_grad or weight.dtype != dtype:
-            return None
-        return weight.t() if isinstance(base, Conv1D) else weight
+        """x [..., in] → [..., out], in the dtype of the base's output."""
+        return self.base(x) if (name := self.active) is None else self.variant(name).output(self, x, name)
 
 
 class LoRAEmbedding(LoRALayer):
@@ -345,8 +280,9 @@ class LoRAEmbedding(LoRALayer):
         A = torch.zeros(rank, self.in_features, dtype=torch.float32)
         return A, torch.randn(self.out_features, rank, dtype=torch.float32, generator=generator)
 
-    def delta_weight(self, name: str) -> Tensor:
-        return self.scaling[name] * (self.lora_A[name].t() @ self.lora_B[name].t())
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        update = self.update(name)
+        return weight.to(update.A.dtype) + update.scaling * (update.A.t() @ update.B.t())
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] → [..., width], in the number format of the table."""
@@ -355,7 +291,7 @@ class LoRAEmbedding(LoRALayer):
             return y
         # No padding_idx here: where pad is also the end token, its update must be trained.
         h = F.embedding(ids, self.lora_A[name].t())
-        return _add_up(y, h, self.lora_B[name], self.settings[name].scaling * self.output_scale)
+        return add_up(y, h, self.lora_B[name], self.settings[name].scaling * self.output_scale)
 
 
 def can_wrap(module: nn.Module) -> bool:
@@ -380,6 +316,6 @@ def _hide_base(layer: nn.Module, state: dict[str, Any], prefix: str, local_metad
 
 
 def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = (f"{prefix}lora_A.", f"{prefix}lora_B.")
+    own = (f"{prefix}lora_A.", f"{prefix}lora_B.", f"{prefix}extra.")
     for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:
         state[f"{prefix}base.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tunery.errors import AdapterError
 from tunery.lora.attach import active_adapter, lora_layers, require_adapter
 from tunery.lora.layer import LoRALayer
-from tunery.models.flat import as_before_inspection
 from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, quantized_layers, unpacked_weight
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -20,7 +19,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @torch.no_grad()
 def merge(model: Model, name: str | None = None) -> Model:
-    """A new, plain model with W + s · B A in place of each adapted W. The model given is not changed.
+    """A new, plain model in which each adapted W has the adapter in it: W + s · B A, or what the variant makes of it.
+
+    The model given is not changed.
 
     The sum is taken in float32 (float64 for a float64 base) and rounded once to the base's number format. When one of
     two tied weights (embedding and head) is adapted, the copy has them apart and its configuration says so. The copy of
@@ -49,9 +50,8 @@ def merge(model: Model, name: str | None = None) -> Model:
         untied = untied or (adapted and tied)
     for _, module in quantized_layers(model):
         if id(module) not in memo:  # no wrapper stands around it
-            memo[id(module)] = _unpacked_layer(module, None)
+            memo[id(module)] = _unpacked_layer(module)
     merged = copy.deepcopy(model, memo)
-    as_before_inspection(merged)
     if quantizer := getattr(merged, "hf_quantizer", None):
         quantizer.remove_quantization_config(merged)
     if untied:
@@ -64,7 +64,7 @@ def merge(model: Model, name: str | None = None) -> Model:
 def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo: dict[int, Any]) -> nn.Module:
     """A copy of the wrapped layer. Its weight is merged; a tied weight's other uses keep the base's."""
     if is_quantized(layer.base):
-        memo[id(layer.base)] = _unpacked_layer(layer.base, layer.delta_weight(name) if name else None)
+        memo[id(layer.base)] = _unpacked_layer(layer.base, layer if name else None, name)
         return memo[id(layer.base)]
     if name is None:
         return copy.deepcopy(layer.base, memo)
@@ -77,20 +77,21 @@ def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo
     return plain
 
 
-def _unpacked_layer(module: Any, delta: Tensor | None) -> nn.Module:
-    """The plain layer of a quantised one, with `delta` [out, in] added to its weight in float32."""
+def _unpacked_layer(module: Any, layer: LoRALayer | None = None, name: str | None = None) -> nn.Module:
+    """The plain layer of a quantised one, with the adapter `name` of its wrapper in its weight."""
     weight = unpacked_weight(module)
-    return plain_layer(module, (weight if delta is None else weight + delta).to(compute_dtype(module)))
+    merged = weight if layer is None or name is None else layer.merged(name, weight)
+    return plain_layer(module, merged.to(compute_dtype(module)))
 
 
 def _merged_weight(layer: LoRALayer, name: str, path: str) -> Tensor:
-    weight, delta = layer.weight, layer.delta_weight(name)
-    if not weight.is_floating_point() or weight.shape != delta.shape:
+    weight = layer.weight
+    if not weight.is_floating_point() or weight.numel() != layer.in_features * layer.out_features:
         raise AdapterError(
             f"{path} is quantised ({weight.dtype}), so an adapter cannot be added to its weight",
             "load the base unquantised, load the adapter on it, and merge there",
         )
-    return (weight.to(delta.dtype) + delta).to(weight.dtype)
+    return layer.merged(name, weight).to(weight.dtype)
 
 
 def _untie(model: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tunery.errors import ModelError, TuneryError
 from tunery.models.hashes import cached_sha256
-from tunery.models.quiet import first_line, quiet
+from tunery.models.hf_logging import first_line, quiet
 from tunery.paths import cache_dir, file_sha256, read_json, write_folder, write_json
 
 NOTE = "conversion.json"

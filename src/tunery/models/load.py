@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from tunery.errors import ConfigError, ModelError
 from tunery.models import quantized
 from tunery.models.device import Probe, available_memory, bound_kernel_caches, pick_device, resolve_dtype
-from tunery.models.quiet import first_line, quiet
+from tunery.models.hf_logging import first_line, quiet
 from tunery.models.source import Source, locate
 from tunery.models.templates import ensure_template
 from tunery.text import gigabytes

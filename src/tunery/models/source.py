@@ -16,7 +16,7 @@ from tunery.config_hosted import HOSTED_PREFIX
 from tunery.errors import ModelError, TuneryError
 from tunery.models.gguf import convert
 from tunery.models.hashes import cached_sha256, combined_sha256
-from tunery.models.quiet import first_line
+from tunery.models.hf_logging import first_line
 from tunery.paths import disk_errors, read_json
 from tunery.text import did_you_mean
 

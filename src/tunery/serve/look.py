@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunery.config import Kind, Task
+from tunery.config import KindName, Task
 from tunery.serve.files import Files
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, Use, make_task, settle
@@ -65,7 +65,7 @@ def look(
         return _look(spec, folder, kind, FEWEST[use])
 
 
-def _look(spec: JobSpec, folder: JobFolder, kind: Kind, fewest: int) -> dict[str, Any]:
+def _look(spec: JobSpec, folder: JobFolder, kind: KindName, fewest: int) -> dict[str, Any]:
     from tunery import api
 
     found = api.examine(make_task(spec, folder, kind, settle(spec.asked, spec.method, FEWEST_EXAMPLES), "auto"))

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 
 from tunery.config import Task
-from tunery.data.batching import FlatBatch
+from tunery.data.batching import PackedBatch
 from tunery.data.example import DataSet
 from tunery.data.prepare import Prepared, pieces
+from tunery.fast.last_layer import last_layer_parameters
 from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
-from tunery.models.flops import layer_windows, step_flops, visible_pairs
-from tunery.models.last_layer import last_layer_parameters
 from tunery.models.load import empty_model, quantization_of
 from tunery.models.quantized import expected_bytes
-from tunery.training.objective import Objective
+from tunery.models.windows import layer_windows, visible_pairs
+from tunery.training.flops import step_flops
+from tunery.training.objectives.base import REFERENCE, Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.receipt import data_section, end_of_turn
 from tunery.training.sizing import Need, largest, sampled
-from tunery.training.start import REFERENCE, attach_adapter
+from tunery.training.start import attach_adapter
 
 REACHED_SHARE = 0.45
 """Share of the matrix-multiply rate that a time estimate counts on (docs/lab.md)."""
@@ -69,13 +70,18 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
 
 def _sample_places(prepared: Prepared, samples: int) -> dict[str, list[Any]]:
     """Where each sample comes from, and which answer of a pair it is: "chosen" or "rejected"."""
-    places = [prepared.data.train[row.example].where for row in prepared.train.first(samples)]
-    sides = [("chosen", "rejected")[number % 2] if prepared.train.unit == 2 else None for number in range(len(places))]
+    rows = prepared.train.first(samples)
+    places = [prepared.data.train[row.example].where for row in rows]
+    sides = [_SIDES[row.desirable] for row in rows]
     return {
         "sample_names": [f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
         "sample_sides": sides,
         "sample_lines": [place.line for place in places],
     }
+
+
+_SIDES = {True: "chosen", False: "rejected", None: None}
+"""Row.desirable → what a sample is called."""
 
 
 def histogram(lengths: np.ndarray) -> list[dict[str, int]]:
@@ -99,14 +105,14 @@ def label_counts(data: DataSet) -> dict[str, dict[str, int]]:
 
 
 def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
-    train, kind = prepared.train, prepared.data.kind
-    objective = make_objective(task, kind)
+    train = prepared.train
+    objective = make_objective(task, prepared.data.kind, train)
     device = pick_device(task.train.device)
     dtype, _ = resolve_dtype(task.train.precision, device)
     model = empty_model(task.model)
     stored = quantization_of(task.model, model.config, task.train.quantize)
     base_bytes = expected_bytes(model, stored, dtype.itemsize)
-    matched = attach_adapter(task, kind, model).matched
+    matched = attach_adapter(task, model, reference=objective.has_reference).matched
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     need = Need.of(task, train, model, base_bytes=base_bytes, dtype_bytes=dtype.itemsize, device=device)
     steps, batches = total_steps(task.train, train.units), sampled(task, train)
@@ -130,7 +136,7 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _mean_flops(model: Any, batches: Sequence[FlatBatch], trainable: int, objective: Objective) -> float:
+def _mean_flops(model: Any, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:
     """Operations of an optimizer step, from some of them."""
     windows = Counter(layer_windows(model.config))
     whole = step_flops(

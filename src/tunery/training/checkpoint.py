@@ -4,7 +4,7 @@ checkpoints/step-N/ holds the adapter as PEFT's folders do (adapter_config.json,
 can be loaded, served or started from as it is; and optimizer.safetensors (AdamW's moments and step counts) and
 state.json. There is no random state to keep: the order of rows follows from (seed, epoch, step) and dropout from
 (seed, step). So on one machine's CPU resuming is bit-equal; on a GPU packed rows differ by rounding from run to run, as
-the backward passes of its attention kernels add in any order (tunery.models.attention_gpu).
+the backward passes of its attention kernels add in any order (tunery.fast.attention_gpu).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from tunery.config import OF_THE_START, all_settings
 from tunery.errors import CheckpointError
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, keep_other_content
 from tunery.paths import RunPaths, read_json, write_folder, write_json
@@ -53,7 +54,7 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         data_tokens, computed_tokens, trained_tokens, positions, pairs: sums over those steps
-            (tunery.training.objective.Sums).
+            (tunery.training.objectives.base.StepStats).
         seconds: time spent in those steps.
         best_step, best_loss: of the validation loss; None before the first validation.
         bad_validations: validations in a row without a better loss.
@@ -107,11 +108,20 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two results of `settings_that_matter`, each as "lora.rank: 4 → 8"."""
+    """What differs between two results of `settings_that_matter`, each as "lora.rank: 4 → 8". A setting that one lacks,
+    because it was written by another version, has its default."""
+    defaults = {key: info.default for key, info in all_settings()}
+    keys = sorted({*then, *now})
+
+    def of(values: Mapping[str, Any], key: str) -> Any:
+        brought = values.get("lora.start") is not None and key.removeprefix("lora.") in OF_THE_START
+        return values.get(key, None if brought else defaults.get(key))
+
+    pairs = [[of(values, key) for values in (then, now)] for key in keys]
     return [
-        f"{key}: {then.get(key)!r} → {now.get(key)!r}"
-        for key in sorted({*then, *now})
-        if json.dumps(then.get(key), sort_keys=True) != json.dumps(now.get(key), sort_keys=True)
+        f"{key}: {before!r} → {after!r}"
+        for key, (before, after) in zip(keys, pairs, strict=True)
+        if json.dumps(before, sort_keys=True, default=str) != json.dumps(after, sort_keys=True, default=str)
     ]
 
 

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tunery.data.batching import Row, deal, micro_batches
-from tunery.lora.fused import one_step
-from tunery.lora.layer import DropoutClock
-from tunery.models.flat import FlatModel
+from tunery.fast.fused_lora import one_step
+from tunery.fast.packed_model import PackedModel
+from tunery.lora.dropout import DropoutClock
 from tunery.training.forking import shared_like
 from tunery.training.guard import MicroBatchLimit
-from tunery.training.objective import Objective, Sums
+from tunery.training.objectives.base import Objective, StepStats
 from tunery.training.worker_pool import Function, WorkerPool, pair_cost
 
 _GRADIENT = "gradient"
@@ -38,6 +39,7 @@ class Part:
         max_units, max_tokens: at a time (tunery.data.batching.micro_batches).
         key: (seed, step); with the number of the micro-batch, which counts from `first`, it decides dropout masks.
         weight: of the whole step.
+        context: of the whole step (Objective.prepare_step).
     """
 
     rows: Sequence[Row]
@@ -46,9 +48,10 @@ class Part:
     key: tuple[int, int]
     first: int
     weight: float
+    context: Any = None
 
 
-Backward = Callable[[Part], Sums]
+Backward = Callable[[Part], StepStats]
 """Adds a part's gradient to `.grad` of the adapter's tensors, and returns its sums."""
 
 
@@ -60,6 +63,7 @@ def split(
     limit: MicroBatchLimit,
     key: tuple[int, int],
     weight: float,
+    context: Any = None,
 ) -> list[Part]:
     """A step's rows as parts for at most so many workers, which together keep to the limit of what is computed at a
     time."""
@@ -67,19 +71,21 @@ def split(
     dealt = [list(rows)] if workers == 1 else deal(rows, workers, unit, cost)[0]
     units = max(1, limit.rows // len(dealt))
     tokens = None if limit.tokens is None else max(1, limit.tokens // len(dealt))
-    return [Part(part, units, tokens, key, number * MICRO_BATCHES, weight) for number, part in enumerate(dealt)]
+    return [
+        Part(part, units, tokens, key, number * MICRO_BATCHES, weight, context) for number, part in enumerate(dealt)
+    ]
 
 
-def backward_part(model: FlatModel, clock: DropoutClock, objective: Objective, part: Part) -> Sums:
+def backward_part(model: PackedModel, clock: DropoutClock, objective: Objective, part: Part) -> StepStats:
     """Add the gradient of some rows of a step to `.grad`, a micro-batch at a time."""
-    sums = Sums()
+    sums = StepStats()
     clock.enabled = True
     try:
         with model.running(), one_step():
             units = part.max_units if model.flattened else 1
             for number, rows in enumerate(micro_batches(part.rows, units, part.max_tokens, objective.unit), part.first):
                 clock.set(*part.key, number)
-                sums += objective.backward(model, rows, part.weight)
+                sums += objective.backward(model, rows, part.weight, part.context)
     finally:
         clock.enabled = False
     return sums
@@ -117,13 +123,13 @@ class Workers:
         """Processes that compute, this one included."""
         return self.pool.count
 
-    def run(self, parts: Sequence[Part]) -> Sums:
+    def run(self, parts: Sequence[Part]) -> StepStats:
         """The gradient of a step, whose first part this process computes, and each other one a worker.
 
         Raises:
             RuntimeError, WorkerLostError: see WorkerPool.call.
         """
-        sums = Sums()
+        sums = StepStats()
         for each in self.pool.call(_GRADIENT, list(enumerate(parts))):
             sums += each
         for gradients in self._gradients[: len(parts) - 1]:
@@ -138,7 +144,7 @@ class Workers:
         """End the processes."""
         self.pool.close()
 
-    def _gradient(self, asked: tuple[int, Part]) -> Sums:
+    def _gradient(self, asked: tuple[int, Part]) -> StepStats:
         """Of one process's part: in `.grad` of the main process, number 0, and for a worker in shared memory."""
         number, part = asked
         if number == 0:
@@ -158,7 +164,7 @@ class Workers:
 
 
 def start_workers(
-    model: FlatModel,
+    model: PackedModel,
     parameters: Sequence[Tensor],
     clock: DropoutClock,
     objective: Objective,

@@ -18,13 +18,13 @@ from tunery.config import Task
 from tunery.data.batching import step_rows
 from tunery.data.prepare import Prepared
 from tunery.errors import StoppedError
+from tunery.fast.attention_gpu import refusals
 from tunery.fast.compile import calls, compiles, compiling
+from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state, trainable_parameters
-from tunery.lora.layer import DropoutClock
-from tunery.models.attention_gpu import refusals
+from tunery.lora.dropout import DropoutClock
 from tunery.models.device import available_memory
-from tunery.models.flat import FlatModel, inspect_model
 from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 from tunery.progress import Note, View
@@ -90,7 +90,7 @@ class _Log:
 class Fitted:
     """A trained adapter, still in memory as the active adapter "default", and its receipt."""
 
-    model: FlatModel
+    model: PackedModel
     receipt: dict[str, Any]
 
 
@@ -109,11 +109,11 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
 
 def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> Fitted:
     started = time.perf_counter()
-    attached = attach_adapter(task, prepared.data.kind, base.model)
-    model = inspect_model(base.model)
+    plan = make_plan(task, prepared, base.model.config)
+    attached = attach_adapter(task, base.model, reference=plan.objective.has_reference)
+    model = optimize_model(base.model)
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
-    plan = make_plan(task, prepared, base.model.config)
     sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     _say_plan(view, plan, attached, base.info.name, model, sizing)
     checkpoints = Checkpoints(
@@ -214,7 +214,7 @@ def _take_up(
 def _workers(
     task: Task,
     prepared: Prepared,
-    model: FlatModel,
+    model: PackedModel,
     plan: Plan,
     clock: DropoutClock,
     layers: Layers,
@@ -250,7 +250,7 @@ def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
 
 
 def _set_up_layers(
-    task: Task, layers: Layers, model: FlatModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+    task: Task, layers: Layers, model: PackedModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
 ) -> None:
     """Offer the last resort against lack of memory, and compile where that is asked for and works."""
     loop.limit.recomputing = layers.recomputing
@@ -268,7 +268,7 @@ def _recompute(layers: Layers, workers: Workers | None) -> None:
         workers.pool.call(_RECOMPUTE, [None] * workers.count)
 
 
-def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: FlatModel, sizing: Sizing) -> None:
+def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: PackedModel, sizing: Sizing) -> None:
     if start := attached.start:
         view.note(Note(f"going on from the adapter {start.path}"))
         if remark := start.remark(base):

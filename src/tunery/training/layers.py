@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunery.data.batching import flatten
 from tunery.fast.compile import calls, refusals
-from tunery.models.flat import FlatModel, probe_rows
+from tunery.fast.packed_model import PackedModel, probe_rows
 from tunery.training.loss import batch_loss
 
 
@@ -61,7 +61,7 @@ def running_layers(model: nn.Module, recompute: bool = False) -> Iterator[Layers
         layers.restore()
 
 
-def try_compiling(model: FlatModel, parameters: Sequence[Tensor]) -> list[str]:
+def try_compiling(model: PackedModel, parameters: Sequence[Tensor]) -> list[str]:
     """Run three short rows forward and backward, so that what is compiled (tunery.fast.compile) is compiled, and
     compared with the plain functions, before the first step.
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from tunery.config import TrainConfig
 from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
-from tunery.lora.layer import DropoutClock
-from tunery.lora.shared import forget_outputs
+from tunery.fast.packed_model import PackedModel
+from tunery.fast.shared_input import forget_outputs
+from tunery.lora.dropout import DropoutClock
 from tunery.models.device import is_out_of_memory
-from tunery.models.flat import FlatModel
 from tunery.progress import Note, Watcher
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, Progress
@@ -29,7 +29,8 @@ from tunery.training.guard import (
     require_finite,
     require_finite_validation,
 )
-from tunery.training.objective import NextToken, Objective, Sums
+from tunery.training.objectives.base import Objective, StepStats
+from tunery.training.objectives.sft import CROSS_ENTROPY
 from tunery.training.schedule import learning_rate
 from tunery.training.scoring import Scorer
 from tunery.training.throughput import SpeedCheck
@@ -62,9 +63,6 @@ class Plan:
     restore_best: bool
 
 
-NEXT_TOKEN = NextToken()
-
-
 @dataclass(frozen=True)
 class StepResult:
     """Of one optimizer step: the loss and the objective's metrics (means), the gradient's norm, and its sums."""
@@ -72,7 +70,7 @@ class StepResult:
     loss: float
     metrics: dict[str, float]
     gradient_norm: float
-    sums: Sums
+    sums: StepStats
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Gradient:
         norm: of the gradient before clipping.
     """
 
-    sums: Sums
+    sums: StepStats
     weight: float
     norm: Tensor
 
@@ -108,14 +106,14 @@ def _read(values: Sequence[Tensor | float]) -> list[float]:
 
 
 def batch_gradient(
-    model: FlatModel,
+    model: PackedModel,
     parameters: Sequence[Tensor],
     rows: Sequence[Row],
     limit: MicroBatchLimit,
     clock: DropoutClock,
     key: tuple[int, int],
     max_norm: float | None,
-    objective: Objective = NEXT_TOKEN,
+    objective: Objective = CROSS_ENTROPY,
     workers: Workers | None = None,
 ) -> Gradient:
     """The gradient of one batch: its summed loss divided once by the batch's weight, whatever the micro-batches and
@@ -124,11 +122,12 @@ def batch_gradient(
     When memory runs out, the same batch is computed again in smaller parts (MicroBatchLimit).
     """
     weight = objective.weight(rows)
+    context = objective.prepare_step(Scorer(model, None if workers is None else workers.pool), rows)
     count, cost = (1, 0.0) if workers is None else (workers.count, workers.pair_cost)
     while True:
         for parameter in parameters:
             parameter.grad = None
-        parts = split(rows, count, objective.unit, cost, limit, key, weight)
+        parts = split(rows, count, objective.unit, cost, limit, key, weight, context)
         try:
             if workers is None or len(parts) == 1:
                 sums = backward_part(model, clock, objective, parts[0])
@@ -146,14 +145,14 @@ def batch_gradient(
 
 
 def train_step(
-    model: FlatModel,
+    model: PackedModel,
     parameters: Sequence[Tensor],
     rows: Sequence[Row],
     limit: MicroBatchLimit,
     clock: DropoutClock,
     key: tuple[int, int],
     max_norm: float | None,
-    objective: Objective = NEXT_TOKEN,
+    objective: Objective = CROSS_ENTROPY,
     workers: Workers | None = None,
 ) -> StepResult:
     """`batch_gradient`, waited for."""
@@ -212,7 +211,7 @@ class Loop:
     """
 
     plan: Plan
-    model: FlatModel
+    model: PackedModel
     adapter: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     clock: DropoutClock

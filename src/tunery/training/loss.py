@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.data.batching import FlatBatch
+from tunery.data.batching import PackedBatch
 from tunery.fast.islands import softmax_gradient, softmax_sums
-from tunery.models.flat import FlatModel, Head
-from tunery.models.memory import LOGIT_PARTS, logit_chunk
+from tunery.fast.packed_model import Head, PackedModel
+from tunery.training.memory import LOGIT_PARTS, logit_chunk
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Entries:
     again: Tensor | None = None
 
     @classmethod
-    def of(cls, model: FlatModel, batch: FlatBatch) -> _Entries:
+    def of(cls, model: PackedModel, batch: PackedBatch) -> _Entries:
         """Of a micro-batch, on the model's device."""
         bounds = np.searchsorted(batch.entry, np.arange(len(batch.sources) + 1))
         at, targets, weights = (model.tensor(x) for x in (batch.entry, batch.targets, batch.weights))
@@ -69,7 +69,7 @@ class _Entries:
         return torch.zeros_like(weights).index_add_(0, self.again, weights)[self.again]
 
 
-def _first_alike(batch: FlatBatch) -> np.ndarray | None:
+def _first_alike(batch: PackedBatch) -> np.ndarray | None:
     cells = batch.entry.astype(np.int64) * (int(batch.targets.max(initial=0)) + 1) + batch.targets
     _, first, which = np.unique(cells, return_index=True, return_inverse=True)
     return None if len(first) == len(cells) else first[which]
@@ -220,7 +220,7 @@ def _loss_of_logits(logits: Tensor, entry: Tensor, targets: Tensor, weights: Ten
     return BatchLoss((each * weights.to(logits.dtype)).sum(), correct, each.detach())
 
 
-def batch_loss(model: FlatModel, batch: FlatBatch) -> BatchLoss:
+def batch_loss(model: PackedModel, batch: PackedBatch) -> BatchLoss:
     """The summed loss of a micro-batch; divide by the trained weight of the whole optimizer step, once."""
     if model.head is None or model.head.frozen is None:
         entry, targets, weights = (model.tensor(x) for x in (batch.entry, batch.targets, batch.weights))
@@ -230,7 +230,7 @@ def batch_loss(model: FlatModel, batch: FlatBatch) -> BatchLoss:
     return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, _Entries.of(model, batch)))  # type: ignore[misc]
 
 
-def row_log_probabilities(model: FlatModel, batch: FlatBatch, rows: int) -> Tensor:
+def row_log_probabilities(model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
     """Log-probability of each row's trained tokens, summed, with gradient. [rows], float32 or wider.
 
     Every entry has a hidden state of its own, so that the gradient of its log-probability is known on the way forward,

@@ -11,9 +11,9 @@ from tunery.config import Task
 from tunery.data.batching import step_rows
 from tunery.data.prepare import Prepared
 from tunery.errors import DivergedError
+from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import adapter_state
 from tunery.models.device import available_memory
-from tunery.models.flat import inspect_model
 from tunery.models.load import Base
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.layers import running_layers
@@ -71,10 +71,10 @@ def range_test(task: Task, prepared: Prepared, base: Base, steps: int, tick: Cal
         base: a base without adapter; it is not usable for anything else afterwards.
         tick: told (step, steps) after each step.
     """
-    clock = attach_adapter(task, prepared.data.kind, base.model).clock
-    model = inspect_model(base.model)
+    objective = make_objective(task, prepared.data.kind, prepared.train)
+    clock = attach_adapter(task, base.model, reference=objective.has_reference).clock
+    model = optimize_model(base.model)
     adapter = adapter_state(base.model)
-    objective = make_objective(task, prepared.data.kind)
     sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=objective.noun)
     optimizer = make_optimizer(adapter, task.train)

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from tunery.config import Kind, Task, TrainConfig
+from tunery.config import KindName, Task, TrainConfig
 from tunery.data.batching import steps_per_epoch
-from tunery.data.prepare import Prepared
+from tunery.data.prepare import Prepared, Rows
 from tunery.errors import ConfigError
-from tunery.training.loop import NEXT_TOKEN, Plan
-from tunery.training.objective import Objective
-from tunery.training.preference import Preference
+from tunery.training.loop import Plan
+from tunery.training.objectives import OBJECTIVES
+from tunery.training.objectives.base import Objective
 from tunery.training.schedule import auto_learning_rate, warmup_steps
-from tunery.training.start import REFERENCE
 
 VALIDATIONS = 10
 """How often a run is validated under `eval_steps: auto`."""
 
 
-def make_objective(task: Task, kind: Kind) -> Objective:
+def _objective_type(task: Task, kind: KindName) -> type[Objective]:
+    try:
+        return OBJECTIVES[task.objective_for(kind)]
+    except ValueError as error:
+        raise ConfigError(str(error), "remove it, or set train.objective") from None
+
+
+def make_objective(task: Task, kind: KindName, train: Rows) -> Objective:
     """What a task minimises.
 
     Args:
         kind: of its rows, as found.
+        train: those it is trained on, as `select_rows` leaves them.
 
     Raises:
-        ConfigError: a setting that this kind has no use for.
+        ConfigError: a setting that this objective has no use for.
     """
-    try:
-        task.require_meaning(kind)
-    except ValueError as error:
-        raise ConfigError(str(error), "remove it, or set data.kind") from None
-    if kind != "preference":
-        return NEXT_TOKEN
-    return Preference(task.train.effective_beta, None if task.lora.start is None else REFERENCE)
+    return _objective_type(task, kind).build(task, train)
+
+
+def select_rows(task: Task, prepared: Prepared) -> Prepared:
+    """The rows that the task's objective works on.
+
+    Raises:
+        ConfigError: it has no use for rows of this kind.
+    """
+    select = _objective_type(task, prepared.data.kind).select
+    return replace(prepared, **{name: select(rows) for name, rows in prepared.splits.items()})
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:
@@ -45,12 +57,12 @@ def total_steps(config: TrainConfig, rows: int) -> int:
 
 
 def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> float:
-    """The highest learning rate: as set, or by the rule of `auto_learning_rate` times the objective's share; and times
-    the multiplier."""
+    """The highest learning rate: as set, or by the rule of `auto_learning_rate` times the objective's own scale; and
+    times the multiplier."""
     if config.learning_rate != "auto":
         return config.learning_rate * config.learning_rate_multiplier
     rate = auto_learning_rate(model_config.get_text_config().hidden_size)
-    return float(f"{rate * objective.rate_share:.2g}") * config.learning_rate_multiplier
+    return float(f"{rate * objective.lr_scale:.2g}") * config.learning_rate_multiplier
 
 
 def validation_every(config: TrainConfig, total: int) -> int | None:
@@ -69,7 +81,7 @@ def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
         prepared: the tokenised rows (or pairs) of each split.
         model_config: transformers' config of the base.
     """
-    config, objective = task.train, make_objective(task, prepared.data.kind)
+    config, objective = task.train, make_objective(task, prepared.data.kind, prepared.train)
     rows, validation_rows = prepared.train.units, prepared.validation.units
     total = total_steps(config, rows)
     eval_every = validation_every(config, total) if validation_rows else None

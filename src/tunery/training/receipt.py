@@ -11,20 +11,21 @@ from typing import Any
 
 from torch import Tensor
 
-from tunery.config import TEMPLATED_KINDS, Task
+from tunery.config import Task
 from tunery.data.example import DataSet
+from tunery.data.kinds import KINDS
 from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
+from tunery.fast.attention_gpu import refusals
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.adapter import load_adapter, usual_settings
 from tunery.lora.attach import remove, set_active
 from tunery.lora.targets import untouched_linear_weights
-from tunery.models.attention_gpu import refusals
 from tunery.models.device import describe_device, peak_memory
-from tunery.models.flat import FlatModel
 from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
 from tunery.training.loop import Loop
-from tunery.training.objective import Objective
+from tunery.training.objectives.base import Objective
 from tunery.training.scoring import Scorer
 from tunery.training.start import Attached
 from tunery.training.throughput import matmul_fraction, training_flops
@@ -59,7 +60,7 @@ def still_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor["moved"] == 0.0]
 
 
-def check_reload(model: FlatModel, objective: Objective, prepared: Prepared, folder: Path) -> dict[str, Any]:
+def check_reload(model: PackedModel, objective: Objective, prepared: Prepared, folder: Path) -> dict[str, Any]:
     """Load the adapter just saved beside the trained one and compare their losses on the same rows.
 
     Raises:
@@ -98,7 +99,7 @@ def read_section(data: DataSet, instruction: str) -> dict[str, Any]:
         "kind": data.kind,
         "columns": data.columns,
         "labels": list(data.labels),
-        "instruction": instruction if data.kind == "classification" else None,
+        "instruction": instruction if KINDS[data.kind].labelled else None,
         "rows_read": data.rows_read,
         "rows_skipped": len(data.skipped),
         "skipped": [str(problem) for problem in data.skipped[:LISTED]],
@@ -127,8 +128,8 @@ def data_section(prepared: Prepared) -> dict[str, Any]:
 def end_of_turn(prepared: Prepared) -> dict[str, Any]:
     """Which token ends an answer, and whether it was among the trained ones."""
     renderer = prepared.renderer
-    chat = prepared.data.kind in TEMPLATED_KINDS
-    token = renderer.end_of_turn if chat else renderer.tokenizer.eos_token_id
+    templated = KINDS[prepared.data.kind].templated
+    token = renderer.end_of_turn if templated else renderer.tokenizer.eos_token_id
     trained = token is not None and any(
         bool((row.weights[row.ids == token] > 0).any()) for row in prepared.train.rows[:1000]
     )
@@ -199,7 +200,7 @@ def build_receipt(
         },
         "lora": _lora_section(task, base, loop, initial, attached),
         "training": _training_section(task, loop),
-        **_preference_section(task, prepared),
+        **loop.plan.objective.receipt_section(prepared.splits),
         "reload": check_reload(loop.model, loop.plan.objective, prepared, folder),
         "adapter": _adapter_section(folder),
         "device": {**describe_device(device), "workers": progress.cpu_workers or 1},
@@ -243,6 +244,7 @@ def _lora_section(
         "alpha": settings.alpha,
         "scaling": settings.scaling,
         "rank_stabilized": settings.rank_stabilized,
+        "variant": settings.variant,
         "dropout": settings.dropout,
         "targets": task.lora.targets if start is None else None,
         "matched": attached.matched,
@@ -258,6 +260,8 @@ def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
         "steps": progress.step,
         "planned_steps": plan.total_steps,
         "epochs": progress.step / plan.steps_per_epoch,
+        "objective": plan.objective.name,
+        "unit": plan.objective.noun,
         "batch_size": task.train.batch_size,
         "learning_rate": plan.peak,
         "scheduler": task.train.scheduler,
@@ -277,21 +281,6 @@ def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
         "flattened": loop.model.flattened,
         "resumed_from": list(progress.resumed_from),
     }
-
-
-def _preference_section(task: Task, prepared: Prepared) -> dict[str, Any]:
-    """Of preference training: β, and for each split its pairs and the trained tokens of both answers."""
-    if prepared.data.kind != "preference":
-        return {}
-    splits = {
-        name: {
-            "pairs": rows.units,
-            "chosen_tokens": sum(row.trained for row in rows.rows[0::2]),
-            "rejected_tokens": sum(row.trained for row in rows.rows[1::2]),
-        }
-        for name, rows in prepared.splits.items()
-    }
-    return {"preference": {"beta": task.train.effective_beta, **splits}}
 
 
 def _precision_section(base: Base) -> dict[str, Any]:

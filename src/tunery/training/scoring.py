@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunery.data.batching import FlatBatch, Row, deal, flatten, micro_batches
+from tunery.data.batching import PackedBatch, Row, deal, flatten, micro_batches
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import active_adapter, using
 from tunery.models.device import is_out_of_memory
-from tunery.models.flat import FlatModel
 from tunery.progress import Note, Say
 from tunery.training.guard import out_of_memory_with_one_row
 from tunery.training.loss import BatchLoss, batch_loss
@@ -68,7 +68,7 @@ class Scorer:
         say: told when this process has to score alone.
     """
 
-    def __init__(self, model: FlatModel, pool: WorkerPool | None = None, say: Say | None = None) -> None:
+    def __init__(self, model: PackedModel, pool: WorkerPool | None = None, say: Say | None = None) -> None:
         self.model, self.pool, self._say = model, pool, say
 
     def __call__(self, rows: Sequence[Row]) -> Scores:
@@ -110,19 +110,19 @@ class _Asked:
     tokens: int
 
 
-def scoring_functions(model: FlatModel) -> Mapping[str, Function]:
+def scoring_functions(model: PackedModel) -> Mapping[str, Function]:
     """What the processes of a pool must be able to do for a Scorer."""
     return {_SCORE: partial(_answer, model)}
 
 
-def _answer(model: FlatModel, asked: _Asked) -> Scores:
+def _answer(model: PackedModel, asked: _Asked) -> Scores:
     with using(model.model, asked.adapter):
         return score(model, asked.rows, asked.tokens)
 
 
 @contextlib.contextmanager
 def scoring(
-    model: FlatModel, rows: Sequence[Row], workers: int | str = "auto", say: Say | None = None
+    model: PackedModel, rows: Sequence[Row], workers: int | str = "auto", say: Say | None = None
 ) -> Iterator[Scorer]:
     """A scorer with as many workers as score such rows fastest, or with as many as are wanted (`train.cpu_workers`)."""
     count = workers if isinstance(workers, int) and can_fork(model) else 1
@@ -144,7 +144,7 @@ def scoring(
 
 
 @torch.no_grad()
-def score(model: FlatModel, rows: Sequence[Row], tokens: int = BATCH_TOKENS) -> Scores:
+def score(model: PackedModel, rows: Sequence[Row], tokens: int = BATCH_TOKENS) -> Scores:
     """What a model says of rows, computed by this process; one chunk of logits exists at a time."""
     weight = 0.0
     found: list[tuple[np.ndarray, BatchLoss]] = []
@@ -164,7 +164,7 @@ def _sum(values: Sequence[Tensor]) -> float:
     return sum(torch.stack(list(values)).tolist()) if values else 0.0
 
 
-def _losses(model: FlatModel, rows: Sequence[Row], tokens: int) -> Iterator[tuple[list[Row], FlatBatch, BatchLoss]]:
+def _losses(model: PackedModel, rows: Sequence[Row], tokens: int) -> Iterator[tuple[list[Row], PackedBatch, BatchLoss]]:
     """Losses of all rows; where memory runs out, a batch is halved and tried again."""
     waiting = list(micro_batches(rows, len(rows) if model.flattened else 1, tokens))[::-1]
     while waiting:

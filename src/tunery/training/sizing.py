@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from tunery.config import Task
-from tunery.data.batching import FlatBatch, Row, flatten, largest_unit, step_rows
+from tunery.data.batching import PackedBatch, Row, flatten, largest_unit, step_rows
 from tunery.data.prepare import Prepared, Rows
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import base_parameters
 from tunery.models.device import peak_memory, resident_memory
-from tunery.models.flat import FlatModel
-from tunery.models.memory import Lean, MemoryEstimate, estimate, logit_chunk, tokens_that_fit
 from tunery.models.quantized import held_bytes, numel
+from tunery.training.memory import Lean, MemoryEstimate, estimate, logit_chunk, tokens_that_fit
 
 SAMPLED_STEPS = 8
 USED_SHARE = 0.8
@@ -54,7 +54,7 @@ class Need:
         tokens: computed at a time, unless memory forbids.
         longest: computed tokens of the largest row (or pair): the least that must fit.
         positions: most predicting positions.
-        sizes: what else tunery.models.memory.estimate takes.
+        sizes: what else tunery.training.memory.estimate takes.
     """
 
     config: Any
@@ -103,13 +103,13 @@ class Need:
         return tokens_that_fit(self.config, budget_bytes=budget, gradient_checkpointing=recompute, **self.sizes)
 
 
-def sampled(task: Task, train: Rows, *, share: bool = True) -> list[FlatBatch]:
+def sampled(task: Task, train: Rows, *, share: bool = True) -> list[PackedBatch]:
     """The batches of the first steps, each as one flattened row."""
     steps = (step_rows(train.rows, train.unit, task.seed, step, task.train.batch_size) for step in range(SAMPLED_STEPS))
     return [flatten(rows, share=share) for rows in steps]
 
 
-def largest(batches: Sequence[FlatBatch]) -> tuple[int, int]:
+def largest(batches: Sequence[PackedBatch]) -> tuple[int, int]:
     """(computed tokens, predicting positions): the most that any of them has."""
     return max(len(batch.ids) for batch in batches), max(len(batch.sources) for batch in batches)
 
@@ -125,7 +125,7 @@ def wanted_rows(task: Task) -> int:
     return task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
 
 
-def size_up(task: Task, prepared: Prepared, base: Any, model: FlatModel, available: int) -> Sizing:
+def size_up(task: Task, prepared: Prepared, base: Any, model: PackedModel, available: int) -> Sizing:
     """Settle `micro_batch_size: auto` and `gradient_checkpointing: auto`.
 
     Args:

@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunery.config import BUILT_IN_MODELS, Kind, Task
+from tunery.config import BUILT_IN_MODELS, Task
 from tunery.errors import AdapterError
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter, read_config
-from tunery.lora.attach import Piece, attach, place
-from tunery.lora.layer import DropoutClock
+from tunery.lora.attach import attach, place
+from tunery.lora.dropout import DropoutClock
+from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.hashes import cached_sha256
-
-REFERENCE = "reference"
-"""Name of the frozen copy of the starting adapter that preference training compares with."""
+from tunery.training.objectives.base import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,14 @@ class Attached:
     start: Start | None = None
 
 
-def attach_adapter(task: Task, kind: Kind, model: Any) -> Attached:
+def attach_adapter(task: Task, model: Any, *, reference: bool = False) -> Attached:
     """Put the adapter to be trained on a base model, as the task says.
 
-    Dropout is a setting of this training, not of an adapter that it goes on from. For preference training such an
-    adapter is put on twice: the second one, REFERENCE, stays as it is.
+    Dropout is a setting of this training, not of an adapter that it goes on from.
 
     Args:
-        kind: of the rows.
+        reference: the tuned model is compared with what it starts from: an adapter to go on from is put on twice, and
+            the second one, REFERENCE, stays as it is.
 
     Raises:
         TargetError: `lora.targets` matches nothing.
@@ -118,17 +117,18 @@ def attach_adapter(task: Task, kind: Kind, model: Any) -> Attached:
             targets=lora.targets,
             exclude=lora.exclude,
             rank_stabilized=lora.rank_stabilized,
+            variant=lora.variant,
             seed=task.seed,
             clock=clock,
         )
         return Attached(matched, clock)
     with _named():
         pieces = read_adapter(dict(plain_modules(model)), lora.start)
-    if kind == "preference":
+    if reference:
         place(model, REFERENCE, _with_dropout(pieces, 0.0), trainable=False)
     place(model, "default", _with_dropout(pieces, lora.dropout), clock=clock)
     return Attached(list(pieces), clock, read_start(task))
 
 
-def _with_dropout(pieces: Mapping[str, Piece], dropout: float) -> dict[str, Piece]:
+def _with_dropout(pieces: Mapping[str, LoRATensors], dropout: float) -> dict[str, LoRATensors]:
     return {path: replace(piece, settings=replace(piece.settings, dropout=dropout)) for path, piece in pieces.items()}

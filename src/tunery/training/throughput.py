@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
+from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import adapter_names, trainable_parameters
 from tunery.models.device import matmul_rate, probe_precision
-from tunery.models.flat import FlatModel
-from tunery.models.flops import step_flops
 from tunery.progress import Note
+from tunery.training.flops import step_flops
 from tunery.training.start import REFERENCE
 
 FIRST_STEPS = 3
@@ -30,14 +30,14 @@ PAUSE_SECONDS = 0.2
 
 
 class Counts(Protocol):
-    """What the number of operations follows from (tunery.training.objective.Sums, or a whole run's Progress)."""
+    """What the number of operations follows from: a step's StepStats, or a whole run's Progress."""
 
     computed_tokens: int
     positions: int
     pairs: int
 
 
-def training_flops(model: FlatModel, counts: Counts, passes: int) -> float:
+def training_flops(model: PackedModel, counts: Counts, passes: int) -> float:
     """Floating-point operations that the steps with these counts need; `passes` as in step_flops."""
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model.model))
     reference = trainable if REFERENCE in adapter_names(model.model) else 0
@@ -53,7 +53,7 @@ def training_flops(model: FlatModel, counts: Counts, passes: int) -> float:
     )
 
 
-def matmul_fraction(model: FlatModel, flops_per_second: float) -> tuple[float | None, float]:
+def matmul_fraction(model: PackedModel, flops_per_second: float) -> tuple[float | None, float]:
     """(fraction, matmul rate): what part of the rate that matmuls alone reach now a run has reached.
 
     A rate below what the run reached was measured beside another program: it is measured again, and without a sound one
@@ -78,7 +78,7 @@ class SpeedCheck:
         chosen: the dtype was chosen by a probe, not set.
     """
 
-    model: FlatModel
+    model: PackedModel
     passes: int
     promised: float
     chosen: bool
@@ -120,7 +120,7 @@ class SpeedCheck:
         return Note(share, level="warn", code="slow", hint=hint)
 
 
-def speed_check(model: FlatModel, passes: int, *, chosen: bool) -> SpeedCheck | None:
+def speed_check(model: PackedModel, passes: int, *, chosen: bool) -> SpeedCheck | None:
     """For a run on a CPU; None elsewhere, where the fixed cost of small operations depends on the host."""
     if model.device.type != "cpu" or model.model.dtype not in (torch.float32, torch.bfloat16):
         return None

@@ -22,9 +22,10 @@ import torch
 from tunery.data.batching import Row, deal
 from tunery.errors import ResumableError, TuneryError
 from tunery.fast.compile import compile_in_calling_thread
+from tunery.fast.packed_model import PackedModel
 from tunery.models.device import is_out_of_memory
-from tunery.models.flat import FlatModel
-from tunery.models.flops import attention_width, step_flops
+from tunery.models.windows import attention_width
+from tunery.training.flops import step_flops
 from tunery.training.forking import anonymous_bytes, follow_parent, signals_held_back, thread_count
 
 JOIN_SECONDS = 10.0
@@ -236,7 +237,7 @@ class WorkerPool:
 # --------------------------------------------------------------------------- how many
 
 
-def pair_cost(model: FlatModel) -> float:
+def pair_cost(model: PackedModel) -> float:
     """What a query and a key that see each other cost, summed over the layers, in computed tokens."""
     config = model.model.config
     layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0))
@@ -244,7 +245,7 @@ def pair_cost(model: FlatModel) -> float:
     return 12.0 * layers * attention_width(config) / token if token else 0.0
 
 
-def wanted_workers(model: FlatModel, batches: Sequence[Sequence[Row]], unit: int, cores: int) -> int:
+def wanted_workers(model: PackedModel, batches: Sequence[Sequence[Row]], unit: int, cores: int) -> int:
     """How many workers compute these batches fastest: 1 where this process alone does, on all cores.
 
     A worker has cores / workers threads. More workers compute a prefix that all rows share more often, and rows of
@@ -261,7 +262,7 @@ def wanted_workers(model: FlatModel, batches: Sequence[Sequence[Row]], unit: int
     return best
 
 
-def can_fork(model: FlatModel) -> bool:
+def can_fork(model: PackedModel) -> bool:
     """Linux, a CPU, and a base that is not quantised: bitsandbytes has threads of its own, which no fork keeps."""
     quantized = any(not parameter.is_floating_point() for parameter in model.model.parameters())
     return sys.platform == "linux" and model.device.type == "cpu" and not quantized

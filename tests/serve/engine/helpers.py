@@ -13,8 +13,9 @@ import torch
 
 from tests.shapes import tiny_model
 from tests.tiny import tiny_tokenizer
+from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import save_adapter
-from tunery.lora.attach import apply_lora, remove, trainable_parameters
+from tunery.lora.attach import remove, trainable_parameters
 from tunery.models.load import Base, BaseInfo
 from tunery.serve.engine.backend import Delta, Usage
 from tunery.serve.engine.batch import Limits

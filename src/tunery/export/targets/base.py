@@ -25,9 +25,19 @@ class Destination:
 
     Attributes:
         name: on the command line.
+        adds_only: it takes the adapter by itself and can only add it to the base's weights.
     """
 
     name: ClassVar[str]
+    adds_only: ClassVar[bool] = False
+
+    def all_remarks(self, wanted: Wanted) -> list[Remark]:
+        """What it refuses of an adapter, whatever else it is, and its own remarks."""
+        found = self.remarks(wanted)
+        if self.adds_only and not wanted.variant.additive:
+            why = f"an adapter by itself is added to the base's weights, and {wanted.variant.title} rescales them too"
+            found = [(True, f"{why}: use --to merged or --to gguf"), *found]
+        return found
 
     def remarks(self, wanted: Wanted) -> list[Remark]:
         """What it refuses of an adapter, or needs to be told; known before any training or export."""

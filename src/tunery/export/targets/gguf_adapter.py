@@ -24,6 +24,7 @@ class GgufAdapter(Gguf):
     about = "the adapter alone for llama.cpp, to be put on a GGUF file of the base"
     holds_base = False
     default_dtype = "f32"
+    adds_only = True
 
     def check_dtype(self, name: str) -> None:
         from tunery.export.gguf_lora import check_numbers

@@ -85,8 +85,8 @@ def _load(folder: Path, device: str) -> Any:
 
     from tunery.export.room import place_with_room
     from tunery.export.tokens import AGAIN
+    from tunery.models.hf_logging import quiet
     from tunery.models.load import attention_settings
-    from tunery.models.quiet import quiet
 
     place = place_with_room(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -35,10 +35,9 @@ class Ollama(Gguf):
         return found
 
     def prepare(self, subject: Subject, sample: Sample) -> None:
-        from tunery.config import TEMPLATED_KINDS
         from tunery.export.modelfile import pieces_of
 
-        if subject.kind in TEMPLATED_KINDS:
+        if subject.kind.templated:
             pieces_of(subject, sample.prompts)
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunery.errors import NotInstalledError
+from tunery.errors import AdapterError, NotInstalledError
 from tunery.export.limits import LIMITS, Limits
 from tunery.export.targets.base import Target
 from tunery.export.targets.vllm import Vllm
@@ -47,7 +47,7 @@ class Peft(Target):
         return LIMITS["peft"]
 
     def notes(self, wanted: Wanted) -> list[str]:
-        return [f"for vLLM: {message}" for _, message in Vllm().remarks(wanted)]
+        return [f"for vLLM: {message}" for _, message in Vllm().all_remarks(wanted)]
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
         from tunery.evaluation.record import read_run
@@ -81,8 +81,8 @@ def _score(subject: Subject, sample: Sample, tuned: Scores, folder: Path, device
     from tunery.export.layers import kept_in_layers
     from tunery.export.scores import score
     from tunery.export.verify import load_stored
+    from tunery.models.hf_logging import quiet
     from tunery.models.quantized import bitsandbytes, installed
-    from tunery.models.quiet import quiet
 
     if installed():
         bitsandbytes()  # PEFT imports it, and it would fetch code from the hub then
@@ -92,9 +92,24 @@ def _score(subject: Subject, sample: Sample, tuned: Scores, folder: Path, device
     with quiet():
         model = PeftModel.from_pretrained(base, str(folder)).eval()
     layers: Any = model.get_base_model()
+    _require_same_extra(subject, layers)
     kept = kept_in_layers(subject, lambda path: _parts(layers.get_submodule(path)))
     with compute_in_float32(model):
         return score(model, sample.probes, tuned), kept
+
+
+def _require_same_extra(subject: Subject, layers: Any) -> None:
+    """What a variant has besides A and B must be in PEFT what it is in the run.
+
+    Raises:
+        AdapterError: it is not.
+    """
+    for path, piece in subject.pieces.items():
+        layer = layers.get_submodule(path)
+        for key, tensor in piece.extra.items():
+            there = getattr(layer, key)["default"].weight.detach().cpu().float()
+            if not there.equal(tensor.float().cpu()):
+                raise AdapterError(f"{key} of {path} is not in the export")
 
 
 def _parts(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -25,6 +25,7 @@ class Vllm(Destination):
     """A server, not a form of its own: what it loads is the target peft or merged."""
 
     name = "vllm"
+    adds_only = True
 
     def remarks(self, wanted: Wanted) -> list[Remark]:
         found = []

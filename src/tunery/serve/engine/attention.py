@@ -292,5 +292,5 @@ def served_attention(
     return served.attend(q, k, v, rule)[None], None
 
 
-# The layout says who sees whom. No mask is registered: see the end of tunery.models.attention.
+# The layout says who sees whom. No mask is registered: see the end of tunery.fast.attention.
 ALL_ATTENTION_FUNCTIONS.register(NAME, served_attention)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from tunery.errors import AdapterError
 from tunery.lora.adapter import read_adapter
-from tunery.lora.attach import Piece
-from tunery.lora.layer import LoRAEmbedding, wrap
+from tunery.lora.layer import LoRAEmbedding, LoRATensors, wrap
+from tunery.lora.variants import VARIANTS
 from tunery.models.device import apart, on_device
 from tunery.serve.engine.layers import Group, Low, Site
 from tunery.serve.engine.packed import Product, packed, packed_sum, plain, plain_sum
@@ -194,6 +194,13 @@ class Bank:
             AdapterError: it cannot be read, does not fit the base, or adapts a layer that mixes tokens.
         """
         pieces = read_adapter(self._modules, folder)
+        variants = {VARIANTS[piece.settings.variant] for piece in pieces.values()}
+        if others := [variant.title for variant in variants if not variant.additive]:
+            raise AdapterError(
+                f"{folder} is a {others[0]} adapter, which rescales the base's weights, so different adapters cannot "
+                "share a batch",
+                "merge it into a copy of the base (tunery export RUN --to merged) and serve that",
+            )
         if strange := [name for name in pieces if name not in self._sites]:
             raise AdapterError(
                 f"{folder} adapts {strange[0]}, through which only some of a batch's tokens pass, so different "
@@ -202,7 +209,7 @@ class Bank:
             )
         return Adapter(key, {name: self._part(name, piece, folder) for name, piece in pieces.items()})
 
-    def _part(self, name: str, piece: Piece, folder: Path) -> tuple[Tensor, Tensor]:
+    def _part(self, name: str, piece: LoRATensors, folder: Path) -> tuple[Tensor, Tensor]:
         site = self._sites[name]
         layer, scaling = wrap(site.module), piece.settings.scaling
         A = piece.A

@@ -1,8 +1,8 @@
 """The layers of a served model: the base's own products, and beside them whatever adapters a step's tokens ask for.
 
 Layers that are given the same input (query, key and value; gate and up) compute together, as in training
-(tunery.lora.shared): one product with their weights one below the other instead of several small ones. Which layers
-those are is found out by watching one forward pass. On a CPU the weights are laid out for the processor
+(tunery.fast.shared_input): one product with their weights one below the other instead of several small ones. Which
+layers those are is found out by watching one forward pass. On a CPU the weights are laid out for the processor
 (tunery.serve.engine.packed).
 """
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tunery.errors import ModelError
 from tunery.evaluation.generate import context_length
+from tunery.fast.packed_model import TOLERANCE, Head, optimize_model, probe_rows, restore_model
 from tunery.lora.targets import plain_modules
 from tunery.models.device import on_device
-from tunery.models.flat import TOLERANCE, Head, as_before_inspection, inspect_model, probe_rows
 from tunery.models.load import Base
 from tunery.serve.engine.attention import NAME, Layers, Layout, Singles, Stretch, Watcher
 from tunery.serve.engine.bank import Adapter, Bank, Run
@@ -65,8 +65,8 @@ class Runner:
         self.model: Any = base.model
         self.device, self.dtype = self.model.device, self.model.dtype
         self.context = _context(self.model)
-        found = inspect_model(self.model, kernels=False)
-        as_before_inspection(self.model)
+        found = optimize_model(self.model, kernels=False)
+        restore_model(self.model)
         if not found.flattened:
             raise ModelError(
                 f"{base.info.name} ({base.info.architecture}) mixes tokens in other ways than by attention alone, so "

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tunery.errors import ConfigError
+from tunery.openai_api.methods import METHODS
 from tunery.paths import write_json
 from tunery.serve.errors import ApiError, not_found, shorten
 from tunery.serve.files import UPLOAD_PURPOSE, Files
@@ -309,7 +310,7 @@ class Jobs:
 
 
 def _shown(method: str) -> tuple[str, ...]:
-    return ("n_epochs", "batch_size", "learning_rate_multiplier", *(("beta",) if method == "dpo" else ()))
+    return METHODS[method].hyperparameters
 
 
 def _resuming(job_id: str) -> dict[str, str]:

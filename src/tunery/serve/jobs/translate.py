@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from tunery.config import DEFAULT_BETA, Kind, Task
+from tunery.config import DEFAULT_BETA, KindName, Task
 from tunery.errors import ConfigError
+from tunery.openai_api.methods import FEWEST_ROWS, LARGEST_BATCH, METHODS
 from tunery.paths import read_json
 from tunery.serve.errors import ApiError
 from tunery.serve.jobs.folder import JobFolder
@@ -43,24 +44,38 @@ if TYPE_CHECKING:
 Use = Literal["training", "validation"]
 """What a job uses a file for."""
 
-FEWEST_EXAMPLES = 10
+FEWEST_EXAMPLES = FEWEST_ROWS
 CHECKPOINTS_KEPT = 3
 SEEDS = 2**31
 
 _USUAL_EPOCHS, _MOST_AUTO_EPOCHS = 3, 10
 _FEW_SEEN, _MANY_SEEN = 100, 15_000
-_BATCH_SHARE, _SMALLEST_AUTO_BATCH, _LARGEST_BATCH = 0.002, 4, 256
+_BATCH_SHARE, _SMALLEST_AUTO_BATCH = 0.002, 4
 
-_KINDS: Mapping[str, tuple[Kind, ...]] = {"supervised": ("chat", "completion"), "dpo": ("preference",)}
-"""Method → the kinds of rows it takes."""
+_AUTO = {"beta": DEFAULT_BETA}
+"""Hyperparameter of one method → what its "auto" means."""
 
 _SECTIONS = ("lora", "train", "data", "evaluate")
 """Sections of a task that can be set for all jobs."""
 
 _OF_THE_REQUEST = (
-    "name", "model", "output", "seed", "data.train", "data.validation", "data.test", "data.kind", "data.columns",
-    "lora.start", "train.epochs", "train.batch_size", "train.beta", "train.learning_rate_multiplier", "train.report_to",
-)  # fmt: skip
+    "name",
+    "model",
+    "output",
+    "seed",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.kind",
+    "data.columns",
+    "lora.start",
+    "train.epochs",
+    "train.batch_size",
+    "train.objective",
+    "train.beta",
+    "train.learning_rate_multiplier",
+    "train.report_to",
+)
 """Settings that each job decides for itself."""
 
 _BESIDE_A_START = ("dropout",)
@@ -101,9 +116,9 @@ class JobSpec:
         return cls(**read_json(folder.request))
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[KindName, ...]:
         """The kinds of rows that the method takes."""
-        return _KINDS[self.method]
+        return METHODS[self.method].kinds
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -116,7 +131,7 @@ class JobSpec:
 
 def asked_of(request: CreateJob) -> dict[str, int | float]:
     """The hyperparameters that a request does not leave to "auto"."""
-    names = ("n_epochs", "batch_size", "learning_rate_multiplier", *(("beta",) if request.kind == "dpo" else ()))
+    names = METHODS[request.kind].hyperparameters
     values = {name: getattr(request.hyperparameters, name) for name in names}
     return {name: value for name, value in values.items() if value != "auto"}
 
@@ -147,9 +162,9 @@ def settle(asked: Mapping[str, Any], method: str, examples: int) -> dict[str, An
     at the top of this module."""
     auto: dict[str, Any] = {
         "n_epochs": _auto_epochs(examples),
-        "batch_size": min(max(round(_BATCH_SHARE * examples), _SMALLEST_AUTO_BATCH), _LARGEST_BATCH),
+        "batch_size": min(max(round(_BATCH_SHARE * examples), _SMALLEST_AUTO_BATCH), LARGEST_BATCH),
         "learning_rate_multiplier": 1.0,
-        **({"beta": DEFAULT_BETA} if method == "dpo" else {}),
+        **{name: _AUTO[name] for name in METHODS[method].extra},
     }
     settled = auto | dict(asked)
     return settled | {"batch_size": min(settled["batch_size"], examples)}
@@ -181,9 +196,10 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
                 raise ConfigError(
                     f"settings for all jobs: {section}.{name} is decided by each job", "remove it from the settings"
                 )
-    spec = JobSpec("base", "supervised", 0, has_validation=True, defaults=dict(defaults))
+    usual = next(iter(METHODS.values()))
+    spec = JobSpec("base", usual.name, 0, has_validation=True, defaults=dict(defaults))
     try:
-        _assemble(spec, JobFolder(Path("job")), "chat", settle({}, "supervised", 1000), "auto")
+        _assemble(spec, JobFolder(Path("job")), usual.kinds[0], settle({}, usual.name, 1000), "auto")
     except ValidationError as error:
         raise ConfigError(f"settings for all jobs: {_first(error)}", "see docs/reference.md") from None
 
@@ -193,7 +209,7 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def make_task(spec: JobSpec, folder: JobFolder, kind: Kind, settled: Mapping[str, Any], precision: str) -> Task:
+def make_task(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping[str, Any], precision: str) -> Task:
     """The task of a job.
 
     Args:
@@ -211,7 +227,7 @@ def make_task(spec: JobSpec, folder: JobFolder, kind: Kind, settled: Mapping[str
         raise ConfigError(f"the server's settings for all jobs do not fit this one: {_first(error)}") from None
 
 
-def _assemble(spec: JobSpec, folder: JobFolder, kind: Kind, settled: Mapping[str, Any], precision: str) -> Task:
+def _assemble(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping[str, Any], precision: str) -> Task:
     own: dict[str, dict[str, Any]] = {
         "data": {
             "train": str(folder.data("training_file")),
@@ -219,10 +235,11 @@ def _assemble(spec: JobSpec, folder: JobFolder, kind: Kind, settled: Mapping[str
             "kind": kind,
         },
         "train": {
+            "objective": METHODS[spec.method].objective,
             "epochs": settled["n_epochs"],
             "batch_size": settled["batch_size"],
             "learning_rate_multiplier": settled["learning_rate_multiplier"],
-            "beta": settled.get("beta"),
+            **{name: settled[name] for name in METHODS[spec.method].extra},
             "report_to": spec.trackers,
         },
     }

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunery.config import Kind
+from tunery.config import KindName
 from tunery.data.examine import Examined
 from tunery.data.example import Problem
 from tunery.data.formats import open_source
 from tunery.data.source import Row, printable, shown_path
 from tunery.errors import DataError
+from tunery.openai_api.methods import METHODS
 from tunery.paths import write_atomic, write_json
 from tunery.serve.jobs.folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
@@ -22,11 +23,6 @@ from tunery.text import gigabytes, plural
 PROBLEMS_SHOWN = 20
 
 _PARAMS = {"train": "training_file", "validation": "validation_file"}
-_FORMS = {
-    "supervised": 'each line of a file holds {"messages": […]}, or each {"prompt": …, "completion": …}',
-    "dpo": 'each line of a file holds {"input": {"messages": […]}, "preferred_output": […], '
-    '"non_preferred_output": […]}',
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Facts:
         warnings: what the user should know, a sentence each.
     """
 
-    kind: Kind
+    kind: KindName
     examples: int
     validation_examples: int
     hyperparameters: dict[str, Any]
@@ -123,7 +119,7 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------- examples
 
 
-def kind_of(spec: JobSpec, path: Path) -> Kind:
+def kind_of(spec: JobSpec, path: Path) -> KindName:
     """What the rows are. A supervised file holds completions if its first sound row does, else conversations."""
     if len(spec.kinds) == 1:
         return spec.kinds[0]
@@ -142,7 +138,7 @@ def _counts(found: Mapping[str, Examined], spec: JobSpec, folder: JobFolder) -> 
     """
     for split, examined in found.items():
         if examined.problems:
-            listed = _listed(examined.problems, examined.rows, _FORMS[spec.method])
+            listed = _listed(examined.problems, examined.rows, METHODS[spec.method].form)
             raise _bad(_PARAMS[split], _plain(listed, folder))
     rows = found["train"].rows
     if rows < FEWEST_EXAMPLES:

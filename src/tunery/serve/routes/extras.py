@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 import tunery
+from tunery.openai_api.methods import METHODS
 from tunery.paths import RunPaths, safe_name
 from tunery.serve.errors import ApiError
 from tunery.serve.jobs.translate import Use
@@ -112,9 +113,9 @@ async def check(
         "n_epochs": n_epochs,
         "batch_size": batch_size,
         "learning_rate_multiplier": learning_rate_multiplier,
-        "beta": beta if method == "dpo" else None,
+        "beta": beta,
     }
-    asked = {name: value for name, value in given.items() if value is not None}
+    asked = {name: given[name] for name in METHODS[method].hyperparameters if given[name] is not None}
     async with services.one_look:
         return json_response(
             await run_in_threadpool(_look, services, require_id("file", file_id), model, method, asked, use)

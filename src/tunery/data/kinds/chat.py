@@ -1,0 +1,67 @@
+"""Conversations: `messages` in OpenAI's form, and `tools` where there are some."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunery.data.conversation import Report, read_conversation
+from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.kinds.base import Columns, Kind, all_said, last_text, openai_messages, said_by_user
+from tunery.data.prompts import Prompts
+
+if TYPE_CHECKING:
+    from tunery.data.render import Renderer
+
+NOT_HOSTED = ("reasoning_content",)
+"""Keys of a message that hosted models do not take."""
+
+
+class Chat(Kind):
+    """See the module."""
+
+    name = "chat"
+    required: ClassVar = {"messages": ("messages", "conversations", "conversation")}
+    optional: ClassVar = {"tools": ("tools",)}
+    settings = ("system",)
+    converses = True
+
+    def parse(
+        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        return read_conversation(report, row, columns)
+
+    def shortened(self, example: Example, row: Mapping[str, Any], columns: Columns) -> bool:
+        messages = row[columns["messages"]]
+        return len(example.messages) < len(json.loads(messages) if isinstance(messages, str) else messages)
+
+    def key(self, example: Example) -> tuple[str, str]:
+        return said_by_user(example.messages), all_said(example.messages)
+
+    def question(self, prompts: Prompts, example: Example) -> list[Message]:
+        return prompts.with_system(example.messages[:-1])  # reading leaves the last trained answer at the end
+
+    def answer(self, example: Example) -> str:
+        return last_text(example.messages)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
+        return renderer.render_conversation(renderer.with_system(example.messages), example.tools)
+
+    def make(self, where: Place, asked: str, answered: str) -> Example:
+        messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+        return Example("chat", where, messages=messages)
+
+    def hosted_problems(self, example: Example) -> Iterable[str]:
+        return unknown_keys(example.messages)
+
+    def to_openai(self, prompts: Prompts, example: Example) -> dict[str, Any]:
+        return openai_messages(prompts.with_system(example.messages), example)
+
+
+def unknown_keys(messages: Iterable[Message]) -> Iterable[str]:
+    """Why hosted models do not take these messages."""
+    messages = list(messages)
+    for key in NOT_HOSTED:
+        if any(key in message for message in messages):
+            yield f"messages with {key} are not taken there"

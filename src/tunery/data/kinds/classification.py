@@ -1,0 +1,73 @@
+"""A text and its label: the model is told the instruction and the text, and answers with the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunery.data.conversation import Report
+from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.kinds.base import Columns, Kind, Tokens
+from tunery.data.kinds.text import TEXT_COLUMNS
+from tunery.data.kinds.values import read_label, read_text
+from tunery.data.prompts import Prompts
+
+if TYPE_CHECKING:
+    from tunery.data.render import Renderer
+
+
+class Classification(Kind):
+    """See the module."""
+
+    name = "classification"
+    required: ClassVar = {"text": TEXT_COLUMNS, "label": ("label", "sentiment", "category", "class", "target")}
+    settings = ("labels", "instruction", "system")
+    chat_hint = "each line you type is classified."
+
+    def parse(
+        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        text = read_text(report, row, columns["text"])
+        return {"text": text, "label": read_label(report, row, columns["label"], labels)}
+
+    def key(self, example: Example) -> tuple[str, str]:
+        return example.text, ""
+
+    def question(self, prompts: Prompts, example: Example) -> list[Message]:
+        return prompts.label_question(example.text)
+
+    def answer(self, example: Example) -> str:
+        return example.label
+
+    def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
+        return prompts.label_question(text)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
+        question = renderer.label_question(example.text)
+        return renderer.render_conversation([*question, {"role": "assistant", "content": example.label}])
+
+    def cut(self, renderer: Renderer, example: Example, row: Tokens, limit: int) -> list[Tokens]:
+        """The end of the text goes; the instruction and the label stay."""
+        text = fitting_text(renderer, example, limit)
+        if not text:
+            return []
+        return [Tokens(*encoded) for encoded in renderer.encode(renderer.render(replace(example, text=text)))]
+
+    def make(self, where: Place, asked: str, answered: str) -> Example:
+        return Example("classification", where, text=asked, label=answered)
+
+    def shown(self, example: Example) -> str | None:
+        return example.text
+
+
+def fitting_text(renderer: Renderer, example: Example, limit: int) -> str:
+    """The text of an example, its end cut until the row has at most `limit` tokens; "" if none fits."""
+    text = example.text
+    while text:
+        over = len(renderer.encode(renderer.render(replace(example, text=text)))[0][0]) - limit
+        if over <= 0:
+            return text
+        offsets = renderer.offsets(text)
+        text = text[: offsets[-over][0]].rstrip() if over < len(offsets) else ""
+    return ""

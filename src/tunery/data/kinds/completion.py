@@ -1,0 +1,61 @@
+"""A prompt and how it goes on, as text without a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunery.data.conversation import Report
+from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.kinds.base import Columns, Kind
+from tunery.data.kinds.values import read_text, with_input
+from tunery.data.prompts import Prompts
+
+if TYPE_CHECKING:
+    from tunery.data.render import Renderer
+
+PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "input")
+
+
+class Completion(Kind):
+    """See the module."""
+
+    name = "completion"
+    required: ClassVar = {"prompt": PROMPT_COLUMNS, "completion": ("completion", "response", "output", "answer")}
+    templated = False
+    chat_hint = "each line you type is a prompt to complete."
+    hosted_note = (
+        "completions are sent as conversations: the prompt as the user's message, the completion as the answer"
+    )
+
+    def parse(
+        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        prompt = read_text(report, row, columns["prompt"], may_be_blank=True)
+        return {
+            "prompt": with_input(report, row, columns, prompt),
+            "completion": read_text(report, row, columns["completion"]),
+        }
+
+    def key(self, example: Example) -> tuple[str, str]:
+        return example.prompt, example.completion
+
+    def question(self, prompts: Prompts, example: Example) -> list[Message]:
+        return prompts.with_system([{"role": "user", "content": example.prompt}])
+
+    def answer(self, example: Example) -> str:
+        return example.completion
+
+    def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
+        return None
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
+        start, whole = len(example.prompt), example.prompt + example.completion
+        return [Rendered(whole, ((start, len(whole)),), begin=True, end=True)]
+
+    def make(self, where: Place, asked: str, answered: str) -> Example:
+        return Example("completion", where, prompt=asked, completion=f" {answered}")
+
+    def hosted_problems(self, example: Example) -> Iterable[str]:
+        if not example.prompt.strip():
+            yield "the prompt is empty, and a conversation begins with what the user says"

@@ -1,0 +1,152 @@
+"""One answer to a prompt, and whether it was good: thumbs up or down.
+
+Read as prompt, completion and label, or as a conversation (messages) and label. The label is true or false, 1 or 0, or
+one of the usual words and signs (GOOD, BAD).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunery.data.conversation import Report, read_list, read_messages, read_tools, report_missing
+from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user
+from tunery.data.kinds.completion import PROMPT_COLUMNS
+from tunery.data.kinds.preference import check_answer, read_answer, read_prompt, unweighted
+from tunery.data.kinds.values import label_text, with_input
+from tunery.data.prompts import Prompts
+from tunery.data.source import printable
+
+if TYPE_CHECKING:
+    from tunery.data.render import Renderer
+
+GOOD = ("true", "1", "yes", "good", "up", "thumbs_up", "thumbs up", "👍", "like", "liked", "desirable", "positive")
+BAD = (
+    *("false", "0", "-1", "no", "bad", "down", "thumbs_down", "thumbs down", "👎", "dislike", "disliked"),
+    *("undesirable", "negative"),
+)
+"""What labels may say, in any case."""
+
+_VERDICTS: dict[str, bool] = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
+
+
+def verdict(value: Any) -> bool | None:
+    """Whether a label says that an answer is good; None for any other label."""
+    text = label_text(value)
+    return None if text is None else _VERDICTS.get(text.casefold())
+
+
+class Feedback(Kind):
+    """See the module."""
+
+    name = "feedback"
+    required: ClassVar = {"label": ("label", "feedback", "thumbs", "thumb", "vote", "rating", "desirable", "liked")}
+    optional: ClassVar = {
+        "prompt": PROMPT_COLUMNS,
+        "completion": ("completion", "response", "output", "answer"),
+        "messages": ("messages", "conversations", "conversation"),
+        "tools": ("tools",),
+    }
+    settings = ("system",)
+    converses = True
+
+    def plausible(self, rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
+        labels = [row.get(columns["label"]) for row in rows]
+        answers = "messages" in columns or {"prompt", "completion"} <= set(columns)
+        return answers and bool(labels) and all(verdict(label) is not None for label in labels)
+
+    def parse(
+        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        good = _read_verdict(report, row, columns["label"])
+        if "messages" in columns:
+            fields, answer = _conversation(report, row, columns)
+        else:
+            fields, answer = _prompt_and_answer(report, row, columns)
+        return {**fields, "chosen" if good else "rejected": tuple(map(unweighted, answer))}
+
+    def notes(self, train: Sequence[Example]) -> list[str]:
+        good = sum(bool(row.chosen) for row in train)
+        found = [f"Answers marked good: {good:,}; marked bad: {len(train) - good:,}."]
+        said = [json.dumps((row.messages, row.tools, row.chosen or row.rejected), sort_keys=True) for row in train]
+        seen = set(zip(said, (bool(row.chosen) for row in train), strict=True))
+        if both := sum((text, True) in seen and (text, False) in seen for text in dict.fromkeys(said)):
+            found.append(f"Answers that are marked good in one row and bad in another: {both:,}.")
+        return found
+
+    def key(self, example: Example) -> tuple[str, str]:
+        return said_by_user(example.messages), all_said((*example.messages, *example.chosen, *example.rejected))
+
+    def question(self, prompts: Prompts, example: Example) -> list[Message]:
+        return prompts.with_system(example.messages)
+
+    def answer(self, example: Example) -> str:
+        return last_text(example.chosen)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
+        answer, good = example.chosen or example.rejected, bool(example.chosen)
+        return [renderer.render_answer(renderer.with_system(example.messages), answer, example.tools, good)]
+
+    def make(self, where: Place, asked: str, answered: str) -> Example:
+        question, answer = {"role": "user", "content": asked}, {"role": "assistant", "content": answered}
+        return Example("feedback", where, messages=(question,), chosen=(answer,))
+
+    def hosted_refusal(self) -> tuple[str, str] | None:
+        return (
+            "hosted models do not learn from answers marked good or bad (kind feedback)",
+            "give pairs of answers (data.kind: preference), or train a model here: --set model=smollm2-135m-instruct",
+        )
+
+
+def _read_verdict(report: Report, row: Mapping[str, Any], key: str) -> bool:
+    if row.get(key) is None:
+        report_missing(report, row, key)
+        return False
+    good = verdict(row[key])
+    if good is None:
+        said = printable(str(row[key]))
+        report.add(key, f"{said!r} does not say whether the answer is good", "write true or false (or 1 or 0)")
+    return bool(good)
+
+
+def _prompt_and_answer(
+    report: Report, row: Mapping[str, Any], columns: Columns
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    missing = [columns.get(role, role) for role in ("prompt", "completion") if row.get(columns.get(role, role)) is None]
+    for key in missing:
+        report_missing(report, row, key)
+    if missing:
+        return {}, []
+    key, calls = columns["prompt"], set[str]()
+    if isinstance(row[key], str):
+        row = {**row, key: with_input(report, row, columns, row[key])}
+    prompt, tools = read_prompt(report, row, columns, calls)
+    answer = read_answer(report, columns["completion"], row[columns["completion"]], calls)
+    if not report.problems:
+        check_answer(report, columns["completion"], answer)
+    return {"messages": tuple(map(unweighted, prompt or ())), "tools": tools}, answer
+
+
+def _conversation(
+    report: Report, row: Mapping[str, Any], columns: Columns
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The conversation up to the last words of the user, and what follows: the answer that the label is about."""
+    key = columns["messages"]
+    if row.get(key) is None:
+        report_missing(report, row, key)
+        return {}, []
+    tools_key = columns.get("tools", "tools")
+    tools = read_tools(report, tools_key, row.get(tools_key))
+    value = read_list(report, key, row[key], 'write [{"role": …, "content": …}, …]')
+    messages = read_messages(report, key, value or [], set())
+    if report.problems:
+        return {}, []
+    said = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    start = said[-1] + 1 if said else 0
+    if start == len(messages):
+        report.add(key, "no answer follows what the user says", "end with the assistant's answer, or remove the row")
+        return {}, []
+    check_answer(report, key, messages[start:])
+    return {"messages": tuple(map(unweighted, messages[:start])), "tools": tools}, messages[start:]

@@ -1,0 +1,296 @@
+"""Two answers to one prompt, of which the first is preferred.
+
+Read in OpenAI's form ({input: {messages, tools}, preferred_output, non_preferred_output}) and in the field's usual one
+(prompt, chosen, rejected: texts, or lists of messages; without a prompt, two conversations that begin alike).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunery.data.conversation import Report, describe, read_list, read_messages, read_tools, report_missing
+from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.kinds.base import (
+    Columns,
+    Fitted,
+    Kind,
+    Tokens,
+    all_said,
+    last_text,
+    openai_messages,
+    plain_calls,
+    said_by_user,
+)
+from tunery.data.kinds.chat import unknown_keys
+from tunery.data.kinds.completion import PROMPT_COLUMNS
+from tunery.data.kinds.values import with_input
+from tunery.data.prompts import Prompts
+from tunery.data.source import known_here
+
+if TYPE_CHECKING:
+    from tunery.data.render import Renderer
+
+
+class Preference(Kind):
+    """See the module."""
+
+    name = "preference"
+    required: ClassVar = {
+        "chosen": ("chosen", "preferred", "preferred_output", "preferred_completion"),
+        "rejected": ("rejected", "non_preferred", "non_preferred_output", "non_preferred_completion"),
+    }
+    optional: ClassVar = {"prompt": PROMPT_COLUMNS, "tools": ("tools",)}
+    settings = ("system",)
+    pairs = True
+    noun = "pair"
+    converses = True
+
+    def parse(
+        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        key = columns.get("prompt")
+        if key and isinstance(row.get(key), str):
+            row = {**row, key: with_input(report, row, columns, row[key])}
+        return read_pair(report, row, columns)
+
+    def notes(self, train: Sequence[Example]) -> list[str]:
+        against = contradictions(train)
+        if not against:
+            return []
+        return [f"Training pairs that another one contradicts, the answers the other way round: {against:,}."]
+
+    def key(self, example: Example) -> tuple[str, str]:
+        return said_by_user(example.messages), all_said((*example.messages, *example.chosen))
+
+    def question(self, prompts: Prompts, example: Example) -> list[Message]:
+        return prompts.with_system(example.messages)
+
+    def answer(self, example: Example) -> str:
+        return last_text(example.chosen)
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
+        messages = renderer.with_system(example.messages)
+        return [
+            renderer.render_answer(messages, answer, example.tools, desirable)
+            for answer, desirable in ((example.chosen, True), (example.rejected, False))
+        ]
+
+    def fit(
+        self, renderer: Renderer, example: Example, rows: Sequence[Tokens], limit: int, too_long: str
+    ) -> Iterable[Fitted]:
+        """What is cut off the front of the prompt is cut off in both rows alike."""
+        if reason := _unusable(rows, limit, too_long):
+            yield Fitted(reason=reason)
+            return
+        over = max(len(row.ids) for row in rows) - limit
+        if over <= 0:
+            yield Fitted(rows)
+            return
+        begin = 1 if rows[0].ids[0] == renderer.tokenizer.bos_token_id else 0
+        yield Fitted([_without(row, begin, begin + over) for row in rows], truncated=True)
+
+    def make(self, where: Place, asked: str, answered: str) -> Example:
+        return Example(
+            "preference",
+            where,
+            messages=({"role": "user", "content": asked},),
+            chosen=({"role": "assistant", "content": answered},),
+            rejected=({"role": "assistant", "content": "I cannot say."},),
+        )
+
+    def hosted_problems(self, example: Example) -> Iterable[str]:
+        yield from unknown_keys((*example.messages, *example.chosen, *example.rejected))
+        for name, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+            if len(answer) > 1:
+                yield f"the {name} answer has {len(answer)} messages, and one is taken there"
+
+    def to_openai(self, prompts: Prompts, example: Example) -> dict[str, Any]:
+        return {
+            "input": openai_messages(self.question(prompts, example), example),
+            "preferred_output": plain_calls(example.chosen),
+            "non_preferred_output": plain_calls(example.rejected),
+        }
+
+
+def contradictions(rows: Iterable[Example]) -> int:
+    """How many pairs stand there a second time, with the answers the other way round."""
+    rows = list(rows)
+    prompts = [json.dumps((row.messages, row.tools), sort_keys=True) for row in rows]
+    answers = [[json.dumps(answer, sort_keys=True) for answer in (row.chosen, row.rejected)] for row in rows]
+    seen = {(prompt, *pair) for prompt, pair in zip(prompts, answers, strict=True)}
+    return sum((prompt, *pair[::-1]) in seen for prompt, pair in zip(prompts, answers, strict=True))
+
+
+# --------------------------------------------------------------------------- length
+
+
+def _unusable(pair: Sequence[Tokens], limit: int, too_long: str) -> str:
+    """Why a pair is left out; "" if it is not."""
+    chosen, rejected = pair
+    over = max(len(row.ids) for row in pair) - limit
+    if chosen.ids == rejected.ids:
+        return "both answers are the same tokens"
+    if not any(chosen.trained[1:]) or not any(rejected.trained[1:]):
+        return "it has no trained token"
+    if over > 0 and too_long == "drop":
+        return f"longer than {limit} tokens ({limit + over})"
+    prompt = min(row.trained.index(True, 1) for row in pair)
+    # the first token may be the tokenizer's own, and a token of the prompt must be left
+    return f"its answers alone are longer than {limit} tokens" if over > 0 and over + 1 >= prompt else ""
+
+
+def _without(row: Tokens, start: int, stop: int) -> Tokens:
+    """A row without its tokens [start, stop)."""
+    return replace(row, ids=row.ids[:start] + row.ids[stop:], trained=row.trained[:start] + row.trained[stop:])
+
+
+# --------------------------------------------------------------------------- reading
+
+
+_INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
+_LIST = 'write [{"role": …, "content": …}, …]'
+
+Messages = list[dict[str, Any]]
+
+
+def read_pair(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a preference example; {} where there is a problem.
+
+    Args:
+        row: its values. A text stands for one message: of the user as a prompt, of the assistant as an answer.
+        columns: role (chosen, rejected, and where there are such columns prompt and tools) → key.
+    """
+    keys = {role: columns[role] for role in ("chosen", "rejected")}
+    for key in keys.values():
+        if row.get(key) is None:
+            report_missing(report, row, key)
+    calls: set[str] = set()
+    prompt, tools = read_prompt(report, row, columns, calls)
+    answers = {role: read_answer(report, key, row.get(key), set(calls)) for role, key in keys.items()}
+    if report.problems:
+        return {}
+    if prompt is None or any(_is_whole(messages) for messages in answers.values()):
+        prompt, answers = _shared_beginning(report, columns, prompt, answers)
+    for role, key in keys.items():
+        check_answer(report, key, answers[role])
+    if any("weight" in message and message["weight"] for message in prompt):
+        report.add(columns.get("prompt", keys["chosen"]), "what both answers follow is not trained", "remove weight: 1")
+    chosen, rejected = (tuple(map(unweighted, answers[role])) for role in keys)
+    if chosen == rejected and not report.problems:
+        report.add(keys["rejected"], "both answers are the same", "make them differ, or remove the row")
+    return {"messages": tuple(map(unweighted, prompt)), "chosen": chosen, "rejected": rejected, "tools": tools}
+
+
+def unweighted(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "weight"}
+
+
+def read_prompt(
+    report: Report, row: Mapping[str, Any], columns: Mapping[str, str], calls: set[str]
+) -> tuple[Messages | None, tuple[dict[str, Any], ...]]:
+    """(messages before the answers, or None where the row gives none; tools)."""
+    key = columns.get("prompt")
+    value = None if key is None else row.get(key)
+    tools_key = columns.get("tools", "tools")
+    tools = read_tools(report, tools_key, row.get(tools_key))
+    if key is None or value is None:
+        return None, tools
+    if isinstance(value, Mapping):
+        return _openai_input(report, key, value, calls)
+    if isinstance(value, str):
+        if not value.strip():
+            report.add(key, "empty", "write the prompt, or remove the row")
+        return [{"role": "user", "content": value}], tools
+    if not isinstance(value, list):
+        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
+        return [], tools
+    if not value:
+        report.add(key, "empty", _LIST)
+    return read_messages(report, key, value, calls), tools
+
+
+def _openai_input(
+    report: Report, key: str, value: Mapping[str, Any], calls: set[str]
+) -> tuple[Messages, tuple[dict[str, Any], ...]]:
+    for unknown in sorted(set(value) - set(_INPUT_KEYS)):
+        report.add(f"{key}.{unknown}", "unknown key", known_here(unknown, _INPUT_KEYS))
+    parallel = value.get("parallel_tool_calls")
+    if parallel is not None and not isinstance(parallel, bool):
+        report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {describe(parallel)}", "write true")
+    tools = read_tools(report, f"{key}.tools", value.get("tools"))
+    if value.get("messages") is None:
+        report_missing(report, value, "messages", f"{key}.")
+        return [], tools
+    messages = read_list(report, f"{key}.messages", value["messages"], _LIST)
+    if messages == []:
+        report.add(f"{key}.messages", "empty", _LIST)
+    return read_messages(report, f"{key}.messages", messages or [], calls), tools
+
+
+def read_answer(report: Report, key: str, value: Any, calls: set[str]) -> Messages:
+    """The messages of an answer, or of a whole conversation that ends with it."""
+    if value is None:  # already reported
+        return []
+    if isinstance(value, str):
+        if not value.strip():
+            report.add(key, "the answer is empty", "write the answer, or remove the row")
+        return [{"role": "assistant", "content": value}]
+    if not isinstance(value, list):
+        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
+        return []
+    if not value:
+        report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')
+    return read_messages(report, key, value, calls)
+
+
+def _is_whole(messages: Messages) -> bool:
+    return messages[0]["role"] != "assistant"
+
+
+def _shared_beginning(
+    report: Report, columns: Mapping[str, str], given: Messages | None, answers: dict[str, Messages]
+) -> tuple[Messages, dict[str, Messages]]:
+    """(what two whole conversations begin with, what each goes on with). `given`: the row's own prompt, if any."""
+    chosen, rejected = answers["chosen"], answers["rejected"]
+    same = [unweighted(a) == unweighted(b) for a, b in zip(chosen, rejected, strict=False)]
+    shared = same.index(False) if False in same else len(same)
+    if shared == len(chosen) == len(rejected):  # said in read_pair
+        shared -= 1
+    if shared == 0:
+        key = columns["chosen"]
+        report.add(
+            key, "there is no prompt, and chosen and rejected begin differently",
+            "give a prompt, or two conversations that are the same up to their answers",
+        )  # fmt: skip
+        return [], answers
+    prompt = chosen[:shared]
+    if given is not None and not _begins_with(prompt, given):
+        report.add(
+            columns["prompt"], "the conversations in chosen and rejected do not begin with this prompt",
+            "make them begin with it, or remove the prompt",
+        )  # fmt: skip
+    return prompt, {"chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _begins_with(conversation: Messages, given: Messages) -> bool:
+    """Whether a conversation holds the messages given, one after another, after an optional system message."""
+    plain, wanted = [[unweighted(m) for m in part] for part in (conversation, given)]
+    return any(plain[at : at + len(wanted)] == wanted for at in range(len(plain)))
+
+
+def check_answer(report: Report, key: str, messages: Messages) -> None:
+    if not messages:
+        report.add(key, "the other conversation goes on where this one ends", "give both an answer of their own")
+        return
+    if messages[0]["role"] != "assistant":
+        report.add(
+            key, f"an answer begins with an assistant message, not with role {messages[0]['role']}",
+            "put what both answers follow into the prompt",
+        )  # fmt: skip
+    elif messages[-1]["role"] != "assistant":
+        report.add(key, "an answer ends with an assistant message", f"remove what follows it ({messages[-1]['role']})")
+    if any(message.get("weight") == 0 for message in messages):
+        report.add(key, "every assistant message of an answer is compared", "remove weight: 0")

@@ -1,0 +1,90 @@
+"""Texts and labels in the columns of a row, checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from tunery.data.conversation import QUOTES, Report, describe, report_missing
+from tunery.data.source import known_here, printable
+
+
+def read_text(report: Report, row: Mapping[str, Any], key: str, may_be_blank: bool = False) -> str:
+    """The text under a key; "" where there is a problem."""
+    value = row.get(key)
+    if isinstance(value, str):
+        if not may_be_blank and not value.strip():
+            report.add(key, "empty", "write the text, or remove the row")
+        return value
+    if key not in row:
+        report_missing(report, row, key)
+    elif isinstance(value, list):
+        report.add(key, "a text is needed, not a list", "put a conversation in one messages list (kind chat)")
+    else:
+        fix = QUOTES if isinstance(value, int | float) else "write the text, or remove the row"
+        report.add(key, f"a text is needed, not {describe(value)}", fix)
+    return ""
+
+
+def with_input(report: Report, row: Mapping[str, Any], columns: Mapping[str, str], prompt: str) -> str:
+    """Alpaca's input goes under the instruction. A row may have one even if those that detection saw do not."""
+    is_instruction = columns["prompt"].casefold() == "instruction"
+    key = columns.get("input", "input" if is_instruction and "input" not in columns.values() else None)
+    if key is None or row.get(key) is None:
+        return prompt
+    extra = read_text(report, row, key, may_be_blank=True)
+    return f"{prompt}\n\n{extra}" if extra.strip() else prompt
+
+
+def label_text(value: Any) -> str | None:
+    """A label as text: 1 and 1.0 are "1", true is "true"; None for what cannot be a label (null, a list)."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, float) and math.isnan(value):  # how pandas writes a missing value
+        return None
+    return str(value).strip() if isinstance(value, str | int | float | Decimal) else None
+
+
+def _same_label(text: str) -> str:
+    """One form for the ways in which programs write one label in a CSV: "1.0" is "1", "True" is "true"."""
+    if re.fullmatch(r"[+-]?\d+\.0+", text):
+        return text.partition(".")[0]
+    return text.lower() if text in ("True", "TRUE", "False", "FALSE") else text
+
+
+def label_map(labels: Mapping[str, str] | tuple[str, ...]) -> dict[str, str]:
+    """Value in the file → label name, with "1" for a value given as 1.0; two values may share a name."""
+    pairs = labels.items() if isinstance(labels, Mapping) else [(name, name) for name in labels]
+    exact = {value.strip(): name for value, name in pairs}
+    return {_same_label(value): name for value, name in exact.items()} | exact
+
+
+def read_label(report: Report, row: Mapping[str, Any], key: str, labels: Mapping[str, str] | None) -> str:
+    """The label under a key; "" where there is a problem.
+
+    Args:
+        labels: value in the file → label name, from `label_map`; None takes the values as they are.
+    """
+    if key not in row:
+        report_missing(report, row, key)
+        return ""
+    label = label_text(row[key])
+    if label is None:
+        what = describe(row[key])
+        report.add(key, f"a label is a text or a number, not {what}", "give the row a label, or remove it")
+        return ""
+    if not label:
+        report.add(key, "empty", "give the row a label, or remove it")
+        return ""
+    if labels is None:
+        return label
+    name = labels.get(label, labels.get(_same_label(label)))
+    if name is None:
+        report.add(key, f"{printable(label)!r} is not one of the labels", known_here(label, labels))
+        return ""
+    return name

@@ -1,0 +1,33 @@
+"""One raw row to one Example, or to every problem it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tunery.data.conversation import Report
+from tunery.data.detect import Shape
+from tunery.data.example import Example, Place, Problem
+from tunery.data.source import Row
+
+
+def check_row(file: str, row: Row, shape: Shape, labels: Mapping[str, str] | None = None) -> Example | list[Problem]:
+    """Turn a raw row into an example.
+
+    Args:
+        file: how messages name the row's file.
+        row: the raw row.
+        shape: its kind and columns.
+        labels: classification: value in the file → label name, from `label_map`; None takes the values as they are.
+
+    Returns:
+        The example, or all problems of the row, each with the path of its field (`messages[2].content`).
+    """
+    report = Report(file, row.line)
+    where = Place(file, row.line)
+    if isinstance(row.value, str):
+        if not shape.rules.plain_text:
+            report.add("(row)", f"plain text cannot be a row of kind {shape.kind}", "give a table or JSON lines")
+            return report.problems
+        return Example(shape.kind, where, text=row.value)
+    fields = shape.rules.parse(report, row.value, shape.columns, labels)
+    return report.problems or Example(shape.kind, where, **fields)

@@ -1,0 +1,50 @@
+"""LoRA as it was published: Hu et al. 2021, arXiv:2106.09685, section 4.1. W + s · B A."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tunery.lora.variants.base import Update, Variant
+
+if TYPE_CHECKING:
+    from tunery.lora.layer import LoRALinear
+
+
+class LoRA(Variant):
+    """y = W x + b + s · B A dropout(x)."""
+
+    name = "lora"
+    title = "LoRA"
+
+    def output(self, layer: LoRALinear, x: Tensor, name: str) -> Tensor:
+        y = layer.base(x)
+        x = layer.dropouts[name](x, layer.training)
+        return add_lora(y, x, layer.lora_A[name], layer.lora_B[name], layer.settings[name].scaling)
+
+    def merged(self, weight: Tensor, update: Update) -> Tensor:
+        return weight + update.scaling * (update.B @ update.A)
+
+
+def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """y + scaling · B A x, for every row of x.
+
+    Args:
+        y: output of the base layer, [..., out].
+        x: the adapter's input, [..., in].
+        A: [rank, in]; cast to the dtype of x.
+        B: [out, rank]; cast to that of y.
+
+    Returns:
+        [..., out], in the dtype of y.
+    """
+    return add_up(y, F.linear(x, A.to(x.dtype)), B, scaling)
+
+
+def add_up(y: Tensor, h: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """y + scaling · B h in one pass: y [..., out], h [..., rank], B [out, rank]."""
+    rows = torch.addmm(y.flatten(0, -2), h.to(y.dtype).flatten(0, -2), B.to(y.dtype).t(), alpha=scaling)
+    return rows.view(y.shape)

@@ -1,0 +1,52 @@
+"""Supervised fine-tuning: the cross-entropy of each trained token, given all tokens before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from tunery.config import Task
+from tunery.data.batching import Row, flatten
+from tunery.data.prepare import Rows
+from tunery.fast.packed_model import PackedModel
+from tunery.training.loss import batch_loss
+from tunery.training.objectives.base import Objective, StepStats, loss_metrics
+from tunery.training.scoring import Scorer, Scores
+
+
+class CrossEntropy(Objective):
+    """The mean over the trained tokens of an optimizer step, by their weight."""
+
+    name = "sft"
+
+    @classmethod
+    def build(cls, task: Task, train: Rows) -> Self:
+        return cls()
+
+    @classmethod
+    def select(cls, rows: Rows) -> Rows:
+        """Without answers that are there to be avoided."""
+        if all(row.desirable is None for row in rows.rows):
+            return rows
+        return replace(rows, rows=[row for row in rows.rows if row.desirable], unit=1)
+
+    def weight(self, rows: Sequence[Row]) -> float:
+        """The weight of the rows' trained tokens."""
+        return sum(float(row.weights.sum()) for row in rows)
+
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+        batch = flatten(rows)
+        loss = batch_loss(model, batch)
+        (loss.total / weight).backward()
+        return StepStats.of(loss.total.detach(), {"train_token_accuracy": loss.correct}, model, [batch])
+
+    def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
+        scores = score(rows)
+        return scores.mean_loss, {"token_accuracy": scores.accuracy}
+
+    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
+        return {**loss_metrics(scores.mean_loss), "token_accuracy": scores.accuracy}
+
+
+CROSS_ENTROPY = CrossEntropy()
