@@ -186,6 +186,7 @@ def test_a_job_can_be_paused_before_it_runs(tmp_path: Path) -> None:
         job = world.create(world.upload(ROWS))
         until(lambda: waiting(world, job))
         assert world.jobs.pause(job.id).status == "paused"
+        until(lambda: not process.is_locked(world.folder(job)))  # resumed before that, it would just go on
         assert world.jobs.resume(job.id).status == "validating_files"
         world.wait(job, "succeeded")
         assert starts(world).count(f"validate {job.id}") == 2
