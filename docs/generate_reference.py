@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from tunery.cli import cli
 from tunery.config import Task, all_settings
+from tunery.records.run_receipt import VERSION, HostedReceipt, Receipt
 
 TARGET = Path(__file__).with_name("reference.md")
 
@@ -48,6 +49,8 @@ def describe_type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -
         return f"list of {describe_type(arguments[0])}"
     if origin is dict:
         return "map"
+    if origin is list:
+        return "list" if arguments[0] is Any else f"list of {describe_type(arguments[0])}"
     limits = [
         f" {sign} {value:g}"
         for part in metadata
@@ -129,9 +132,33 @@ def exit_codes_part() -> Iterator[str]:
         yield f"| {code} | {meaning} |\n"
 
 
+def receipt_part() -> Iterator[str]:
+    """The fields of receipt.json."""
+    yield "\n## The receipt\n\n"
+    yield (
+        f"`receipt.json` in a run directory, format {VERSION}. In Python they are attributes too: "
+        "`run.receipt.training.steps`. A field that a run lacks was not known to the version that trained it.\n"
+    )
+    for title, model in (("A run that was trained here", Receipt), ("A hosted run: what differs", HostedReceipt)):
+        yield f"\n### {title}\n\n| field | values | meaning |\n| --- | --- | --- |\n"
+        for path, info in receipt_fields(model):
+            if model is Receipt or path not in dict(receipt_fields(Receipt)):
+                cells = (f"`{path}`", describe_type(info.annotation), info.description or "")
+                yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def receipt_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that is not a section, by its path."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from receipt_fields(info.annotation, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", info
+
+
 def reference() -> str:
     """The whole page."""
-    return HEAD + "".join([*settings_part(), *commands_part(), *exit_codes_part()])
+    return HEAD + "".join([*settings_part(), *commands_part(), *receipt_part(), *exit_codes_part()])
 
 
 def main(arguments: list[str]) -> int:

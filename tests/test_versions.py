@@ -14,7 +14,7 @@ import pytest
 
 import tunery
 from tunery import versions
-from tunery.training import receipt
+from tunery.training import build_receipt as receipt
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

@@ -18,7 +18,7 @@ from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
-from tunery.evaluation.tuned import TunedModel, load_run, read_receipt
+from tunery.evaluation.tuned import TunedModel, load_run, read_local_receipt, read_receipt
 from tunery.export.card import write_card
 from tunery.fast.packed_model import PackedModel
 from tunery.hosted.consent import Consent
@@ -28,6 +28,7 @@ from tunery.hosted.state import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
 from tunery.progress import Note, View
+from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
 from tunery.task_file import absolute, load_task
 from tunery.training.check import check as check_prepared
@@ -45,12 +46,12 @@ class Run:
 
     Attributes:
         path: the run directory.
-        receipt: the content of receipt.json.
+        receipt: of the run, as receipt.json holds it: `receipt.training.steps` or `receipt["training"]["steps"]`.
         evaluation: the content of evaluation.json; None if evaluation was off.
     """
 
     path: Path
-    receipt: dict[str, Any]
+    receipt: AnyReceipt
     evaluation: dict[str, Any] | None
 
     def load(self) -> TunedModel:
@@ -164,9 +165,9 @@ def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
         )
 
 
-def _require_same_start(task: Task, receipt: Mapping[str, Any], paths: RunPaths) -> None:
+def _require_same_start(task: Task, receipt: Receipt, paths: RunPaths) -> None:
     """Refuse to take a finished run for one that goes on from another adapter."""
-    then, now = receipt["lora"].get("start"), read_start(task)
+    then, now = receipt.lora.start, read_start(task)
     if now is not None and (then is None or now.hashes != (then["sha256"], then["config_sha256"])):
         raise ConfigError(
             f"{paths.root} holds a finished run that went on from another adapter than lies in {now.path} now",
@@ -175,9 +176,9 @@ def _require_same_start(task: Task, receipt: Mapping[str, Any], paths: RunPaths)
         )
 
 
-def _require_same_rows(prepared: Prepared, receipt: Mapping[str, Any], paths: RunPaths) -> None:
+def _require_same_rows(prepared: Prepared, receipt: Receipt, paths: RunPaths) -> None:
     """Refuse to judge a run by rows that are not those it was trained and held out with."""
-    changed = [name for name, rows in prepared.splits.items() if rows.sha256() != receipt["data"]["rows_sha256"][name]]
+    changed = [name for name, rows in prepared.splits.items() if rows.sha256() != receipt.data.rows_sha256[name]]
     if changed:
         raise DataError(
             f"the {' and '.join(changed)} rows have changed since {paths.root} was trained",
@@ -188,11 +189,11 @@ def _require_same_rows(prepared: Prepared, receipt: Mapping[str, Any], paths: Ru
 
 def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     """A run whose training is complete: evaluated if that is missing or was asked for in another way."""
-    receipt, then = read_receipt(paths), load_task(paths.task)
+    receipt, then = read_local_receipt(paths), load_task(paths.task)
     _require_same_task(task, then, paths)
     _require_same_start(task, receipt, paths)
     _require_same_rows(_prepare(task, load_tokenizer(task.model), load_config(task.model)), receipt, paths)
-    held_out = receipt["data"]["validation_rows"] or receipt["data"]["test_rows"]
+    held_out = receipt.data.validation_rows or receipt.data.test_rows
     if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):
         write_atomic(paths.task, task.to_yaml())
         view.note(Note(f"{paths.root} is trained; evaluating it"))
@@ -262,7 +263,7 @@ def evaluate(
     """
     view = view or Console()
     paths = RunPaths(Path(run))
-    if "hosted" in read_receipt(paths):
+    if isinstance(read_receipt(paths), HostedReceipt):
         return evaluate_hosted(paths, None if data is None else Path(data), view, consent)
     tuned = load_run(run)
     if data is not None:
@@ -275,16 +276,16 @@ def evaluate(
 
 
 def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -> dict[str, Any]:
-    facts, config = tuned.receipt["data"], tuned.task.data
-    more = read_more(str(data), config, facts["kind"], tuple(facts["labels"]), facts["columns"])
+    facts, config = tuned.receipt.data, tuned.task.data
+    more = read_more(str(data), config, facts.kind, tuple(facts.labels), facts.columns)
     for text in more.notes:
         view.note(Note(text))
     _note_overlap(tuned.task, more.test, view)
     rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
-    objective = make_objective(tuned.task, facts["kind"], rows)
+    objective = make_objective(tuned.task, facts.kind, rows)
     held_out = HeldOut(
         data.name,
-        KINDS[facts["kind"]],
+        KINDS[facts.kind],
         more.test,
         objective.select(rows),
         tuned.renderer,

@@ -228,7 +228,7 @@ def train(
         return
     run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
-        _print_json({"run": str(run.path), "receipt": run.receipt, "evaluation": run.evaluation})
+        _print_json({"run": str(run.path), "receipt": run.receipt.as_json(), "evaluation": run.evaluation})
     else:
         show.run(run)
 

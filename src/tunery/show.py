@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunery.evaluation.record import unit_of
+from tunery.records.run_receipt import HostedReceipt, Receipt
 from tunery.text import duration, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
@@ -173,10 +174,10 @@ def run(finished: Run) -> None:
     console = _console()
     if finished.evaluation is not None:
         evaluation(finished.evaluation)
-    if "hosted" in finished.receipt:
+    if isinstance(finished.receipt, HostedReceipt):
         _hosted_receipt(console, finished.receipt)
         console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
-        console.print(f"Model:    {finished.receipt['hosted']['tuned_model']}", soft_wrap=True)
+        console.print(f"Model:    {finished.receipt.hosted.tuned_model}", soft_wrap=True)
         return
     _receipt(console, finished.receipt)
     console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
@@ -184,21 +185,20 @@ def run(finished: Run) -> None:
     console.print(f"Try it:   tunery chat {finished.path}", soft_wrap=True)
 
 
-def _hosted_receipt(console: Console, receipt: Mapping[str, Any]) -> None:
-    data, training, hosted = receipt["data"], receipt["training"], receipt["hosted"]
-    billed, cost, seconds = hosted["billed_tokens"], hosted["cost"], receipt["speed"]["total_seconds"]
+def _hosted_receipt(console: Console, receipt: HostedReceipt) -> None:
+    data, training, hosted = receipt.data, receipt.training, receipt.hosted
+    billed, cost, seconds = hosted.billed_tokens, hosted.cost, receipt.speed.total_seconds
     lines = [
-        f"rows      {data['train_rows']:,} trained, {data['validation_rows']:,} for validation",
-        f"job       {hosted['job']} at {hosted['address']}" + ("" if seconds is None else f", {duration(seconds)}"),
+        f"rows      {data.train_rows:,} trained, {data.validation_rows:,} for validation",
+        f"job       {hosted.job} at {hosted.address}" + ("" if seconds is None else f", {duration(seconds)}"),
     ]
     if billed is not None:
         lines.append(f"billed    {billed:,} tokens" + ("" if cost is None else f", about ${cost:,.2f}"))
-    if training["first_loss"] is not None:
+    if training.first_loss is not None and training.steps is not None:
         lines.append(
-            f"training  {plural(training['steps'], 'step')}, loss {training['first_loss']:.4f} → "
-            f"{training['final_loss']:.4f}"
+            f"training  {plural(training.steps, 'step')}, loss {training.first_loss:.4f} → {training.final_loss:.4f}"
         )
-    _say_receipt(console, lines, receipt["warnings"])
+    _say_receipt(console, lines, receipt.warnings)
 
 
 def _say_receipt(console: Console, lines: Sequence[str], warnings: Sequence[str]) -> None:
@@ -247,34 +247,29 @@ def _side_by_side(console: Console, result: Mapping[str, Any]) -> None:
         console.print(Text(f"  warning: {warning}", style="yellow"))
 
 
-def _receipt(console: Console, receipt: Mapping[str, Any]) -> None:
-    tokens, lora, training = receipt["tokens"], receipt["lora"], receipt["training"]
-    moved = sum(tensor["moved"] > 0 for tensor in lora["tensors"].values())
-    speed, memory, reload = receipt["speed"], receipt["memory"], receipt["reload"]
-    end = (
-        f"{tokens['end_of_turn_token']} is trained"
-        if tokens["end_of_turn_trained"]
-        else "no end-of-turn token is trained"
-    )
+def _receipt(console: Console, receipt: Receipt) -> None:
+    tokens, lora, training = receipt.tokens, receipt.lora, receipt.training
+    moved = sum(tensor["moved"] > 0 for tensor in lora.tensors.values())
+    speed, memory, reload = receipt.speed, receipt.memory, receipt.reload
+    end = f"{tokens.end_of_turn_token} is trained" if tokens.end_of_turn_trained else "no end-of-turn token is trained"
     lines = [
-        f"{training.get('unit', 'row') + 's':<10}{receipt['data']['train_rows']:,} trained, "
-        f"{receipt['data']['validation_rows']:,} for validation",
-        f"tokens    {tokens['data']:,} in the data, {tokens['computed']:,} computed "
-        f"({tokens['computed'] / max(tokens['data'], 1):.0%}), {tokens['trained']:,} trained "
-        f"at {tokens.get('predicting_positions', tokens['trained']):,} predicting positions; {end}",
-        f"adapter   {moved} of {plural(len(lora['tensors']), 'tensor')} moved, "
-        f"{lora['trainable_parameters']:,} parameters, rank {lora['rank']}; sha256 {receipt['adapter']['sha256'][:12]}",
-        f"training  {plural(training['steps'], 'step')} ({training['stopped']}), loss {training['first_loss']:.4f} → "
-        f"{training['final_loss']:.4f}",
-        f"reloaded  the saved adapter gives loss {reload['loss_from_disk']:.6f}, "
-        f"in memory {reload['loss_in_memory']:.6f}",
-        f"speed     {speed['data_tokens_per_second']:,.0f} data tokens/s, "
-        f"{_of_the_rate(speed['matmul_share'])}({receipt['precision']['dtype']}"
-        f"{_stored(receipt['model'].get('quantization'))}); "
-        f"{duration(speed['train_seconds'])} of training",
-        f"memory    {gigabytes(memory['peak_bytes'])} at the peak, {gigabytes(memory['estimated_bytes'])} estimated",
+        f"{training.unit + 's':<10}{receipt.data.train_rows:,} trained, "
+        f"{receipt.data.validation_rows:,} for validation",
+        f"tokens    {tokens.data:,} in the data, {tokens.computed:,} computed "
+        f"({tokens.computed / max(tokens.data, 1):.0%}), {tokens.trained:,} trained "
+        f"at {tokens.predicting_positions or tokens.trained:,} predicting positions; {end}",
+        f"adapter   {moved} of {plural(len(lora.tensors), 'tensor')} moved, "
+        f"{lora.trainable_parameters:,} parameters, rank {lora.rank}; sha256 {receipt.adapter.sha256[:12]}",
+        f"training  {plural(training.steps, 'step')} ({training.stopped}), loss {training.first_loss:.4f} → "
+        f"{training.final_loss:.4f}",
+        f"reloaded  the saved adapter gives loss {reload.loss_from_disk:.6f}, in memory {reload.loss_in_memory:.6f}",
+        f"speed     {speed.data_tokens_per_second:,.0f} data tokens/s, "
+        f"{_of_the_rate(speed.matmul_share)}({receipt.precision.dtype}"
+        f"{_stored(receipt.model.quantization)}); "
+        f"{duration(speed.train_seconds)} of training",
+        f"memory    {gigabytes(memory.peak_bytes)} at the peak, {gigabytes(memory.estimated_bytes)} estimated",
     ]
-    _say_receipt(console, lines, receipt["warnings"])
+    _say_receipt(console, lines, receipt.warnings)
 
 
 # --------------------------------------------------------------------------- exports

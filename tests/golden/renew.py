@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.golden import curve
 from tests.golden.runs import RUNS, Golden
-from tunery.training.receipt import versions
+from tunery.training.build_receipt import versions
 
 LEAST_WORDS = 3
 """A reason of fewer explains nothing."""

@@ -11,7 +11,7 @@ from tests.golden import curve
 from tests.golden.curve import Line, Tolerance
 from tests.golden.renew import renew
 from tests.golden.runs import RUNS, Golden
-from tunery.training.receipt import versions
+from tunery.training.build_receipt import versions
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -22,6 +22,7 @@ from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths, read_json
+from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt, receipt_of
 from tunery.task_file import load_task
 from tunery.training.scoring import Scorer
 
@@ -43,7 +44,7 @@ class TunedModel:
     flat: PackedModel
     task: Task
     renderer: Renderer
-    receipt: Mapping[str, Any] = field(repr=False)
+    receipt: Receipt = field(repr=False)
     limit: int = 2048
 
     @property
@@ -54,7 +55,7 @@ class TunedModel:
     @property
     def kind(self) -> Kind:
         """Of the rows it was trained on."""
-        return KINDS[self.receipt["data"]["kind"]]
+        return KINDS[self.receipt.data.kind]
 
     @contextlib.contextmanager
     def untuned(self) -> Iterator[TunedModel]:
@@ -116,7 +117,7 @@ def _sampling(given: Mapping[str, Any]) -> Sampling:
     return Sampling(**given)
 
 
-def read_receipt(paths: RunPaths) -> dict[str, Any]:
+def read_receipt(paths: RunPaths) -> AnyReceipt:
     """The receipt of a finished run.
 
     Raises:
@@ -125,7 +126,7 @@ def read_receipt(paths: RunPaths) -> dict[str, Any]:
     if not paths.root.is_dir():
         raise ConfigError(f"no run directory at {paths.root}", "train one with `tunery train task.yaml`")
     try:
-        return read_json(paths.receipt)
+        return receipt_of(read_json(paths.receipt))
     except FileNotFoundError:
         hint = "finish it with `tunery train` and the same task file" if paths.checkpoints.is_dir() else None
         raise ConfigError(f"{paths.root} holds no finished run (receipt.json is missing)", hint) from None
@@ -133,27 +134,42 @@ def read_receipt(paths: RunPaths) -> dict[str, Any]:
         raise AdapterError(f"{paths.receipt} cannot be read: {error}", "restore it, or train again") from None
 
 
-def require_same_base(paths: RunPaths, task: Task, receipt: Mapping[str, Any], sha256: str) -> None:
+def read_local_receipt(paths: RunPaths) -> Receipt:
+    """The receipt of a finished run that was trained here.
+
+    Raises:
+        ConfigError: there is no finished run in that folder, or it was trained elsewhere.
+    """
+    receipt = read_receipt(paths)
+    if isinstance(receipt, HostedReceipt):
+        raise ConfigError(
+            f"{paths.root} was trained elsewhere: {receipt.hosted.tuned_model} answers at {receipt.hosted.address}",
+            "ask it there, or move it here with `tunery migrate`",
+        )
+    return receipt
+
+
+def require_same_base(paths: RunPaths, task: Task, receipt: Receipt, sha256: str) -> None:
     """Refuse a base whose weights have another hash than those of the training.
 
     Raises:
         AdapterError: they have.
     """
-    if sha256 != receipt["model"]["sha256"]:
+    if sha256 != receipt.model.sha256:
         raise AdapterError(
             f"the base {task.model} has changed since {paths.root} was trained (its weights have another hash)",
             "use the base it was trained on, or train again",
         )
 
 
-def same_renderer(paths: RunPaths, task: Task, receipt: Mapping[str, Any], tokenizer: Any) -> Renderer:
+def same_renderer(paths: RunPaths, task: Task, receipt: Receipt, tokenizer: Any) -> Renderer:
     """What turned the run's rows into text, made anew.
 
     Raises:
         AdapterError: the tokenizer's chat template is not the one of the training.
     """
-    renderer = make_renderer(tokenizer, task.data, receipt["data"]["labels"])
-    if renderer.template_sha256 != receipt["template"]["sha256"]:
+    renderer = make_renderer(tokenizer, task.data, receipt.data.labels)
+    if renderer.template_sha256 != receipt.template.sha256:
         raise AdapterError(
             f"the chat template of {task.model} is not the one {paths.root} was trained with",
             "a model answers badly under another template: restore the tokenizer it had, or train again",
@@ -169,17 +185,11 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
         AdapterError: base, chat template or adapter are not those of the training.
     """
     paths = RunPaths(Path(run))
-    receipt = read_receipt(paths)
-    if "hosted" in receipt:
-        raise ConfigError(
-            f"{paths.root} was trained elsewhere: {receipt['hosted']['tuned_model']} answers at "
-            f"{receipt['hosted']['address']}",
-            "ask it there, or move it here with `tunery migrate`",
-        )
+    receipt = read_local_receipt(paths)
     task = load_task(paths.task)
-    base = load_base(task.model, precision=receipt["precision"]["dtype"], device=device, quantize=task.train.quantize)
+    base = load_base(task.model, precision=receipt.precision.dtype, device=device, quantize=task.train.quantize)
     require_same_base(paths, task, receipt, base.info.sha256)
     renderer = same_renderer(paths, task, receipt, base.tokenizer)
     load_adapter(base.model, paths.adapter)
     flat = optimize_model(base.model)
-    return TunedModel(base, flat, task, renderer, receipt, receipt["data"]["max_length"])
+    return TunedModel(base, flat, task, renderer, receipt, receipt.data.max_length or 2048)

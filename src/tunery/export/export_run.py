@@ -194,10 +194,10 @@ def _record(
         "numbers": dtype,
         "base": {
             "name": subject.base_name,
-            "sha256": receipt["model"]["sha256"],
-            "license": receipt["model"].get("license"),
+            "sha256": receipt.model.sha256,
+            "license": receipt.model.license,
         },
-        "adapter_sha256": receipt["adapter"]["sha256"],
+        "adapter_sha256": receipt.adapter.sha256,
         "template_sha256": subject.renderer.template_sha256,
         "rows": {"origin": sample.origin, "count": len(sample.probes)},
         "comparison": verdict,

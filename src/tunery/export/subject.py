@@ -18,7 +18,7 @@ from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError
-from tunery.evaluation.tuned import read_receipt, require_same_base, same_renderer
+from tunery.evaluation.tuned import read_local_receipt, require_same_base, same_renderer
 from tunery.export.room import place_with_room
 from tunery.export.weights import BaseWeights, FileWeights, MergedWeights, ModelWeights
 from tunery.lora.adapter import WEIGHTS_FILE, read_adapter
@@ -28,6 +28,7 @@ from tunery.models.load import empty_model, load_base, load_tokenizer, quantizat
 from tunery.models.model_source import ModelSource, locate
 from tunery.models.quantized import expected_bytes
 from tunery.paths import RunPaths, file_sha256
+from tunery.records.run_receipt import Receipt
 from tunery.task_file import load_task
 
 
@@ -48,7 +49,7 @@ class Subject:
 
     paths: RunPaths
     task: Task
-    receipt: Mapping[str, Any] = field(repr=False)
+    receipt: Receipt = field(repr=False)
     source: ModelSource
     tokenizer: Any
     renderer: Renderer
@@ -68,12 +69,12 @@ class Subject:
     @property
     def kind(self) -> Kind:
         """Of the run's rows."""
-        return KINDS[self.receipt["data"]["kind"]]
+        return KINDS[self.receipt.data.kind]
 
     @property
     def limit(self) -> int:
         """The longest row of the run, in tokens."""
-        return self.receipt["data"]["max_length"]
+        return self.receipt.data.max_length or 2048
 
     @property
     def base_name(self) -> str:
@@ -97,7 +98,7 @@ def open_run(run: str | Path, device: str = "auto") -> Subject:
         AdapterError: base, chat template or adapter are not those of the training.
     """
     paths = RunPaths(Path(run))
-    receipt, task = read_receipt(paths), load_task(paths.task)
+    receipt, task = read_local_receipt(paths), load_task(paths.task)
     source = locate(task.model)
     require_same_base(paths, task, receipt, source.sha256())
     tokenizer = load_tokenizer(task.model)
@@ -109,7 +110,7 @@ def open_run(run: str | Path, device: str = "auto") -> Subject:
     held = None
     base: BaseWeights
     if quantized:
-        precision = receipt["precision"]["dtype"]
+        precision = receipt.precision.dtype
         needed = expected_bytes(layers, quantized, getattr(torch, precision).itemsize)
         place = place_with_room(device, needed)
         held = load_base(task.model, precision=precision, device=place, quantize=task.train.quantize).model
@@ -121,9 +122,9 @@ def open_run(run: str | Path, device: str = "auto") -> Subject:
     return Subject(paths, task, receipt, source, tokenizer, renderer, layers, pieces, weights, numbers, quantized, held)
 
 
-def _require_same_adapter(paths: RunPaths, receipt: Mapping[str, Any]) -> None:
+def _require_same_adapter(paths: RunPaths, receipt: Receipt) -> None:
     file = paths.adapter / WEIGHTS_FILE
-    if file.is_file() and file_sha256(file) != receipt["adapter"]["sha256"]:
+    if file.is_file() and file_sha256(file) != receipt.adapter.sha256:
         raise AdapterError(
             f"{file} is not the adapter that {paths.root} was trained to (it has another hash than in the receipt)",
             "restore it, or train again",

@@ -21,6 +21,7 @@ from tunery.hosted.side_by_side import Pair, compare_sides
 from tunery.hosted.side_by_side_page import write_side_by_side
 from tunery.paths import RunPaths, write_json
 from tunery.progress import Say
+from tunery.records.run_receipt import AnyReceipt, Receipt
 from tunery.versions import version_of
 
 SAMPLES = 24
@@ -33,7 +34,7 @@ class Finished(Protocol):
     @property
     def path(self) -> Path: ...
     @property
-    def receipt(self) -> dict[str, Any]: ...
+    def receipt(self) -> AnyReceipt: ...
     @property
     def evaluation(self) -> dict[str, Any] | None: ...
 
@@ -108,17 +109,18 @@ def _origin(capture: Capture) -> dict[str, Any]:
 
 def _target(run: Finished, tuned: TunedModel) -> dict[str, Any]:
     receipt = run.receipt
+    assert isinstance(receipt, Receipt)  # it was trained here just now
     return {
         "model": tuned.task.model,
         "run": str(run.path),
-        "parameters": receipt["model"]["parameters"],
-        "trainable_parameters": receipt["lora"]["trainable_parameters"],
-        "adapter_bytes": receipt["adapter"]["bytes"],
-        "adapter_sha256": receipt["adapter"]["sha256"],
-        "dtype": receipt["precision"]["dtype"],
-        "device": receipt["device"],
-        "train_seconds": receipt["speed"]["train_seconds"],
-        "peak_bytes": receipt["memory"]["peak_bytes"],
+        "parameters": receipt.model.parameters,
+        "trainable_parameters": receipt.lora.trainable_parameters,
+        "adapter_bytes": receipt.adapter.bytes,
+        "adapter_sha256": receipt.adapter.sha256,
+        "dtype": receipt.precision.dtype,
+        "device": receipt.device,
+        "train_seconds": receipt.speed.train_seconds,
+        "peak_bytes": receipt.memory.peak_bytes,
     }
 
 

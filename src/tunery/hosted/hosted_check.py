@@ -10,8 +10,8 @@ import numpy as np
 
 from tunery.config import Task
 from tunery.hosted.hosted_plan import make_plan
+from tunery.training.build_receipt import read_section
 from tunery.training.check import histogram, label_counts
-from tunery.training.receipt import read_section
 
 
 def check_hosted(task: Task, samples: int) -> dict[str, Any]:

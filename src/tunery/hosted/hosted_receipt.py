@@ -13,16 +13,17 @@ from tunery.hosted.job_settings import to_yaml
 from tunery.hosted.prices import dollars
 from tunery.hosted.state import HostedState
 from tunery.openai_api.methods import FEWEST_ROWS
+from tunery.records.run_receipt import HostedReceipt
 from tunery.text import plural
+from tunery.training.build_receipt import head_section, read_section
 from tunery.training.metrics import training_lines, validation_lines
-from tunery.training.receipt import head_section, read_section
 from tunery.versions import version_of
 
 FEW_ROWS = 50
 """Fewer rows than OpenAI advises to begin with."""
 
 
-def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -> dict[str, Any]:
+def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -> HostedReceipt:
     """The receipt of a run whose job has succeeded.
 
     Args:
@@ -50,7 +51,7 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -
         "versions": versions(),
     }
     facts["warnings"] = _warnings(plan, state, facts)
-    return facts
+    return HostedReceipt.of(facts)
 
 
 def versions() -> dict[str, str]:

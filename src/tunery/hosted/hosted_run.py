@@ -27,6 +27,7 @@ from tunery.hosted.job_settings import suffix, to_yaml
 from tunery.hosted.state import HostedState, load_state, put_aside
 from tunery.paths import RunPaths, read_json, safe_name, write_atomic, write_json
 from tunery.progress import Note
+from tunery.records.run_receipt import HostedReceipt
 from tunery.task_file import load_task
 from tunery.training.metrics import read_metrics
 
@@ -38,7 +39,7 @@ FAILED = ("failed", "cancelled")
 
 def train_hosted(
     task: Task, paths: RunPaths, resume: str, view: View, consent: Consent | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+) -> tuple[HostedReceipt, dict[str, Any] | None]:
     """Have a task trained; or go on where an earlier call stopped, at whatever point that was.
 
     Returns:
@@ -71,7 +72,7 @@ def train_hosted(
     if job["status"] in FAILED:
         raise failure(job, plan)
     receipt = build_receipt(plan, state, read_metrics(paths.metrics))
-    write_json(paths.receipt, receipt)
+    receipt.write(paths.receipt)
     evaluation = _evaluate_own(service, plan, state, paths, view, consent)
     write_report(paths.root)
     return receipt, evaluation
@@ -258,9 +259,9 @@ def _evaluate_own(
 
 def _finished(
     plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+) -> tuple[HostedReceipt, dict[str, Any] | None]:
     """A run whose job is done: evaluated if that is missing or was asked for in another way."""
-    receipt, then = read_json(paths.receipt), load_task(paths.task)
+    receipt, then = HostedReceipt.read(paths.receipt), load_task(paths.task)
     if plan.exam is not None and (plan.task.evaluate != then.evaluate or not paths.evaluation.exists()):
         view.note(Note(f"{paths.root} is trained; evaluating it"))
         service = Service(plan.task.hosted, view.note)

@@ -18,10 +18,10 @@ from tunery.models.device import available_memory, matmul_rate, pick_device, res
 from tunery.models.load import empty_model, quantization_of
 from tunery.models.quantized import expected_bytes
 from tunery.models.windows import layer_windows, visible_pairs
+from tunery.training.build_receipt import data_section, end_of_turn
 from tunery.training.flops import step_flops
 from tunery.training.objectives.base import REFERENCE, Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
-from tunery.training.receipt import data_section, end_of_turn
 from tunery.training.sizing import Need, largest, sampled
 from tunery.training.start import attach_adapter
 

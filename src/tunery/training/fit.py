@@ -26,10 +26,12 @@ from tunery.lora.attach import adapter_state, trainable_parameters
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import available_memory
 from tunery.models.load import Base
-from tunery.paths import RunPaths, write_atomic, write_folder, write_json
+from tunery.paths import RunPaths, write_atomic, write_folder
 from tunery.progress import Note, View
+from tunery.records.run_receipt import Receipt
 from tunery.startup import seconds_since_start
 from tunery.text import gigabytes
+from tunery.training.build_receipt import build_receipt
 from tunery.training.checkpoint import Checkpoints, Progress
 from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.decoder_layers import DecoderLayers, running_layers, try_compiling
@@ -37,7 +39,6 @@ from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.loop import Loop, Plan, make_optimizer
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
 from tunery.training.plan import make_plan
-from tunery.training.receipt import build_receipt
 from tunery.training.scoring import scoring_functions
 from tunery.training.sizing import SAMPLED_STEPS, Sizing, size_up
 from tunery.training.start import Attached, attach_adapter
@@ -91,7 +92,7 @@ class FitResult:
     """A trained adapter, still in memory as the active adapter "default", and its receipt."""
 
     model: PackedModel
-    receipt: dict[str, Any]
+    receipt: Receipt
 
 
 def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> FitResult:
@@ -165,17 +166,17 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
         loop.run()
         loop.compiled = calls() > compiled_calls
     _save_adapter(base, paths.adapter)
-    facts = build_receipt(task, prepared, base, loop, initial, attached, sizing.expected_bytes, paths.adapter)
-    facts["speed"]["startup_seconds"] = log.first_step
-    facts["speed"]["total_seconds"] = round(time.perf_counter() - started, 2)
-    write_json(paths.receipt, facts)
+    receipt = build_receipt(task, prepared, base, loop, initial, attached, sizing.expected_bytes, paths.adapter)
+    receipt.speed.startup_seconds = log.first_step
+    receipt.speed.total_seconds = round(time.perf_counter() - started, 2)
+    receipt.write(paths.receipt)
     if stop:
         raise StoppedError(
             "the adapter is trained and saved; stopped before its evaluation",
             "run the same command again to evaluate it",
             signal_number=stop.signal_number or 2,
         )
-    return FitResult(model, facts)
+    return FitResult(model, receipt)
 
 
 def _inputs(prepared: Prepared, base: Base, attached: Attached) -> dict[str, str]:

@@ -24,6 +24,7 @@ from tunery.lora.targets import untouched_linear_weights
 from tunery.models.device import describe_device, peak_memory
 from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
+from tunery.records.run_receipt import VERSION, Receipt
 from tunery.training.loop import Loop
 from tunery.training.objectives.base import Objective
 from tunery.training.scoring import Scorer
@@ -173,7 +174,7 @@ def build_receipt(
     attached: Attached,
     expected_bytes: int,
     folder: Path,
-) -> dict[str, Any]:
+) -> Receipt:
     """The receipt of a run whose adapter has just been saved in `folder`.
 
     Args:
@@ -215,12 +216,13 @@ def build_receipt(
     facts["warnings"] = _warnings(prepared, facts)
     if len(still_tensors(facts["lora"]["tensors"])) == len(initial):
         raise AdapterError("no adapter tensor moved: nothing was trained", "raise train.learning_rate")
-    return facts
+    return Receipt.of(facts)
 
 
 def head_section(task: Task, task_yaml: str) -> dict[str, Any]:
     """Which task, as it is written down, by which version, when (UTC)."""
     return {
+        "version": VERSION,
         "tunery": version_of("tunery"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "name": task.name,

@@ -1,0 +1,1 @@
+"""What runs leave behind, as types: validated when it is written and when it is read."""
