@@ -33,7 +33,7 @@ class Figures:
     Attributes:
         problem: what is said in place of a speed; then the speeds are None.
         data_tokens, trained_tokens, pairs: a second; pairs only for preference pairs.
-        share: of the matrix-multiply rate measured in that run, by the operations that the program could not avoid:
+        share: of the matmul rate measured in that run, by the operations that the program could not avoid:
             tunery's for the tokens it computes, a peer's for every token of the data once (its padding and
             recomputation left out).
         peak_bytes: most resident memory; startup: seconds from the process's start to its first step.

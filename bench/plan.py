@@ -68,7 +68,7 @@ class Plan:
         learning_rate: lower for pairs, as is usual.
         about: what it stands for, in a sentence of the report.
         speed_goal: how many times as fast as every peer tunery is to be; 1 where all is trained and nothing shared.
-        share_goal: dtype → the part of the matrix-multiply rate to reach.
+        share_goal: dtype → the part of the matmul rate to reach.
         micro_batch: peer → rows computed at a time where it is not the whole batch; the one that took the least
             processor time of those tried for TRL, PEFT and Unsloth (LitGPT: as PEFT).
     """

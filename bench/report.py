@@ -31,7 +31,7 @@ format is the one that tunery's probe chooses for the machine.
 - **At a time** is how many rows (or pairs) of the batch a program computes together; for TRL at its defaults and
   tunery the whole batch, for the others the one of those tried that took the least processor time.
 - **Peak memory** is what the process held at most, libraries and the loading of the model included.
-- **Share** is the part of the machine's matrix-multiply rate, measured beside each step, that the necessary
+- **Share** is the part of the machine's matmul rate, measured beside each step, that the necessary
   operations reached: tunery's for the tokens it computes, a peer's for all tokens of the data once. A peer's
   padding and recomputation are not counted as work, nor is attention itself.
 - **Start-up** is from the start of the process to its first step: imports, loading, attaching. Rows come
@@ -190,7 +190,7 @@ def goal_rows(results: Mapping[str, Any]) -> list[list[str]]:
             rows.append(_goal(what, f"≥ {goal:g} ×", ratio, goal, "{:.1f} ×"))
         dtype = next((run["dtype"] for run in _own_runs(workload) if "dtype" in run), None)
         if (share := figures["tunery"].share) is not None and (goal := chosen.share_goal.get(str(dtype))) is not None:
-            what = f"{chosen.title}: share of the matrix-multiply rate in {dtype}"
+            what = f"{chosen.title}: share of the matmul rate in {dtype}"
             rows.append(_goal(what, f"≥ {goal:.0%}", share, goal, "{:.0%}"))
         if chosen.name == "long-text" and nearest:
             rows += _memory_goal(figures["tunery"], nearest[0])

@@ -25,7 +25,7 @@ MODEL = f"""\
 What a step of tunery costs beside the floating-point operations that it needs: for each computed token 4 per
 number of the base's matrices (forward, and the gradient of the inputs) and 6 per number of the adapter, for
 each predicting position 4 per number of the head, and 12 · heads · head width for each pair of tokens that
-attend to each other, in each layer. "At the rate" is the time they would take at the matrix-multiply rate
+attend to each other, in each layer. "At the rate" is the time they would take at the matmul rate
 measured beside the step; the share is that time over the measured one. Rank {plan.RANK} on all linear layers
 unless said otherwise; the median of two steps after one to warm up.
 """

@@ -114,3 +114,14 @@ def test_good_answers_alone_can_be_trained(project: Path) -> None:
     run = tunery.train("task.yaml", ["train.objective=sft", "train.max_steps=3", "name=good"], view=QUIET)
     assert run.receipt["training"]["objective"] == "sft"
     assert run.receipt["data"]["train_rows"] == 31 or run.receipt["data"]["train_rows"] < 45
+
+
+def test_rows_of_one_sort_can_be_judged_afterwards_with_the_runs_own_weights(project: Path) -> None:
+    run = tunery.train("task.yaml", ["train.max_steps=3"], view=QUIET)
+    (project / "good.jsonl").write_text(
+        '{"prompt": "how is film?", "completion": "the film is good", "label": true}\n' * 3
+    )
+    result = tunery.evaluate(run.path, project / "good.jsonl", view=QUIET)
+    assert result["undesirable_weight"] == run.receipt["kto"]["undesirable_weight"]
+    assert "rewards_accuracy" not in result["tuned"]
+    assert result["tuned"]["loss"] > 0

@@ -11,8 +11,8 @@ import pytest
 from tunery.errors import AdapterError
 from tunery.evaluation.tuned import read_receipt
 from tunery.paths import RunPaths
-from tunery.records.record import Record, RecordError
 from tunery.records.run_receipt import Receipt, receipt_of
+from tunery.records.typed_record import Record, RecordError
 
 EARLIER = Path(__file__).parent / "earlier" / "runs" / "labels" / "receipt.json"
 

@@ -282,7 +282,7 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
         view.note(Note(text))
     _note_overlap(tuned.task, more.test, view)
     rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
-    objective = make_objective(tuned.task, facts.kind, rows)
+    objective = make_objective(tuned.task, facts.kind, rows, tuned.receipt.as_json())
     held_out = HeldOut(
         data.name,
         KINDS[facts.kind],

@@ -80,9 +80,11 @@ class Columns(_Settings):
     )
     chosen: str | None = Field(default=None, description="the better of two answers (kind preference)")
     rejected: str | None = Field(default=None, description="the worse of two answers (kind preference)")
-    messages: str | None = Field(default=None, description="the conversation, a list of {role, content} (kind chat)")
+    messages: str | None = Field(
+        default=None, description="the conversation, a list of {role, content} (kinds chat and feedback)"
+    )
     tools: str | None = Field(
-        default=None, description="the tools offered in the conversation (kinds chat and preference)"
+        default=None, description="the tools offered in the conversation (kinds chat, preference and feedback)"
     )
 
 
@@ -117,15 +119,17 @@ class DataConfig(_Settings):
     )
     system: str | None = Field(
         default=None,
-        description="system message put before every conversation that has none (chat, classification, preference)",
+        description="system message put before every conversation that has none (chat, classification, preference, "
+        "feedback)",
     )
     max_length: PositiveInt | None = Field(
         default=None, description="longest row in tokens; left out, 2048 or the model's context, whichever is smaller"
     )
     too_long: Literal["cut", "drop"] = Field(
         default="cut",
-        description="a longer row is cut (chat, completion: the front of the prompt, so that the last answer is kept "
-        "whole; preference: the front of the prompt, for both answers alike; classification: the end of the text; "
+        description="a longer row is cut (chat, completion, feedback: the front of the prompt, so that the last answer "
+        "is kept whole; preference: the front of the prompt, for both answers alike; classification: the end of the "
+        "text; "
         "text: continued in a further row), or dropped. A row whose answer alone is too long is dropped. All are "
         "counted",
     )
@@ -182,7 +186,7 @@ class LoraConfig(_Settings):
     start: str | None = Field(
         default=None,
         description="an adapter to go on from: a folder in PEFT's format, such as a run's adapter or one of its "
-        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Objective dpo: the "
+        f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Objectives dpo and kto: the "
         "reference is then that adapter, not the base",
     )
     rank: PositiveInt = Field(default=16, description="r, the width of the low-rank update")

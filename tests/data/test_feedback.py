@@ -115,3 +115,43 @@ def test_only_the_answer_is_trained_and_its_verdict_comes_along(tmp_path: Path) 
 def test_labels_and_instructions_have_no_meaning(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.labels has no meaning for kind feedback"):
         read(tmp_path, [marked(True)], kind="feedback", labels=("true", "false"))
+
+
+def test_a_row_without_a_mark_is_reported_and_leaves_the_kind(tmp_path: Path) -> None:
+    """Had they been taken for completions, the answers marked bad would have been trained."""
+    rows = [marked(True), marked(None, 1), marked(False, 2), marked("", 3)]
+    with pytest.raises(DataError) as error:
+        read(tmp_path, rows)
+    assert "rows.jsonl:2:label: missing" in str(error.value)
+    assert "rows.jsonl:4:label" in str(error.value)
+
+
+def test_marks_as_pandas_writes_them_in_a_csv(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,completion,label\na,b,1.0\nc,d,0.0\n")
+    data = read_data(DataConfig(train=str(file), validation=None), 0)
+    assert data.kind == "feedback"
+    assert [bool(row.chosen) for row in data.train] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "message"),
+    [
+        (("comment", "stars"), {"label": "stars"}, "kind classification needs a column for the text"),
+        (("q", "reply"), {"prompt": "q"}, "kind completion needs a column for the completion"),
+        (("q", "reply"), {"completion": "reply"}, "kind completion needs a column for the prompt"),
+    ],
+)
+def test_a_column_that_was_set_does_not_make_other_rows_feedback(
+    tmp_path: Path, names: tuple[str, str], columns: dict[str, str], message: str
+) -> None:
+    rows = [dict(zip(names, (f"a {n}", "5"), strict=True)) for n in range(3)]
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, rows, columns=columns)
+
+
+def test_the_answer_of_feedback_is_needed_and_said_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "said": "a", "label": True}] * 3
+    with pytest.raises(ConfigError, match="kind feedback needs a column for the completion") as error:
+        read(tmp_path, rows, kind="feedback")
+    assert "data.columns.completion: NAME" in str(error.value)

@@ -56,3 +56,19 @@ def test_the_receipt_names_the_variant(run: Path) -> None:
     assert receipt["lora"]["variant"] == "dora"
     assert any(name.endswith("lora_magnitude_vector") for name in receipt["lora"]["tensors"])
     assert receipt["reload"]["ok"]
+
+
+def test_a_half_precision_base_that_stores_its_weights_the_other_way_round(tmp_path: Path) -> None:
+    import torch
+
+    base = save_base(tmp_path / "base", "gpt2", torch.bfloat16)
+    run = make_run(tmp_path / "run", base, "completion", "lora.variant=dora")
+    export = tunery.export_run(run, "merged", out=tmp_path / "merged", view=QUIET)
+    assert export.record["comparison"]["difference"]["agreement"] > 0.9
+
+
+def test_a_server_refuses_it_at_once(run: Path) -> None:
+    from tunery.serve.jobs.translate import check_defaults
+
+    with pytest.raises(ConfigError, match=r"lora\.variant: dora cannot be served"):
+        check_defaults({"lora": {"variant": "dora"}})

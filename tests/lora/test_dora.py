@@ -159,3 +159,25 @@ def test_it_is_trained_by_peft_as_well(tmp_path: Path) -> None:
 
 def test_only_plain_lora_is_fused_and_served_side_by_side() -> None:
     assert [name for name, variant in VARIANTS.items() if variant.additive] == ["lora"]
+
+
+def test_a_row_of_zeros_in_the_base_stays_zero() -> None:
+    base = nn.Linear(6, 4)
+    with torch.no_grad():
+        base.weight[2] = 0
+    layer = wrap(base)
+    A, B = layer.initial(2, torch.Generator().manual_seed(0))
+    layer.add("default", LoRATensors(LoRASettings(2, 4.0, variant="dora"), A, B), Dropout(0.0, None, 0))
+    layer.active = "default"
+    out = layer(torch.randn(3, 6))
+    assert torch.isfinite(out).all()
+    out.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in layer.adapter_parameters() if p.grad is not None)
+    assert torch.isfinite(layer.merged("default", layer.weight)).all()
+
+
+def test_it_keeps_more_memory_and_the_estimate_says_so() -> None:
+    from tunery.training.memory import Lean
+
+    assert Lean.of(with_dora("llama")).additive is False
+    assert Lean.of(apply_lora(tiny_model("llama", F64), rank=2)).additive is True

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from tunery.data.batching import Row
+from tunery.data.batching import Row, pack
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import optimize_model
 from tunery.training.memory import Lean, estimate, tokens_that_fit
@@ -44,14 +44,14 @@ def kept_bytes(config: Any, dtype: torch.dtype, tokens: int) -> int:
     kept: dict[int, int] = {}
     alive = []
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = flat.hidden(pack([row]))
     assert hidden.requires_grad
     return sum(kept.values())

@@ -8,7 +8,7 @@ import pytest
 
 import tunery
 from tests.test_preference_run import QUIET, base_folder, project  # noqa: F401 - a fixture
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, DataError
 
 SHORT = ["train.max_steps=3", "evaluate.generate_rows=0"]
 
@@ -48,3 +48,18 @@ def test_a_setting_of_another_objective_is_refused_before_anything_is_read(proje
     (project / "rows.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"train\.beta has no meaning for objective sft: it belongs to dpo"):
         tunery.check("task.yaml", ["train.objective=sft", "train.beta=0.2"])
+
+
+def test_answers_that_supervised_training_leaves_out_are_counted(project: Path) -> None:  # noqa: F811
+    run = tunery.train("task.yaml", ["train.objective=sft", "name=counted", *SHORT], view=QUIET)
+    assert run.receipt.data.dropped == run.receipt.data.train_rows + run.receipt.data.validation_rows
+    assert "train.objective: sft" in run.receipt.data.dropped_rows[0]["reason"]
+    assert any("rows were dropped" in warning for warning in run.receipt.warnings)
+
+
+def test_no_row_left_is_said_and_not_a_traceback(project: Path) -> None:  # noqa: F811
+    rows = [f'{{"prompt": "q{n}", "completion": "a", "label": false}}\n' for n in range(8)]
+    (project / "rows.jsonl").write_text("".join(rows))
+    for work in (tunery.check, tunery.train):
+        with pytest.raises(DataError, match="no row is left to train"):
+            work("task.yaml", ["train.objective=sft", "data.validation=2"])

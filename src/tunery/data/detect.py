@@ -98,7 +98,7 @@ def _candidates(kind: Kind, role: str, names: Sequence[str], config: DataConfig)
 
 def _missing(kind: Kind, names: Sequence[str], config: DataConfig) -> int:
     """How many of its required roles nothing could fill."""
-    return sum(not _candidates(kind, role, names, config) for role in kind.required)
+    return len(kind.missing(_found(kind, names, config)))
 
 
 def _found(kind: Kind, names: Sequence[str], config: DataConfig) -> dict[str, str]:
@@ -133,7 +133,8 @@ def _find_kind(names: list[str], rows: Sequence[dict[str, Any]], plain: bool, co
     raise ConfigError(
         f"cannot tell what the columns hold: {listed}",
         "set data.kind and data.columns (for example data.columns.text: NAME), or name the columns "
-        "messages; prompt, chosen and rejected; prompt and completion; text and label; or text. "
+        "messages; prompt, chosen and rejected; prompt and completion (and label, where answers are marked true or "
+        "false); text and label; or text. "
         "The first line of a CSV must name its columns",
     )
 
@@ -186,11 +187,11 @@ def _find_columns(kind: Kind, names: list[str], config: DataConfig) -> dict[str,
             )
         if found:
             columns[role] = found[0]
-        elif role in kind.required:
-            raise ConfigError(
-                f"kind {kind.name} needs a column for the {role}; there are: {', '.join(map(printable, names[:30]))}",
-                f"set data.columns.{role}: NAME",
-            )
+    if missing := kind.missing(columns):
+        raise ConfigError(
+            f"kind {kind.name} needs a column for the {missing[0]}; there are: {', '.join(map(printable, names[:30]))}",
+            f"set data.columns.{missing[0]}: NAME",
+        )
     if len(set(columns.values())) < len(columns):
         raise ConfigError(f"one column is set for two roles: {columns}", "set each of data.columns to its own column")
     if columns.get("prompt", "").casefold() == "instruction":

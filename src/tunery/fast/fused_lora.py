@@ -6,7 +6,7 @@ For layers i that share their input x (query, key and value; gate and up), with 
 
 Written out operation by operation, PyTorch keeps the intermediates of each and launches many small kernels. Here the
 A_i are stacked into one product, x is kept once, updates are added in place (`addmm_`), and of the intermediates only
-A x ([T, rank], thin) is kept. The sums are those of the plain path (tunery.lora.layer.add_lora) in another order. The
+A x ([T, rank], thin) is kept. The sums are those of the plain path (tunery.lora.variants.lora) in another order. The
 idea of writing the backward pass by hand, and of keeping only x and the adapters, is Unsloth's and LoRAFusion's
 (Zhu et al. 2025, arXiv:2510.00206); the code is ours.
 

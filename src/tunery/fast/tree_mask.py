@@ -50,7 +50,7 @@ class Tree:
 
 
 def tree_of(groups: Sequence[Group]) -> Tree:
-    """Number the nodes of a packed sequence. Groups come with parents before children, as `flatten` lays them out."""
+    """Number the nodes of a packed sequence. Groups come with parents before children, as `pack` lays them out."""
     total = groups[-1].stop if groups else 0
     node_of = np.empty(total, np.int64)
     position = np.empty(total, np.int32)

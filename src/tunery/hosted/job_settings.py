@@ -5,7 +5,8 @@
 | `train.epochs` | `n_epochs`, a whole number from 1 to 50 |
 | `train.batch_size` | `batch_size`, at most 256 |
 | `train.learning_rate_multiplier` | `learning_rate_multiplier`; left out, "auto" |
-| `train.beta` (kind preference) | `beta`; left out, "auto" |
+| `train.objective` | `method`: sft is supervised, dpo is dpo |
+| `train.beta` (objective dpo) | `beta`; left out, "auto" |
 | `seed` | `seed` |
 | `hosted.suffix`, else `name` | `suffix` |
 

@@ -253,7 +253,7 @@ class Layout:
         self._layer = 0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
-        """See Layers."""
+        """See CachedLayers."""
         layer, self._layer = self._layer, self._layer + 1
         outs = [part.attend(layer, q[part.at], k[part.at], v[part.at], rule) for part in self.parts]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -266,7 +266,7 @@ class AttentionWatcher:
         self.shapes: list[LayerShape] = []
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
-        """See Layers."""
+        """See CachedLayers."""
         self.shapes.append(LayerShape(k.shape[1], k.shape[2], v.shape[2]))
         return stretch_attention(q, k.transpose(0, 1), v.transpose(0, 1), 0, rule, {})
 

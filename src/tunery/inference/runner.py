@@ -62,7 +62,7 @@ class Runner:
     Args:
         base: its model is changed for good.
         adapters: the most in memory.
-        wake: see Bank.
+        wake: see AdapterCache.
 
     Raises:
         ModelError: the model cannot be computed this way.

@@ -75,7 +75,7 @@ class LayerGroup:
 
     Args:
         sites: more than one only if they are of one width and dtype, and are given one tensor.
-        source: see Source.
+        source: see StackSource.
         head: whether this is the output head, which sees only the positions that are asked for.
     """
 

@@ -181,7 +181,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
         trainable: the adapter's tensors collect gradients, to train on.
 
     Raises:
-        AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA; or `name` is taken.
+        AdapterError: the folder cannot be read, does not fit the model, or is of a method that is not known here; or
+            `name` is taken.
     """
     check_name(name)
     if name in adapter_names(model):
@@ -196,7 +197,7 @@ def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[s
         modules: of the model as it is without adapters (`plain_modules`).
 
     Raises:
-        AdapterError: the folder cannot be read, does not fit the model, or is not plain LoRA.
+        AdapterError: the folder cannot be read, does not fit the model, or is of a method that is not known here.
     """
     folder = Path(folder)
     config, tensors = read_config(folder), _read_tensors(folder)
@@ -212,7 +213,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The content of adapter_config.json.
 
     Raises:
-        AdapterError: it is missing or unreadable, or stands for something else than plain LoRA.
+        AdapterError: it is missing or unreadable, or stands for a method that is not known here.
     """
     file = folder / CONFIG_FILE
     try:
@@ -236,7 +237,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if strange:
         used = ", ".join(f"{key}: {json.dumps(config[key])}" for key in strange)
         raise AdapterError(
-            f"{folder} is not a plain LoRA adapter; it uses {used}",
+            f"{folder} is an adapter of a method that is not known here; it uses {used}",
             "load it with peft, which knows these methods; there it can be merged into the base",
         )
     return config

@@ -217,7 +217,7 @@ class LoRALinear(LoRALayer):
     @property
     def flipped(self) -> bool:
         """The base stores its weight as [in, out]."""
-        return isinstance(self.base, Conv1D)
+        return getattr(self.base, "flipped", isinstance(self.base, Conv1D))
 
     def dense_weight(self) -> Tensor:
         weight = unpacked_weight(self.base) if is_quantized(self.base) else self.weight

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from tunery.config import KindName, VariantName
-from tunery.records.record import Record
+from tunery.records.typed_record import Record
 
 VERSION = 1
 """Raised when a field changes its meaning; new fields do not raise it."""
@@ -255,6 +255,6 @@ def receipt_of(values: dict[str, Any]) -> AnyReceipt:
     """A receipt from JSON values.
 
     Raises:
-        tunery.records.record.RecordError: they are something else.
+        tunery.records.typed_record.RecordError: they are something else.
     """
     return HostedReceipt.of(values) if "hosted" in values else Receipt.of(values)

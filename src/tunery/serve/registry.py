@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tunery.config import BUILT_IN_MODELS
 from tunery.errors import CheckpointError, ConfigError
+from tunery.lora.variants import variant_of
 from tunery.paths import RunPaths, read_json
 from tunery.serve.api_errors import ApiError, shorten
 from tunery.serve.jobs.job_folder import JobFolder
@@ -96,13 +97,20 @@ class Registry:
         inside = RunPaths(path).adapter
         folder = inside if inside.is_dir() else path
         try:
-            trained_on = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+            config = read_json(folder / "adapter_config.json")
+            trained_on = config["base_model_name_or_path"]
             created = int((folder / "adapter_model.safetensors").stat().st_mtime)
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"adapter {name}: {path} holds no adapter",
                 "name a run directory, or an adapter folder in PEFT's format",
             ) from None
+        if not (variant := variant_of(config)).additive:
+            raise ConfigError(
+                f"adapter {name}: {path} is a {variant.title} adapter, which rescales the base's weights, and many "
+                "adapters share one base here",
+                "merge it (tunery export RUN --to merged) and serve that folder with --base",
+            )
         same = [base for base in self.bases if _full_name(base) == _full_name(str(trained_on))]
         if not same and len(self.bases) > 1:
             raise ConfigError(

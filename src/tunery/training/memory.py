@@ -55,10 +55,12 @@ class Lean:
     Attributes:
         norms: tunery.fast.fused_rmsnorm.FusedRMSNorm, or a norm that PyTorch computes in one step.
         mlp: tunery.fast.fused_mlp.FusedMLP, with an adapter on each of its layers.
+        additive: adapters are added to the base's outputs; other variants keep each layer's output in float32.
     """
 
     norms: bool = True
     mlp: bool = True
+    additive: bool = True
 
     @classmethod
     def of(cls, model: nn.Module) -> Lean:
@@ -66,7 +68,9 @@ class Lean:
         blocks = [module for module in model.modules() if isinstance(module, FusedMLP) or is_gated_mlp(module)]
         layers = [child for block in blocks for name, child in block.named_children() if name.endswith("_proj")]
         norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+        adapted = [module for module in model.modules() if isinstance(module, LoRALinear)]
         return cls(
+            additive=all(_adds(layer) for layer in adapted),
             norms=all(isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm") for m in norms),
             mlp=bool(layers) and all(isinstance(layer, LoRALinear) and _adds(layer) for layer in layers),
         )
@@ -127,7 +131,8 @@ def _layer_bytes(w: _Widths, dtype_bytes: int, keys: int, lean: Lean) -> float:
     - 4 b d: input and output of both norms; 8 d more where an RMSNorm is written out in float32;
     - b (2 q + 2 k): rotated queries, keys, values, and the attention's output, which the adapter after it reads;
     - 2 b f: gate and up (tunery.fast.fused_lora.gated_mlp); 4 b f where each layer runs for itself (5 for gelu_new);
-    - b H K: attention weights, where they are kept.
+    - b H K: attention weights, where they are kept;
+    - 4 (q + 2 k + 2 d + 2 f): each layer's output before it is rescaled, in float32, with a variant that does (DoRA).
 
     A base layer keeps nothing of its own, because its weight is frozen. The adapters' thin products (b · rank each) are
     under 2 %.
@@ -135,7 +140,8 @@ def _layer_bytes(w: _Widths, dtype_bytes: int, keys: int, lean: Lean) -> float:
     norms = 4 * dtype_bytes * w.hidden + (0 if lean.norms else 8 * w.hidden)
     feed_forward = 2 if lean.mlp else w.activation_steps
     inside = 2 * w.query + 2 * w.key_value + feed_forward * w.feed_forward + w.heads * keys
-    return norms + dtype_bytes * inside
+    rescaled = 0 if lean.additive else 4 * (w.query + 2 * w.key_value + 2 * w.hidden + 2 * w.feed_forward)
+    return norms + dtype_bytes * inside + rescaled
 
 
 def _working_bytes(w: _Widths, dtype_bytes: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tunery.config import KindName, Task, TrainConfig
 from tunery.data.batching import steps_per_epoch
 from tunery.data.prepare import Prepared, Rows
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, DataError
 from tunery.training.loop import Plan
 from tunery.training.objectives import OBJECTIVES
 from tunery.training.objectives.base import Objective
@@ -26,17 +27,18 @@ def _objective_type(task: Task, kind: KindName) -> type[Objective]:
         raise ConfigError(str(error), "remove it, or set train.objective") from None
 
 
-def make_objective(task: Task, kind: KindName, train: Rows) -> Objective:
+def make_objective(task: Task, kind: KindName, train: Rows, recorded: Mapping[str, Any] | None = None) -> Objective:
     """What a task minimises.
 
     Args:
         kind: of its rows, as found.
         train: those it is trained on, as `select_rows` leaves them.
+        recorded: the receipt of a finished run; see Objective.build.
 
     Raises:
         ConfigError: a setting that this objective has no use for.
     """
-    return _objective_type(task, kind).build(task, train)
+    return _objective_type(task, kind).build(task, train, recorded)
 
 
 def select_rows(task: Task, prepared: Prepared) -> Prepared:
@@ -44,9 +46,15 @@ def select_rows(task: Task, prepared: Prepared) -> Prepared:
 
     Raises:
         ConfigError: it has no use for rows of this kind.
+        DataError: none of the training rows is left.
     """
     select = _objective_type(task, prepared.data.kind).select
-    return replace(prepared, **{name: select(rows) for name, rows in prepared.splits.items()})
+    selected = replace(prepared, **{name: select(rows) for name, rows in prepared.splits.items()})
+    if not selected.train.rows:
+        raise DataError(
+            f"no row is left to train: {selected.train.dropped[-1][1]}", "add rows, or choose another train.objective"
+        )
+    return selected
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:

@@ -14,5 +14,5 @@ from tunery.data.kinds.preference import Preference
 from tunery.data.kinds.text import PlainText
 
 KINDS: Mapping[KindName, Kind] = {
-    kind.name: kind for kind in (Chat(), Preference(), Feedback(), Completion(), Classification(), PlainText())
+    kind.name: kind for kind in (Chat(), Preference(), Completion(), Classification(), Feedback(), PlainText())
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,6 +95,10 @@ class Kind(ABC):
     def labelled(self) -> bool:
         """Whether rows are classified: each has one of a task's labels, and labels are what is judged."""
         return "labels" in self.settings
+
+    def missing(self, found: Collection[str]) -> list[str]:
+        """The roles that must still be filled where those of `found` are."""
+        return [role for role in self.required if role not in found]
 
     def plausible(self, rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
         """Whether the values could be of this kind, where columns have the right names.

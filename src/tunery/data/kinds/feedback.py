@@ -7,7 +7,7 @@ one of the usual words and signs (GOOD, BAD).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunery.data.conversation import Report, read_list, read_messages, read_tools, report_missing
@@ -15,7 +15,7 @@ from tunery.data.example import Example, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user
 from tunery.data.kinds.completion import PROMPT_COLUMNS
 from tunery.data.kinds.preference import check_answer, read_answer, read_prompt, unweighted
-from tunery.data.kinds.values import label_text, with_input
+from tunery.data.kinds.values import label_text, same_label, with_input
 from tunery.data.prompts import Prompts
 from tunery.data.source import printable
 
@@ -29,13 +29,16 @@ BAD = (
 )
 """What labels may say, in any case."""
 
+SURE = 0.9
+"""Fraction of the labels that must say good or bad for a file to be taken as feedback."""
+
 _VERDICTS: dict[str, bool] = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
 
 
 def verdict(value: Any) -> bool | None:
     """Whether a label says that an answer is good; None for any other label."""
     text = label_text(value)
-    return None if text is None else _VERDICTS.get(text.casefold())
+    return None if text is None else _VERDICTS.get(same_label(text).casefold())
 
 
 class Feedback(Kind):
@@ -52,10 +55,14 @@ class Feedback(Kind):
     settings = ("system",)
     converses = True
 
+    def missing(self, found: Collection[str]) -> list[str]:
+        answer = () if "messages" in found else ("prompt", "completion")
+        return [role for role in ("label", *answer) if role not in found]
+
     def plausible(self, rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
-        labels = [row.get(columns["label"]) for row in rows]
-        answers = "messages" in columns or {"prompt", "completion"} <= set(columns)
-        return answers and bool(labels) and all(verdict(label) is not None for label in labels)
+        """Nearly all labels that are there say good or bad; the others are then reported, row by row."""
+        labels = [text for row in rows if (text := label_text(row.get(columns["label"])))]
+        return sum(verdict(label) is not None for label in labels) >= max(1, SURE * len(labels))
 
     def parse(
         self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
@@ -114,18 +121,19 @@ def _read_verdict(report: Report, row: Mapping[str, Any], key: str) -> bool:
 def _prompt_and_answer(
     report: Report, row: Mapping[str, Any], columns: Columns
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    missing = [columns.get(role, role) for role in ("prompt", "completion") if row.get(columns.get(role, role)) is None]
-    for key in missing:
-        report_missing(report, row, key)
+    columns = {"prompt": "prompt", "completion": "completion", **columns}
+    key, answered, calls = columns["prompt"], columns["completion"], set[str]()
+    missing = [name for name in (key, answered) if row.get(name) is None]
+    for name in missing:
+        report_missing(report, row, name)
     if missing:
         return {}, []
-    key, calls = columns["prompt"], set[str]()
     if isinstance(row[key], str):
         row = {**row, key: with_input(report, row, columns, row[key])}
     prompt, tools = read_prompt(report, row, columns, calls)
-    answer = read_answer(report, columns["completion"], row[columns["completion"]], calls)
+    answer = read_answer(report, answered, row[answered], calls)
     if not report.problems:
-        check_answer(report, columns["completion"], answer)
+        check_answer(report, answered, answer)
     return {"messages": tuple(map(unweighted, prompt or ())), "tools": tools}, answer
 
 

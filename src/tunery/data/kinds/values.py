@@ -50,7 +50,7 @@ def label_text(value: Any) -> str | None:
     return str(value).strip() if isinstance(value, str | int | float | Decimal) else None
 
 
-def _same_label(text: str) -> str:
+def same_label(text: str) -> str:
     """One form for the ways in which programs write one label in a CSV: "1.0" is "1", "True" is "true"."""
     if re.fullmatch(r"[+-]?\d+\.0+", text):
         return text.partition(".")[0]
@@ -61,7 +61,7 @@ def label_map(labels: Mapping[str, str] | tuple[str, ...]) -> dict[str, str]:
     """Value in the file → label name, with "1" for a value given as 1.0; two values may share a name."""
     pairs = labels.items() if isinstance(labels, Mapping) else [(name, name) for name in labels]
     exact = {value.strip(): name for value, name in pairs}
-    return {_same_label(value): name for value, name in exact.items()} | exact
+    return {same_label(value): name for value, name in exact.items()} | exact
 
 
 def read_label(report: Report, row: Mapping[str, Any], key: str, labels: Mapping[str, str] | None) -> str:
@@ -83,7 +83,7 @@ def read_label(report: Report, row: Mapping[str, Any], key: str, labels: Mapping
         return ""
     if labels is None:
         return label
-    name = labels.get(label, labels.get(_same_label(label)))
+    name = labels.get(label, labels.get(same_label(label)))
     if name is None:
         report.add(key, f"{printable(label)!r} is not one of the labels", known_here(label, labels))
         return ""

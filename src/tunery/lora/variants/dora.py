@@ -53,7 +53,7 @@ class DoRA(Variant):
 
     def merged(self, weight: Tensor, update: Update) -> Tensor:
         direction = weight + update.scaling * (update.B @ update.A)
-        gain = update.extra[MAGNITUDE] / direction.norm(dim=1)
+        gain = update.extra[MAGNITUDE] / _above_zero(direction.norm(dim=1))
         return gain[:, None] * direction
 
 
@@ -67,4 +67,9 @@ def row_norms(weight: Tensor, update: Update) -> Tensor:
     A, B, s = update.A.to(weight.dtype), update.B.to(weight.dtype), update.scaling
     across = ((weight @ A.t()) * B).sum(dim=1)
     own = ((B @ (A @ A.t())) * B).sum(dim=1)
-    return (weight.square().sum(dim=1) + 2 * s * across + s * s * own).clamp_min(0).sqrt()
+    return _above_zero((weight.square().sum(dim=1) + 2 * s * across + s * s * own).clamp_min(0).sqrt())
+
+
+def _above_zero(norms: Tensor) -> Tensor:
+    """Norms that can be divided by: a row of zeros, as pruned or padded bases have, stays zero."""
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)

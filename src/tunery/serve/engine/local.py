@@ -37,7 +37,7 @@ class LocalBackend:
         max_rows: answers computed at a time, by each base.
         max_queue: answers that may wait for that.
         device, precision: see tunery.models.load.load_base.
-        limits: further ones; see Limits.
+        limits: further ones; see BatchLimits.
     """
 
     def __init__(

@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from tunery.config import DEFAULT_BETA, KindName, Task
 from tunery.errors import ConfigError
+from tunery.lora.variants import VARIANTS
 from tunery.openai_api.methods import FEWEST_ROWS, LARGEST_BATCH, METHODS
 from tunery.paths import read_json
 from tunery.serve.api_errors import ApiError
@@ -196,6 +197,12 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
                 raise ConfigError(
                     f"settings for all jobs: {section}.{name} is decided by each job", "remove it from the settings"
                 )
+    variant = (defaults.get("lora") or {}).get("variant", "lora")
+    if variant in VARIANTS and not VARIANTS[variant].additive:
+        raise ConfigError(
+            f"settings for all jobs: lora.variant: {variant} cannot be served: many adapters share one base here",
+            "leave it out, or train with `tunery train` and serve the merged model",
+        )
     usual = next(iter(METHODS.values()))
     spec = JobSpec("base", usual.name, 0, has_validation=True, defaults=dict(defaults))
     try:

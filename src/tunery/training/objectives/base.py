@@ -93,8 +93,12 @@ class Objective(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, task: Task, train: Rows) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
         """For a task and its training rows.
+
+        Args:
+            recorded: the receipt of a finished run; what its training rows decided is taken from there, and `train` may
+                be any rows.
 
         Raises:
             ConfigError: the settings do not go together with these rows.

@@ -86,7 +86,7 @@ class DPO(Objective):
     has_reference = True
 
     @classmethod
-    def build(cls, task: Task, train: Rows) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
         return cls(task.train.effective_beta, None if task.lora.start is None else REFERENCE)
 
     @classmethod

@@ -56,7 +56,11 @@ class KTO(Objective):
     has_reference = True
 
     @classmethod
-    def build(cls, task: Task, train: Rows) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
+        reference = None if task.lora.start is None else REFERENCE
+        if recorded is not None:
+            known = recorded["kto"]
+            return cls(known["beta"], known["desirable_weight"], known["undesirable_weight"], reference)
         config, good = task.train, sum(bool(row.desirable) for row in train.rows)
         bad = len(train.rows) - good
         if not good or not bad:
@@ -72,7 +76,7 @@ class KTO(Objective):
         desirable, undesirable = (
             auto if asked == "auto" else asked for asked, auto in zip(weights, balanced, strict=True)
         )
-        return cls(config.effective_beta, desirable, undesirable, None if task.lora.start is None else REFERENCE)
+        return cls(config.effective_beta, desirable, undesirable, reference)
 
     @classmethod
     def select(cls, rows: Rows) -> Rows:

@@ -21,15 +21,18 @@ class CrossEntropy(Objective):
     name = "sft"
 
     @classmethod
-    def build(cls, task: Task, train: Rows) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
         return cls()
 
     @classmethod
     def select(cls, rows: Rows) -> Rows:
-        """Without answers that are there to be avoided."""
+        """Without answers that are there to be avoided, which count as dropped."""
         if all(row.desirable is None for row in rows.rows):
             return rows
-        return replace(rows, rows=[row for row in rows.rows if row.desirable], unit=1)
+        reason = "an answer to avoid is not trained (train.objective: sft)"
+        kept = [row for row in rows.rows if row.desirable]
+        dropped = [*rows.dropped, *((row.where, reason) for row in rows.rows if not row.desirable)]
+        return replace(rows, rows=kept, unit=1, dropped=dropped)
 
     def weight(self, rows: Sequence[Row]) -> float:
         """The weight of the rows' trained tokens."""
