@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tunery.errors import AdapterError
-from tunery.evaluation.tuned import read_receipt
+from tunery.errors import AdapterError, CheckpointError
+from tunery.evaluation.tuned import read_evaluation, read_receipt
 from tunery.paths import RunPaths
+from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import Receipt, receipt_of
 from tunery.records.typed_record import Record, RecordError
 
@@ -65,3 +66,15 @@ def test_a_damaged_receipt_is_refused_with_its_field(tmp_path: Path) -> None:
 def test_a_record_cannot_be_made_from_something_else() -> None:
     with pytest.raises(RecordError):
         Record.of([1, 2])
+
+
+def test_an_earlier_evaluation_is_read_and_written_back_as_it_was(tmp_path: Path) -> None:
+    file = EARLIER.with_name("evaluation.json")
+    values = json.loads(file.read_text())
+    evaluation = Evaluation.read(file)
+    assert evaluation.as_json() == values
+    assert evaluation.rows == 8
+    (tmp_path / "evaluation.json").write_text(json.dumps({**values, "rows": None}))
+    with pytest.raises(CheckpointError, match=r"evaluation\.json cannot be read: rows"):
+        read_evaluation(RunPaths(tmp_path))
+    assert read_evaluation(RunPaths(tmp_path / "nowhere")) is None

@@ -18,7 +18,7 @@ from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
-from tunery.evaluation.tuned import TunedModel, load_run, read_local_receipt, read_receipt
+from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
 from tunery.export.card import write_card
 from tunery.fast.packed_model import PackedModel
 from tunery.hosted.consent import Consent
@@ -26,8 +26,9 @@ from tunery.hosted.hosted_check import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.hosted.state import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
-from tunery.paths import RunPaths, lock, read_json, safe_name, write_atomic, write_json
+from tunery.paths import RunPaths, lock, safe_name, write_atomic
 from tunery.progress import Note, View
+from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
 from tunery.task_file import absolute, load_task
@@ -52,7 +53,7 @@ class Run:
 
     path: Path
     receipt: AnyReceipt
-    evaluation: dict[str, Any] | None
+    evaluation: Evaluation | None
 
     def load(self) -> TunedModel:
         """The base with this run's adapter, ready to answer."""
@@ -201,7 +202,7 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     view.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
     if not paths.report.exists():
         _write_pages(paths)
-    return Run(paths.root, receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None)
+    return Run(paths.root, receipt, read_evaluation(paths))
 
 
 def _held_out(task: Task, prepared: Prepared) -> HeldOut:
@@ -218,7 +219,7 @@ def _held_out(task: Task, prepared: Prepared) -> HeldOut:
     )
 
 
-def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, view: View) -> dict[str, Any]:
+def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, view: View) -> Evaluation:
     try:
         with scoring(model, held_out.rows.rows, task.train.cpu_workers, view.note) as score:
             result = compare(score, held_out, task.evaluate, view.note)
@@ -227,7 +228,7 @@ def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, v
             "interrupted while evaluating; the adapter is trained and saved",
             "run the same command again to evaluate it",
         ) from None
-    write_json(target, result)
+    result.write(target)
     return result
 
 
@@ -249,7 +250,7 @@ def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, view: View
 
 def evaluate(
     run: str | Path, data: str | Path | None = None, *, view: View | None = None, consent: Consent | None = None
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure base vs. tuned.
 
     Args:
@@ -275,7 +276,7 @@ def evaluate(
     return result
 
 
-def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -> dict[str, Any]:
+def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -> Evaluation:
     facts, config = tuned.receipt.data, tuned.task.data
     more = read_more(str(data), config, facts.kind, tuple(facts.labels), facts.columns)
     for text in more.notes:

@@ -228,7 +228,13 @@ def train(
         return
     run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
-        _print_json({"run": str(run.path), "receipt": run.receipt.as_json(), "evaluation": run.evaluation})
+        _print_json(
+            {
+                "run": str(run.path),
+                "receipt": run.receipt.as_json(),
+                "evaluation": run.evaluation and run.evaluation.as_json(),
+            }
+        )
     else:
         show.run(run)
 
@@ -247,7 +253,7 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
 
     result = api.evaluate(run, data, view=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
-        _print_json(result)
+        _print_json(result.as_json())
     else:
         show.evaluation(result)
 
@@ -404,7 +410,7 @@ def export(
         view=Console(quiet=quiet),
     )
     if as_json:
-        _print_json({"path": str(done.path), "export": done.record, "upload": done.upload})
+        _print_json({"path": str(done.path), "export": done.record.as_json(), "upload": done.upload})
     else:
         show.export(done)
 

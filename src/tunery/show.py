@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunery.evaluation.record import unit_of
+from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import HostedReceipt, Receipt
 from tunery.text import duration, file_size, gigabytes, plural
 
@@ -154,12 +155,11 @@ def _check_training(console: Console, training: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------- results
 
 
-def evaluation(result: Mapping[str, Any]) -> None:
+def evaluation(result: Evaluation) -> None:
     """Print base vs. tuned."""
     console = _console()
-    base, tuned = result["base"], result["tuned"]
-    unit = unit_of(result)
-    table = Table(title=f"\n{result['rows']:,} held-out {unit}", title_justify="left", title_style="bold")
+    base, tuned, unit = result.base, result.tuned, unit_of(result.as_json())
+    table = Table(title=f"\n{result.rows:,} held-out {unit}", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("base", justify="right")
     table.add_column("tuned", justify="right")

@@ -23,6 +23,7 @@ from tunery.fast.packed_model import PackedModel
 from tunery.inference.generate import Sampling, context_length, generate
 from tunery.lora.attach import disabled
 from tunery.progress import Note, Say
+from tunery.records.evaluation_record import VERSION, Evaluation
 from tunery.training.objectives.base import Objective, loss_metrics
 from tunery.training.scoring import Scorer, Scores
 
@@ -51,7 +52,7 @@ class HeldOut:
     objective: Objective
 
 
-def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
+def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> Evaluation:
     """Measure the base and the tuned model alike.
 
     Args:
@@ -69,14 +70,17 @@ def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say)
     started = time.perf_counter()
     measure = _label_measures if held_out.kind.labelled else _answer_measures
     result = measure(score, held_out, config, note)
-    return {
-        "kind": held_out.kind.name,
-        "objective": held_out.objective.name,
-        "unit": held_out.objective.noun,
-        "split": held_out.split,
-        **result,
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    return Evaluation.of(
+        {
+            "version": VERSION,
+            "kind": held_out.kind.name,
+            "objective": held_out.objective.name,
+            "unit": held_out.objective.noun,
+            "split": held_out.split,
+            **result,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+    )
 
 
 def _side(model: PackedModel, side: str) -> contextlib.AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
-from tunery.errors import AdapterError, ConfigError
+from tunery.errors import AdapterError, CheckpointError, ConfigError
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.inference.generate import Sampling, generate, stream
@@ -22,7 +22,9 @@ from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths, read_json
+from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt, receipt_of
+from tunery.records.typed_record import RecordError
 from tunery.task_file import load_task
 from tunery.training.scoring import Scorer
 
@@ -147,6 +149,22 @@ def read_local_receipt(paths: RunPaths) -> Receipt:
             "ask it there, or move it here with `tunery migrate`",
         )
     return receipt
+
+
+def read_evaluation(paths: RunPaths) -> Evaluation | None:
+    """evaluation.json of a run; None if it has none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return Evaluation.read(paths.evaluation)
+    except FileNotFoundError:
+        return None
+    except RecordError as error:
+        raise CheckpointError(
+            f"{paths.evaluation} cannot be read: {error}", "make it anew with `tunery eval`, or remove it"
+        ) from None
 
 
 def require_same_base(paths: RunPaths, task: Task, receipt: Receipt, sha256: str) -> None:

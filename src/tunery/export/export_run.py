@@ -23,8 +23,9 @@ from tunery.export.targets import HUB, HUB_CONTENT, TARGETS
 from tunery.export.targets.base import Target
 from tunery.export.verify import score_tuned
 from tunery.lora.variants import VARIANTS
-from tunery.paths import file_sha256, read_json, safe_name, write_json
+from tunery.paths import file_sha256, safe_name
 from tunery.progress import Note, Watcher
+from tunery.records.export_record import VERSION, ExportRecord
 from tunery.versions import version_of
 
 
@@ -39,7 +40,7 @@ class Export:
     """
 
     path: Path
-    record: dict[str, Any]
+    record: ExportRecord
     upload: dict[str, Any] | None = None
 
 
@@ -91,7 +92,7 @@ def export_run(
         subject.public = repository is not None
         dtype = (quantize or target.default_dtype or target.dtype(subject)).lower()
         _make(subject, target, dtype, folder, rows, device, view)
-    record = read_json(folder / RECORD)
+    record = ExportRecord.read(folder / RECORD)
     upload = _publish(folder, record, repository, private, dry_run, view) if repository else None
     return Export(folder, record, upload)
 
@@ -114,19 +115,19 @@ def _make(subject: Subject, target: Target, dtype: str, place: Path, rows: int, 
         view.note(Note("loading it back and comparing"))
         verdict = target.read_back(subject, sample, tuned, dtype, folder, device)
         record = _record(subject, sample, target.name, dtype, verdict.as_dict(), notes + more, folder)
-        write_json(folder / RECORD, record)
+        record.write(folder / RECORD)
 
     write_export(place, fill)
 
 
 def _publish(
-    target: Path, record: Mapping[str, Any], repository: str, private: bool, dry_run: bool, view: Watcher
+    target: Path, record: ExportRecord, repository: str, private: bool, dry_run: bool, view: Watcher
 ) -> dict[str, Any]:
     """Upload an export, or say what would be uploaded."""
     upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target, record["format"])}
     if not dry_run:
         view.note(Note(f"uploading {len(upload['files'])} files to {repository}"))
-        upload["address"] = hub.upload(target, repository, private=private, facts=record)
+        upload["address"] = hub.upload(target, repository, private=private, facts=record.as_json())
     return upload
 
 
@@ -183,26 +184,30 @@ def _preflight(subject: Subject, target: Target) -> list[str]:
 
 def _record(
     subject: Subject, sample: Sample, form: str, dtype: str, verdict: dict[str, Any], notes: list[str], folder: Path
-) -> dict[str, Any]:
+) -> ExportRecord:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     receipt = subject.receipt
-    return {
-        "tunery": version_of("tunery"),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "run": subject.task.name,
-        "format": form,
-        "numbers": dtype,
-        "base": {
-            "name": subject.base_name,
-            "sha256": receipt.model.sha256,
-            "license": receipt.model.license,
-        },
-        "adapter_sha256": receipt.adapter.sha256,
-        "template_sha256": subject.renderer.template_sha256,
-        "rows": {"origin": sample.origin, "count": len(sample.probes)},
-        "comparison": verdict,
-        "notes": notes,
-        "files": {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
-        },
-    }
+    return ExportRecord.of(
+        {
+            "version": VERSION,
+            "tunery": version_of("tunery"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "run": subject.task.name,
+            "format": form,
+            "numbers": dtype,
+            "base": {
+                "name": subject.base_name,
+                "sha256": receipt.model.sha256,
+                "license": receipt.model.license,
+            },
+            "adapter_sha256": receipt.adapter.sha256,
+            "template_sha256": subject.renderer.template_sha256,
+            "rows": {"origin": sample.origin, "count": len(sample.probes)},
+            "comparison": verdict,
+            "notes": notes,
+            "files": {
+                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in files
+            },
+        }
+    )

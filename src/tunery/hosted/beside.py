@@ -21,6 +21,7 @@ from tunery.hosted.side_by_side import Pair, compare_sides
 from tunery.hosted.side_by_side_page import write_side_by_side
 from tunery.paths import RunPaths, write_json
 from tunery.progress import Say
+from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, Receipt
 from tunery.versions import version_of
 
@@ -36,7 +37,7 @@ class Finished(Protocol):
     @property
     def receipt(self) -> AnyReceipt: ...
     @property
-    def evaluation(self) -> dict[str, Any] | None: ...
+    def evaluation(self) -> Evaluation | None: ...
 
 
 def put_beside(
@@ -83,7 +84,7 @@ def put_beside(
             "local_seconds": here.single_seconds,
             "local_tokens_per_second": here.tokens / here.seconds if here.seconds else None,
         },
-        "own_evaluation": run.evaluation,
+        "own_evaluation": run.evaluation and run.evaluation.as_json(),
     }
     learnt = (("hosted", rows.learnt), ("local", learnt_here(tuned.task)))
     result["warnings"] = [*_learnt(pairs, learnt), *_warnings(pairs, here, len(answered))]

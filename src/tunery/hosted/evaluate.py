@@ -25,6 +25,7 @@ from tunery.hosted.client import Service, is_local
 from tunery.hosted.questions import Question, questions, read_label
 from tunery.hosted.token_counter import TokenCounter
 from tunery.progress import Say
+from tunery.records.evaluation_record import VERSION, Evaluation
 
 USAGE = ("prompt_tokens", "completion_tokens")
 
@@ -75,7 +76,7 @@ def evaluate(
     config: EvaluateConfig,
     parallel: int,
     note: Say,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Ask both sides and score what they say.
 
     Args:
@@ -99,18 +100,21 @@ def evaluate(
     asked = [exam.questions[i] for i in usable]
     answers = {side: [said[side][i].text for i in usable] for side in SIDES}
     judge = _classification if exam.kind.labelled else _text
-    return {
-        "kind": exam.kind.name,
-        "objective": USUAL_OBJECTIVE[exam.kind.name],
-        "unit": exam.kind.noun,
-        "split": exam.split,
-        "by": "generation",
-        "rows": len(asked),
-        "left_out": exam.left_out + len(exam.questions) - len(asked),
-        **judge(exam, asked, answers, config, TokenCounter(names["base"])),
-        "answering": {side: _answering([said[side][i] for i in usable]) for side in SIDES},
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    return Evaluation.of(
+        {
+            "version": VERSION,
+            "kind": exam.kind.name,
+            "objective": USUAL_OBJECTIVE[exam.kind.name],
+            "unit": exam.kind.noun,
+            "split": exam.split,
+            "by": "generation",
+            "rows": len(asked),
+            "left_out": exam.left_out + len(exam.questions) - len(asked),
+            **judge(exam, asked, answers, config, TokenCounter(names["base"])),
+            "answering": {side: _answering([said[side][i] for i in usable]) for side in SIDES},
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+    )
 
 
 def _nothing_to_compare(said: dict[str, list[Answer]]) -> HostedError:

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.config import Task
 from tunery.data.read import read_more
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
 from tunery.evaluation.record import show
 from tunery.evaluation.report import write_report
+from tunery.evaluation.tuned import read_evaluation
 from tunery.hosted.adopt import adopt, is_job
 from tunery.hosted.ask import AnswerBook
 from tunery.hosted.client import Service
@@ -25,8 +26,9 @@ from tunery.hosted.hosted_receipt import build_receipt
 from tunery.hosted.job import cancel, create, find, require_access, upload
 from tunery.hosted.job_settings import suffix, to_yaml
 from tunery.hosted.state import HostedState, load_state, put_aside
-from tunery.paths import RunPaths, read_json, safe_name, write_atomic, write_json
+from tunery.paths import RunPaths, safe_name, write_atomic
 from tunery.progress import Note
+from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import HostedReceipt
 from tunery.task_file import load_task
 from tunery.training.metrics import read_metrics
@@ -39,7 +41,7 @@ FAILED = ("failed", "cancelled")
 
 def train_hosted(
     task: Task, paths: RunPaths, resume: str, view: View, consent: Consent | None
-) -> tuple[HostedReceipt, dict[str, Any] | None]:
+) -> tuple[HostedReceipt, Evaluation | None]:
     """Have a task trained; or go on where an earlier call stopped, at whatever point that was.
 
     Returns:
@@ -214,7 +216,7 @@ class _Asking:
     view: View
     consent: Consent | None
 
-    def run(self, exam: Exam, agreed: int) -> dict[str, Any]:
+    def run(self, exam: Exam, agreed: int) -> Evaluation:
         """Ask and score; for more than `agreed` questions a side, after asking the person again."""
         task, tuned = self.plan.task, self.state.tuned_model or ""
         names = self.plan.names(tuned)
@@ -247,19 +249,19 @@ class _Asking:
 
 def _evaluate_own(
     service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
-) -> dict[str, Any] | None:
+) -> Evaluation | None:
     """The run's own evaluation, written down; None where there is none to make."""
     if plan.exam is None:
         return None
     agreed = len(plan.exam.questions) if _is_agreed(plan, state, paths) else 0
     result = _Asking(service, plan, state, paths, view, consent).run(plan.exam, agreed)
-    write_json(paths.evaluation, result)
+    result.write(paths.evaluation)
     return result
 
 
 def _finished(
     plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
-) -> tuple[HostedReceipt, dict[str, Any] | None]:
+) -> tuple[HostedReceipt, Evaluation | None]:
     """A run whose job is done: evaluated if that is missing or was asked for in another way."""
     receipt, then = HostedReceipt.read(paths.receipt), load_task(paths.task)
     if plan.exam is not None and (plan.task.evaluate != then.evaluate or not paths.evaluation.exists()):
@@ -272,10 +274,10 @@ def _finished(
     view.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
     if not paths.report.exists():
         write_report(paths.root)
-    return receipt, read_json(paths.evaluation) if paths.evaluation.exists() else None
+    return receipt, read_evaluation(paths)
 
 
-def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Consent | None) -> dict[str, Any]:
+def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Consent | None) -> Evaluation:
     """Ask base and tuned model of a finished run again, or put other questions to them.
 
     Args:
@@ -296,7 +298,7 @@ def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Con
     if exam is None:
         raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
     result = _Asking(Service(plan.task.hosted, view.note), plan, state, paths, view, consent).run(exam, 0)
-    write_json(target, result)
+    result.write(target)
     if data is None:
         write_report(paths.root)
     return result
