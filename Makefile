@@ -57,7 +57,7 @@ lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/lint-imports
 
 docs: .venv-docs/.installed  ## the pages as a site, in site/
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 bench: $(VENV_TEST)/.installed  ## speed and memory against TRL, PEFT, LitGPT and Unsloth: docs/benchmarks.md
 	$(BIN_TEST)/python -m bench.run $(ARGS)
