@@ -15,55 +15,19 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import plan, report
 from bench.measure import Process
+from bench.neighbours import NEIGHBOURS, STEPS, Neighbour
 from bench.run import WORK, heading, say, usable_cores, write_workloads
 
 WORKLOAD = "classification-16"
-STEPS = 6
-"""Timed steps alone and beside each neighbour, after one to warm up."""
-
 _ENDS_WITH_US = """\
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 """
-_BUSY = "while True: pass"
-_TORCH = """\
-import torch
-torch.set_num_threads({threads})
-x = torch.randn(1024, 1024)
-while True:
-    x = torch.tanh(x @ x)
-"""
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A program that computes beside tunery.
-
-    Attributes:
-        program: Python; "{threads}" stands for as many as there are cores.
-        niceness: 19 is the lowest priority.
-        goal: the mean step may take so many times as long as alone; None where none is set.
-    """
-
-    name: str
-    title: str
-    program: str
-    niceness: int
-    goal: float | None = None
-
-
-NEIGHBOURS = (
-    Neighbour("busy-low", "one thread, lowest priority", _BUSY, 19, 1.3),
-    Neighbour("torch-low", "PyTorch on all cores, lowest priority", _TORCH, 19, 1.3),
-    Neighbour("busy", "one thread, normal priority", _BUSY, 0),
-    Neighbour("torch", "PyTorch on all cores, normal priority", _TORCH, 0, 2.2),
-)
 
 
 @contextlib.contextmanager

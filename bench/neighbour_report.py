@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.neighbour import NEIGHBOURS, STEPS
-from bench.neighbour_serve import ANSWER_TOKENS, CLIENTS, GOAL
-from bench.report import processor, table
+from bench.neighbours import ANSWER_TOKENS, CLIENTS, GOAL, NEIGHBOURS, STEPS
+from bench.tables import processor, table
 
 ABOUT = f"""\
 The sentiment task, batch 16, as in the first table: {STEPS} steps alone, then {STEPS} beside a program that computes

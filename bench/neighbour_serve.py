@@ -20,18 +20,15 @@ from typing import Any
 from openai import OpenAI
 
 from bench import plan
+from bench.neighbours import ANSWER_TOKENS, CLIENTS
 from bench.run import say
 from bench.workloads import imdb
 
-CLIENTS = 4
-ANSWER_TOKENS = 64
 ROWS = 400
 SECONDS = 45.0
 """Each speed is measured over so long."""
 
 PATIENCE = 300.0
-GOAL = 0.4
-"""Of its speed alone that each keeps beside the other."""
 
 
 def measure_serving(home: Path) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import plan
 from bench.judge import Figures, Spread, all_figures
+from bench.tables import processor, table
 
 RESULTS = plan.ROOT / "bench" / "results"
 TARGET = plan.ROOT / "docs" / "benchmarks.md"
@@ -116,13 +117,6 @@ def head(results: Mapping[str, Any]) -> list[str]:
         f"{processor(machine)}, {machine['threads']} threads, {memory}; {results['created']}, commit "
         f"{results['commit']}, `{results['command']}`.\n"
     ]
-
-
-def processor(machine: Mapping[str, Any]) -> str:
-    """Its name, and whether it multiplies matrices of bfloat16: one name stands for several generations."""
-    known: bool | None = machine.get("bfloat16_instructions")
-    words = "" if known is None else f" {'with' if known else 'without'} bfloat16 instructions"
-    return f"{machine['name']}{words}"
 
 
 def workload_section(results: Mapping[str, Any], workload: Mapping[str, Any]) -> list[str]:
@@ -249,17 +243,6 @@ def gpu_section(results: Mapping[str, Any]) -> list[str]:
         f"rank {plan.RANK} on all linear layers, rows of {results['length']:,} tokens, all trained, nothing shared.\n"
     )
     return ["## On a GPU\n", about, table(header, rows), ""]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
-    text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    return "\n".join(text)
 
 
 def write(path: Path = TARGET) -> None:

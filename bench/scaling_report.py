@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import plan
-from bench.report import processor, table
+from bench.tables import processor, table
 
 REVIEWS = "16 film reviews as chat rows."
 ABOUT = {

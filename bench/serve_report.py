@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import plan
-from bench.report import processor, table
+from bench.tables import processor, table
 
 MIXED_GOAL, PEFT_GOAL = 0.85, 3.0
 AGREEMENT = 0.25

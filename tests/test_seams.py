@@ -117,3 +117,38 @@ def test_a_module_name_and_a_class_name_stand_once() -> None:
                 classes.setdefault(node.name, []).append(where.as_posix())
     twice = {name: found for names in (modules, classes) for name, found in names.items() if len(found) > 1}
     assert not twice, twice
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Modules, and names in modules, that a module imports when it runs, in functions too."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        waiting += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("package", ["src/tunery", "bench"])
+def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
+    root = SOURCE.parent.parent / package
+    files = {
+        ".".join((root.name, *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in root.rglob("*.py")
+    }
+    # the package itself offers names of all its modules
+    arrows = {
+        name: {to for to in imported(ast.parse(file.read_text(encoding="utf-8"))) if to in files and to != name}
+        for name, file in files.items()
+        if name != root.name
+    }
+    left = dict(arrows)
+    while free := [name for name, to in left.items() if not to & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, {name: sorted(to & set(left)) for name, to in left.items()}

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunery.config import BUILT_IN_MODELS
 from tunery.data.kinds import KINDS
 from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
 from tunery.evaluation.record import RunRecord, headline, interval_of, items, metric_rows, pick, read_run, show, unit_of
+from tunery.export.hub_name import hub_id, task_of
 from tunery.export.licences import front_matter
 from tunery.export.targets import TARGETS
 from tunery.paths import safe_name, write_atomic
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATH = re.compile(
     r"""(?P<url>\bhttps?://[^\s'"`<>]+)
     | (?:(?<![\w/\\.]) | (?<=-[IL]))  # not within a word, but after a compiler's -I and -L
@@ -89,27 +88,6 @@ def render_card(record: RunRecord, form: str = "peft") -> str:
     return environment.from_string(source).render(_content(record, form)).rstrip("\n") + "\n"
 
 
-def hub_id(record: RunRecord) -> str | None:
-    """The base model's id on the Hub, or None if it came from a folder or file."""
-    task = _task(record)
-    for value in (pick(record.receipt, "model", "source"), pick(record.receipt, "model", "name"), pick(task, "model")):
-        if not isinstance(value, str):
-            continue
-        value = BUILT_IN_MODELS.get(value, value)
-        # a relative folder may look like owner/name: it exists here
-        if _HUB_ID.fullmatch(value) and not value.endswith(".gguf") and not Path(value).exists():
-            return value
-    return None
-
-
-def _task(record: RunRecord) -> Mapping[str, Any]:
-    try:
-        task = yaml.safe_load(record.task_yaml)
-    except yaml.YAMLError:
-        return {}
-    return task if isinstance(task, dict) else {}
-
-
 def _front_matter(record: RunRecord, form: str) -> str:
     base, license_ = hub_id(record), pick(record.receipt, "model", "license")
     relation = "finetune" if TARGETS[form].holds_base else "adapter"
@@ -134,7 +112,7 @@ def _quoted(text: str) -> str:
 
 
 def _content(record: RunRecord, form: str) -> dict[str, Any]:
-    receipt, task = record.receipt, _task(record)
+    receipt, task = record.receipt, task_of(record)
     name = pick(receipt, "model", "name") or pick(receipt, "model", "source") or pick(task, "model") or "its base model"
     base = hub_id(record)
     last = last_part(str(name))

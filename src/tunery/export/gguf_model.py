@@ -122,7 +122,7 @@ def _describe(out: gguf.GGUFWriter, subject: Subject, numbers: Numbers) -> None:
 def describe_run(out: gguf.GGUFWriter, subject: Subject) -> None:
     """Name, licence and base, as far as the run knows them; no path of this machine."""
     from tunery.evaluation.record import read_run
-    from tunery.export.card import hub_id
+    from tunery.export.hub_name import hub_id
 
     model: Mapping[str, Any] = subject.receipt["model"]
     out.add_name(subject.task.name)

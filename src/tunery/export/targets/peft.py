@@ -51,7 +51,7 @@ class Peft(Target):
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
         from tunery.evaluation.record import read_run
-        from tunery.export.card import hub_id
+        from tunery.export.hub_name import hub_id
         from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
         from tunery.paths import read_json, write_json
 
