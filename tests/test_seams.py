@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from tunery.config import KindName, ObjectiveName, VariantName
+from tunery.config import USUAL_OBJECTIVE, KindName, ObjectiveName, VariantName
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.export.targets import TARGETS
@@ -86,7 +86,7 @@ def test_a_branch_would_be_found() -> None:
 
 
 def test_every_name_in_the_settings_has_its_entry() -> None:
-    assert set(get_args(KindName)) == set(KINDS)
+    assert set(get_args(KindName)) == set(KINDS) == set(USUAL_OBJECTIVE)
     assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
     assert set(get_args(VariantName)) == set(VARIANTS)
 

@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel
 
 from tunery.config import KindName, Task, all_settings
+from tunery.data.kinds import KINDS
 from tunery.errors import ConfigError
 from tunery.openai_api.methods import LARGEST_BATCH, LARGEST_EPOCHS, LONGEST_SUFFIX, method_of
 
@@ -44,9 +45,6 @@ _MEANING = (
     "evaluate",
     "hosted",
 )
-_SENT_AS_CHAT: tuple[KindName, ...] = ("classification",)
-"""Kinds whose rows go out as conversations."""
-
 _NO_MEANING = ("data.max_length", "data.too_long")
 
 
@@ -109,7 +107,7 @@ def method(task: Task, kind: KindName) -> dict[str, Any]:
         objective = task.objective_for(kind)
     except ValueError as error:
         raise ConfigError(str(error), "remove it, or set train.objective") from None
-    if (how := method_of(objective)) is None or kind not in (*how.kinds, *_SENT_AS_CHAT):
+    if (how := method_of(objective)) is None or KINDS[kind].sent_as not in how.kinds:
         raise ConfigError(
             f"train.objective: hosted models do not train with {objective} on rows of kind {kind}",
             "leave train.objective out, or train a model here",

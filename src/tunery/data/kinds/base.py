@@ -62,9 +62,11 @@ class Kind(ABC):
         name: in `data.kind`.
         required, optional: role → column names it usually goes by. The first is ours and wins; two of the others in one
             file are ambiguous. A role is also a setting of `data.columns`.
-        settings: settings of `data` that not every kind has a use for (labels, instruction, system).
+        settings: settings of `data` that not every kind has a use for (labels, instruction, system); the others of
+            these are refused. A kind that takes `system` renders its messages through `renderer.with_system`.
         plain_text: rows of text files, which have no columns, are of this kind.
-        last_resort: taken only where no other kind fits.
+        last_resort: taken only where no other kind fits. Among kinds that fit, one whose roles include all of another's
+            wins; two others are an error that asks for `data.kind`.
         templated: rows are conversations, put through the model's chat template; else text as it stands.
         pairs: an example becomes two neighbouring rows, the answer to give and the one to avoid.
         noun: what an example is called.
@@ -138,9 +140,9 @@ class Kind(ABC):
     def question(self, prompts: Prompts, example: Example) -> list[Message]:
         """The messages after which the model answers (the last time)."""
 
+    @abstractmethod
     def answer(self, example: Example) -> str:
-        """The text of the answer that a model is judged by; "" if it has none (a tool call)."""
-        return ""
+        """The text of the answer that a model is judged by; "" if it has none (a tool call, running text)."""
 
     def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
         """How a text is put to a tuned model, as the rows were; None where it stands as it is."""
@@ -199,6 +201,9 @@ class Kind(ABC):
         """An example with this question and answer, such as one that no file holds."""
 
     # ----------------------------------------------------------------- to a hosted model
+
+    sent_as: ClassVar[KindName] = "chat"
+    """Which of OpenAI's forms `to_openai` writes: a kind in tunery.openai_api.methods."""
 
     hosted_note: ClassVar[str] = ""
     """What to say of the form in which rows are sent."""

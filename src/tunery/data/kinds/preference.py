@@ -47,6 +47,7 @@ class Preference(Kind):
     pairs = True
     noun = "pair"
     converses = True
+    sent_as = "preference"
 
     def parse(
         self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None

@@ -46,6 +46,9 @@ class PlainText(Kind):
     def question(self, prompts: Prompts, example: Example) -> list[Message]:
         return prompts.with_system([{"role": "user", "content": example.text}])
 
+    def answer(self, example: Example) -> str:
+        return ""
+
     def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
         return None
 

@@ -34,18 +34,19 @@ class Variant(ABC):
     Attributes:
         name: in `lora.variant`.
         title: for messages.
-        tensors: PEFT's names of what is trained in a layer besides A and B; each is a vector [out].
-        additive: what it adds to W does not depend on W. Only then can an adapter stand by itself in a GGUF file, or
-            many share one pass over the base; and only then are layers fused (tunery.fast).
-        embeddings: whether it can adapt an embedding.
+        tensors: PEFT's names of what is trained in a layer besides A and B; each is a vector [out], given its first
+            values by `start`.
+        additive: the weight is W + s · B A and nothing else. Fused layers (tunery.fast), servers of many adapters and
+            adapters in GGUF files then compute just that, and do not call `output` and `merged`.
+        embeddings: it can adapt an embedding, whose layer (tunery.lora.layer.LoRAEmbedding) adds s · B A too.
         peft: fields of adapter_config.json that say so.
     """
 
     name: ClassVar[VariantName]
     title: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]] = ()
-    additive: ClassVar[bool] = True
-    embeddings: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
+    embeddings: ClassVar[bool] = False
     peft: ClassVar[Mapping[str, Any]] = {}
 
     def start(self, weight: Tensor) -> dict[str, Tensor]:

@@ -33,8 +33,6 @@ class DoRA(Variant):
     name = "dora"
     title = "DoRA"
     tensors = (MAGNITUDE,)
-    additive = False
-    embeddings = False
     peft: ClassVar[Mapping[str, Any]] = {"use_dora": True}
 
     def start(self, weight: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ class LoRA(Variant):
 
     name = "lora"
     title = "LoRA"
+    additive = True
+    embeddings = True
 
     def output(self, layer: LoRALinear, x: Tensor, name: str) -> Tensor:
         y = layer.base(x)
