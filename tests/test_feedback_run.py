@@ -59,6 +59,7 @@ def test_a_run_raises_the_margin_and_says_what_it_did(project: Path, capsys: pyt
     page = (run.path / "report.html").read_text()
     assert "Of a good and a bad answer among 15 held-out rows, the training favours the good one" in page
     assert "Reward margin" in page
+    assert "Loss of single answers while training (KTO)" in page
     show.run(run)
     printed = capsys.readouterr().out
     assert "15 held-out rows" in printed

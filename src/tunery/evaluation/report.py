@@ -89,6 +89,7 @@ def _curves(record: RunRecord) -> dict[str, Any]:
         "rate": [rate(960, 150, "chart wide"), rate(380, 160, "chart narrow")] if rates else [],
         "log": log_y,
         "pairs": bool(rewards[0]),
+        "judged": judged,
         "rewards": [reward(960, 240, "chart wide"), reward(380, 220, "chart narrow")] if rewards[0] else [],
         "columns": ["Step", "Epoch", "Validation loss", *(name for _, name, _ in more)],
         "validations": [
