@@ -96,31 +96,27 @@ def _candidates(kind: Kind, role: str, names: Sequence[str], config: DataConfig)
     return found
 
 
-def _missing(kind: Kind, names: Sequence[str], config: DataConfig) -> int:
-    """How many of its required roles nothing could fill."""
-    return len(kind.missing(_found(kind, names, config)))
-
-
 def _found(kind: Kind, names: Sequence[str], config: DataConfig) -> dict[str, str]:
     """Role → the first column that could fill it, of those that have one."""
     candidates = {role: _candidates(kind, role, names, config) for role in kind.roles}
     return {role: columns[0] for role, columns in candidates.items() if columns}
 
 
-def _fits(kind: Kind, names: Sequence[str], rows: Sequence[dict[str, Any]], config: DataConfig) -> bool:
-    return not _missing(kind, names, config) and kind.plausible(rows, _found(kind, names, config))
-
-
 def _find_kind(names: list[str], rows: Sequence[dict[str, Any]], plain: bool, config: DataConfig) -> Kind:
     possible = _possible_kinds(config)
     if plain and len(possible) == len(KINDS):
         return next(kind for kind in possible if kind.plain_text)
+    found = {kind.name: _found(kind, names, config) for kind in possible}
+    missing = {kind.name: len(kind.missing(found[kind.name])) for kind in possible}
     fitting = _most_telling(
-        {kind.name: set(_found(kind, names, config)) for kind in possible if _fits(kind, names, rows, config)}
+        {
+            kind.name: set(found[kind.name])
+            for kind in possible
+            if not missing[kind.name] and kind.plausible(rows, found[kind.name])
+        }
     )
     if len(possible) < len(KINDS):  # settings have a say
-        least = min(_missing(kind, names, config) for kind in possible)
-        return (fitting or [kind for kind in possible if _missing(kind, names, config) == least])[0]
+        return fitting[0] if fitting else min(possible, key=lambda kind: missing[kind.name])
     if len(fitting) > 1:
         raise ConfigError(
             f"the columns ({', '.join(map(printable, names[:30]))}) fit several kinds: "

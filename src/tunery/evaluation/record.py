@@ -240,15 +240,20 @@ def unit_of(evaluation: Mapping[str, Any]) -> str:
     return f"{noun}s"
 
 
-def _compares(evaluation: Mapping[str, Any]) -> bool:
+def compares_answers(evaluation: Mapping[str, Any]) -> bool:
     """Whether answers were judged against each other."""
     return unit_of(evaluation) == "pairs"
+
+
+def judges_answers(evaluation: Mapping[str, Any]) -> bool:
+    """Whether answers have rewards: they were compared, or marked good and bad."""
+    return compares_answers(evaluation) or pick(evaluation, "tuned", "rewards_accuracy") is not None
 
 
 def interval_of(evaluation: Mapping[str, Any], side: str) -> tuple[float, float, float] | None:
     """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known. Of pairs,
     accuracy is the share in which the preferred answer is the likelier."""
-    accuracy = as_number(pick(evaluation, side, "preference_accuracy" if _compares(evaluation) else "accuracy"))
+    accuracy = as_number(pick(evaluation, side, "preference_accuracy" if compares_answers(evaluation) else "accuracy"))
     rows = as_number(pick(evaluation, "rows"))
     if accuracy is None or not 0 <= accuracy <= 1:
         return None
@@ -262,7 +267,7 @@ def headline(record: RunRecord) -> str:
     """One plain sentence on what came of the run."""
     evaluation = record.evaluation
     rows = show(pick(evaluation, "rows"), "count")
-    if _compares(evaluation) or pick(evaluation, "tuned", "rewards_accuracy") is not None:
+    if judges_answers(evaluation):
         return _preference_headline(evaluation, rows)
     base, tuned = interval_of(evaluation, "base"), interval_of(evaluation, "tuned")
     if base and tuned:
@@ -301,7 +306,7 @@ def _preference_headline(evaluation: Mapping[str, Any], count: str) -> str:
     if favoured is None or interval is None:
         return _overlap_headline(evaluation, count)
     unit = unit_of(evaluation)
-    if _compares(evaluation):
+    if compares_answers(evaluation):
         said = f"The training favours the preferred answer in {favoured:.1%} of {count} held-out {unit} (chance: 50%)."
     else:
         said = (

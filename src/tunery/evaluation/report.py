@@ -18,9 +18,11 @@ from tunery.evaluation.proof import checks, facts, hashes, reproduction, tensor_
 from tunery.evaluation.record import (
     RunRecord,
     as_number,
+    compares_answers,
     headline,
     interval_of,
     items,
+    judges_answers,
     listed,
     metric_rows,
     pick,
@@ -115,7 +117,7 @@ def _interval_charts(evaluation: Mapping[str, Any]) -> list[str]:
         return []
     low = max(0.0, math.floor(min(row.low for row in rows) * 10) / 10)
     high = min(1.0, math.ceil(max(row.high for row in rows) * 10) / 10)
-    what = "Share of pairs whose preferred answer is likelier," if unit_of(evaluation) == "pairs" else "Accuracy of"
+    what = "Share of pairs whose preferred answer is likelier," if compares_answers(evaluation) else "Accuracy of"
     title = f"{what} base and tuned model with 95% intervals"
     return [
         interval_chart(rows, title=title, low=low, high=high, width=width, kind=kind)
@@ -230,7 +232,7 @@ def _page(record: RunRecord) -> dict[str, Any]:
         "rows": show(pick(evaluation, "rows"), "count"),
         "generated": show(pick(evaluation, "generated_rows"), "count") if pick(evaluation, "generated_rows") else "",
         "unit": unit_of(evaluation),
-        "judged": unit_of(evaluation) == "pairs" or pick(evaluation, "tuned", "rewards_accuracy") is not None,
+        "judged": judges_answers(evaluation),
         "labels_read": pick(evaluation, "by") == "generation" and bool(pick(evaluation, "labels")),
         "beta": show(pick(evaluation, "beta"), "rate"),
         "metrics": metric_rows(evaluation),

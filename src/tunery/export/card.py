@@ -156,11 +156,7 @@ def _digest(text: str) -> str:
 def _limits(record: RunRecord) -> list[str]:
     kind = _plain(show(pick(record.receipt, "data", "kind"), "words"))
     rows = show(pick(record.receipt, "data", "train_rows"), "count")
-    unit = (
-        f"{pick(record.receipt, 'training', 'unit')}s"
-        if pick(record.receipt, "training", "unit")
-        else unit_of(record.receipt.get("data", {}))
-    )
+    unit = unit_of({"unit": pick(record.receipt, "training", "unit"), "kind": pick(record.receipt, "data", "kind")})
     limits = [
         f"It was trained for one task ({kind}, {rows} {unit}) and measured on held-out rows of the same data only; "
         "expect less on other data.",

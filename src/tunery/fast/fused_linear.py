@@ -44,12 +44,12 @@ class FusedLoRALinear(LoRALinear):
         base that is trained or does more than multiply."""
         if (name := self.active) is None or self.dropouts[name].on(self.training):
             return None
-        if torch.is_autocast_enabled(x.device.type) or not self.variant(name).additive:
+        if torch.is_autocast_enabled(x.device.type):
             return None
         return once_a_step((self, name, x.dtype), lambda: self._part(name, x.dtype))
 
     def _part(self, name: str, dtype: torch.dtype) -> LoRAPart | None:
-        if (weight := self._frozen_weight(dtype)) is None:
+        if not self.variant(name).additive or (weight := self._frozen_weight(dtype)) is None:
             return None
         bias = self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
         return LoRAPart(weight, bias, self.lora_A[name], self.lora_B[name], self.settings[name].scaling)

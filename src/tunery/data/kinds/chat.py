@@ -14,6 +14,8 @@ from tunery.data.prompts import Prompts
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
 
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+
 NOT_HOSTED = ("reasoning_content",)
 """Keys of a message that hosted models do not take."""
 
@@ -22,7 +24,7 @@ class Chat(Kind):
     """See the module."""
 
     name = "chat"
-    required: ClassVar = {"messages": ("messages", "conversations", "conversation")}
+    required: ClassVar = {"messages": MESSAGE_COLUMNS}
     optional: ClassVar = {"tools": ("tools",)}
     settings = ("system",)
     converses = True

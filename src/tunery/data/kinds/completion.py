@@ -14,6 +14,7 @@ from tunery.data.prompts import Prompts
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
 
+COMPLETION_COLUMNS = ("completion", "response", "output", "answer")
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "input")
 
 
@@ -21,7 +22,7 @@ class Completion(Kind):
     """See the module."""
 
     name = "completion"
-    required: ClassVar = {"prompt": PROMPT_COLUMNS, "completion": ("completion", "response", "output", "answer")}
+    required: ClassVar = {"prompt": PROMPT_COLUMNS, "completion": COMPLETION_COLUMNS}
     templated = False
     chat_hint = "each line you type is a prompt to complete."
     hosted_note = (

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tunery.data.conversation import Report, read_list, read_messages, read_tools, report_missing
 from tunery.data.example import Example, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user
-from tunery.data.kinds.completion import PROMPT_COLUMNS
+from tunery.data.kinds.chat import MESSAGE_COLUMNS
+from tunery.data.kinds.completion import COMPLETION_COLUMNS, PROMPT_COLUMNS
 from tunery.data.kinds.preference import check_answer, read_answer, read_prompt, unweighted
 from tunery.data.kinds.values import label_text, same_label, with_input
 from tunery.data.prompts import Prompts
@@ -48,8 +49,8 @@ class Feedback(Kind):
     required: ClassVar = {"label": ("label", "feedback", "thumbs", "thumb", "vote", "rating", "desirable", "liked")}
     optional: ClassVar = {
         "prompt": PROMPT_COLUMNS,
-        "completion": ("completion", "response", "output", "answer"),
-        "messages": ("messages", "conversations", "conversation"),
+        "completion": COMPLETION_COLUMNS,
+        "messages": MESSAGE_COLUMNS,
         "tools": ("tools",),
     }
     settings = ("system",)

@@ -12,12 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from tunery.config import ObjectiveName, Task
 from tunery.data.batching import PackedBatch, Row
 from tunery.data.prepare import Rows
 from tunery.fast.packed_model import PackedModel
+from tunery.lora.attach import using
+from tunery.training.loss import row_log_probabilities
 from tunery.training.scoring import Scorer, Scores
 
 REFERENCE = "reference"
@@ -150,6 +154,34 @@ class Objective(ABC):
     def receipt_section(self, splits: Mapping[str, Rows]) -> dict[str, Any]:
         """What it adds to the receipt."""
         return {}
+
+
+class ReferenceObjective(Objective):
+    """An objective that compares the tuned model with what it starts from.
+
+    Attributes:
+        reference: the adapter that is active in the reference; None for the base alone.
+    """
+
+    reference: str | None
+    has_reference = True
+
+    @staticmethod
+    def reference_of(task: Task) -> str | None:
+        """The adapter that is active in the reference of a task."""
+        return None if task.lora.start is None else REFERENCE
+
+    def both(self, score: Scorer, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+        """(log-probabilities of the tuned model, of the reference), float64 [rows]."""
+        policy = score(rows).log_probability
+        with using(score.model.model, self.reference):
+            return policy, score(rows).log_probability
+
+    @torch.no_grad()
+    def reference_log_probabilities(self, model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
+        """Of the rows of a batch, [rows]."""
+        with using(model.model, self.reference):
+            return row_log_probabilities(model, batch, rows)
 
 
 def loss_metrics(loss: float) -> dict[str, float]:

@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import PackedBatch, Row, pack
+from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
-from tunery.lora.attach import using
 from tunery.training.intervals import accuracy_interval
 from tunery.training.loss import row_log_probabilities
-from tunery.training.objectives.base import REFERENCE, Objective, StepStats, loss_metrics
+from tunery.training.objectives.base import ReferenceObjective, StepStats, loss_metrics
 from tunery.training.scoring import Scorer, Scores
 
 LR_SCALE = 1 / 5
@@ -68,7 +67,7 @@ def judge(policy: Tensor, reference: Tensor, beta: float) -> Judged:
 
 
 @dataclass(frozen=True)
-class DPO(Objective):
+class DPO(ReferenceObjective):
     """The loss of pairs of rows, chosen and rejected side by side, divided by the number of pairs.
 
     Attributes:
@@ -83,11 +82,10 @@ class DPO(Objective):
     noun = "pair"
     lr_scale = LR_SCALE
     passes = 1
-    has_reference = True
 
     @classmethod
     def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
-        return cls(task.train.effective_beta, None if task.lora.start is None else REFERENCE)
+        return cls(task.train.effective_beta, cls.reference_of(task))
 
     @classmethod
     def select(cls, rows: Rows) -> Rows:
@@ -107,7 +105,7 @@ class DPO(Objective):
         if not model.flattened:
             return self._one_by_one(model, rows, weight)
         batch = pack(rows)
-        reference = self._reference(model, batch, len(rows))
+        reference = self.reference_log_probabilities(model, batch, len(rows))
         judged = judge(row_log_probabilities(model, batch, len(rows)), reference, self.beta)
         (judged.loss / weight).backward()
         return StepStats.of(judged.loss.detach(), judged.metrics, model, [batch])
@@ -118,7 +116,7 @@ class DPO(Objective):
         batches = [pack([row]) for row in rows]
         with torch.no_grad():
             policy = torch.cat([row_log_probabilities(model, batch, 1) for batch in batches])
-        reference = torch.cat([self._reference(model, batch, 1) for batch in batches])
+        reference = torch.cat([self.reference_log_probabilities(model, batch, 1) for batch in batches])
         judged = judge(policy.requires_grad_(), reference, self.beta)
         (slopes,) = torch.autograd.grad(judged.loss / weight, policy)
         for slope, batch in zip(slopes, batches, strict=True):
@@ -127,10 +125,7 @@ class DPO(Objective):
 
     def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """The mean over the pairs."""
-        policy = score(rows).log_probability
-        with using(score.model.model, self.reference):
-            reference = score(rows).log_probability
-        return judge_scores(policy, reference, self.beta)
+        return judge_scores(*self.both(score, rows), self.beta)
 
     def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
         return preference_scores(scores.log_probability, base.log_probability, rows, self.beta)
@@ -149,11 +144,6 @@ class DPO(Objective):
             for name, rows in splits.items()
         }
         return {"preference": {"beta": self.beta, **counts}}
-
-    @torch.no_grad()
-    def _reference(self, model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
-        with using(model.model, self.reference):
-            return row_log_probabilities(model, batch, rows)
 
 
 def judge_scores(policy: np.ndarray, reference: np.ndarray, beta: float) -> tuple[float, dict[str, float]]:

@@ -25,19 +25,18 @@ import torch
 from torch import Tensor
 
 from tunery.config import Task
-from tunery.data.batching import PackedBatch, Row, pack
+from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
-from tunery.lora.attach import using
 from tunery.training.loss import row_log_probabilities
-from tunery.training.objectives.base import REFERENCE, Objective, StepStats, loss_metrics
+from tunery.training.objectives.base import ReferenceObjective, StepStats, loss_metrics
 from tunery.training.objectives.dpo import LR_SCALE
 from tunery.training.scoring import Scorer, Scores
 
 
 @dataclass(frozen=True)
-class KTO(Objective):
+class KTO(ReferenceObjective):
     """The loss of single answers, divided by their number.
 
     Attributes:
@@ -53,11 +52,10 @@ class KTO(Objective):
     name = "kto"
     lr_scale = LR_SCALE  # as DPO: no rate of its own was measured
     passes = 3  # the reference of the rows, and both models on those with another row's answer
-    has_reference = True
 
     @classmethod
     def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
-        reference = None if task.lora.start is None else REFERENCE
+        reference = cls.reference_of(task)
         if recorded is not None:
             known = recorded["kto"]
             return cls(known["beta"], known["desirable_weight"], known["undesirable_weight"], reference)
@@ -96,24 +94,18 @@ class KTO(Objective):
         """z₀. A single row has no other's answer: then it is 0."""
         if len(rows) < 2:
             return 0.0
-        policy, reference = self._both(score, mismatched(rows))
+        policy, reference = self.both(score, mismatched(rows))
         return max(0.0, float((policy - reference).mean()))
 
     def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
-        z0 = float(context or 0.0)
-        if model.flattened:
-            batch = pack(rows)
-            reference = self._reference(model, batch, len(rows))
-            losses, metrics = self._losses(row_log_probabilities(model, batch, len(rows)), reference, rows, z0)
-            (losses / weight).backward()
-            return StepStats.of(losses.detach(), metrics, model, [batch])
-        stats = StepStats()
-        for row in rows:
-            batch = pack([row])
-            reference = self._reference(model, batch, 1)
-            losses, metrics = self._losses(row_log_probabilities(model, batch, 1), reference, [row], z0)
-            (losses / weight).backward()
-            stats += StepStats.of(losses.detach(), metrics, model, [batch])
+        z0, stats = float(context or 0.0), StepStats()
+        for together in [rows] if model.flattened else [[row] for row in rows]:
+            batch = pack(together)
+            reference = self.reference_log_probabilities(model, batch, len(together))
+            policy = row_log_probabilities(model, batch, len(together))
+            loss, metrics = self._losses(policy, reference, together, z0)
+            (loss / weight).backward()
+            stats += StepStats.of(loss.detach(), metrics, model, [batch])
         return stats
 
     def _losses(
@@ -130,26 +122,25 @@ class KTO(Objective):
     def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
         """The mean over the rows, with a z₀ of all of them together."""
         z0 = self.prepare_step(score, rows)
-        policy, reference = self._both(score, rows)
+        policy, reference = self.both(score, rows)
         loss, metrics = self._losses(torch.from_numpy(policy), torch.from_numpy(reference), rows, z0)
         means = {name: float(value) / len(rows) for name, value in metrics.items()}
-        rewards = self.beta * (policy - reference)
-        good = np.asarray([bool(row.desirable) for row in rows])
+        good = _good(rows)
         if good.any() and not good.all():
-            means["rewards_margin"] = float(rewards[good].mean() - rewards[~good].mean())
+            means["rewards_margin"] = _margin(self.beta * (policy - reference), good)
         return float(loss) / len(rows), means
 
     def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
         """`rewards_accuracy` is the share of all pairs of a good and a bad row in which the good one has the higher
         reward (the area under the ROC curve)."""
-        good = np.asarray([bool(row.desirable) for row in rows])
+        good = _good(rows)
         found: dict[str, Any] = {}
         if good.any() and not good.all():
             rewards = self.beta * (scores.log_probability - base.log_probability)
             share = favoured(rewards[good], rewards[~good])
             found["rewards_accuracy"] = share
             found["rewards_accuracy_interval"] = list(favoured_interval(share, int(good.sum()), int((~good).sum())))
-            found["rewards_margin"] = float(rewards[good].mean() - rewards[~good].mean())
+            found["rewards_margin"] = _margin(rewards, good)
         for name, side in (("loss", good), ("rejected_loss", ~good)):
             if side.any():
                 tokens = sum(row.trained for row, chosen in zip(rows, side, strict=True) if chosen)
@@ -172,16 +163,14 @@ class KTO(Objective):
             counts[name] = {"desirable": good, "undesirable": len(rows.rows) - good}
         return {"kto": {**self.settings(), **counts}}
 
-    def _both(self, score: Scorer, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """(log-probabilities of the policy, of the reference), float64 [rows]."""
-        policy = score(rows).log_probability
-        with using(score.model.model, self.reference):
-            return policy, score(rows).log_probability
 
-    @torch.no_grad()
-    def _reference(self, model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
-        with using(model.model, self.reference):
-            return row_log_probabilities(model, batch, rows)
+def _good(rows: Sequence[Row]) -> np.ndarray:
+    """Which answers are desirable, bool [rows]."""
+    return np.asarray([bool(row.desirable) for row in rows])
+
+
+def _margin(rewards: np.ndarray, good: np.ndarray) -> float:
+    return float(rewards[good].mean() - rewards[~good].mean())
 
 
 def mismatched(rows: Sequence[Row]) -> list[Row]:
