@@ -57,7 +57,7 @@ def measure(run: Path, form: str, given: LabelRows, mine: np.ndarray, labels: in
     with tempfile.TemporaryDirectory(prefix="tunery-export-") as folder:
         try:
             done = tunery.export_run(
-                run, to, quantize=numbers or None, out=Path(folder) / "out", view=Console(quiet=True)
+                run, to, quantize=numbers or None, out=Path(folder) / "out", progress=Console(quiet=True)
             )
         except TuneryError as error:
             return {"format": form, "refused": error.message}

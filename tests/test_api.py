@@ -84,7 +84,7 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
 
 
 def test_a_run_directory_is_complete_and_the_tuned_model_is_better(project: Path) -> None:
-    run = tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", progress=QUIET)
     assert run.path == Path("runs/films")
     names = {p.name for p in run.path.iterdir()}
     assert {
@@ -108,7 +108,7 @@ def test_a_run_directory_is_complete_and_the_tuned_model_is_better(project: Path
 
 
 def test_the_receipt_tells_what_was_trained(project: Path) -> None:
-    receipt = tunery.train("task.yaml", view=QUIET).receipt
+    receipt = tunery.train("task.yaml", progress=QUIET).receipt
     assert receipt["data"]["train_rows"] == 64
     assert receipt["data"]["validation_rows"] == 16
     assert receipt["tokens"]["end_of_turn_token"] == "<|im_end|>"
@@ -126,7 +126,7 @@ def test_the_receipt_tells_what_was_trained(project: Path) -> None:
 
 
 def test_a_loaded_run_answers_classifies_and_steps_aside(project: Path) -> None:
-    run = tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", progress=QUIET)
     tuned = run.load()
     shares = tuned.classify(["film 3 is fine", "film 4 is dull"])
     assert shares[0]["good"] > 0.9
@@ -139,15 +139,15 @@ def test_a_loaded_run_answers_classifies_and_steps_aside(project: Path) -> None:
 
 
 def test_interrupting_saves_and_resuming_gives_the_same_adapter_bit_for_bit(project: Path) -> None:
-    undisturbed = tunery.train("task.yaml", ["name=whole", "lora.dropout=0.1"], view=QUIET)
+    undisturbed = tunery.train("task.yaml", ["name=whole", "lora.dropout=0.1"], progress=QUIET)
     with pytest.raises(StoppedError) as stopped:
-        tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], view=Interrupting(5))
+        tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], progress=Interrupting(5))
     assert stopped.value.exit_code == 130
     assert "run the same command again" in str(stopped.value)
     with pytest.raises(StoppedError) as stopped:
-        tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], view=Interrupting(13, signal.SIGTERM))
+        tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], progress=Interrupting(13, signal.SIGTERM))
     assert stopped.value.exit_code == 143
-    resumed = tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], view=QUIET)
+    resumed = tunery.train("task.yaml", ["name=parts", "lora.dropout=0.1"], progress=QUIET)
     assert same(adapter(undisturbed.path), adapter(resumed.path))
     assert resumed.receipt["training"]["resumed_from"] == [5, 13]
     losses = [
@@ -163,15 +163,15 @@ def test_interrupting_saves_and_resuming_gives_the_same_adapter_bit_for_bit(proj
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked under Linux only")
 def test_workers_train_the_same_adapter_and_resume_bit_for_bit(project: Path) -> None:
-    alone = tunery.train("task.yaml", ["name=a", "train.cpu_workers=1"], view=QUIET)
+    alone = tunery.train("task.yaml", ["name=a", "train.cpu_workers=1"], progress=QUIET)
     workers = ["train.cpu_workers=2", "lora.dropout=0.0"]
-    beside = tunery.train("task.yaml", ["name=b", *workers], view=QUIET)
+    beside = tunery.train("task.yaml", ["name=b", *workers], progress=QUIET)
     assert beside.receipt["device"]["workers"] == 2
     assert alone.receipt["device"]["workers"] == 1
     assert beside.receipt["training"]["final_loss"] == pytest.approx(alone.receipt["training"]["final_loss"], rel=1e-3)
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", ["name=c", *workers], view=Interrupting(7))
-    resumed = tunery.train("task.yaml", ["name=c"], view=QUIET)  # auto keeps the number
+        tunery.train("task.yaml", ["name=c", *workers], progress=Interrupting(7))
+    resumed = tunery.train("task.yaml", ["name=c"], progress=QUIET)  # auto keeps the number
     assert resumed.receipt["device"]["workers"] == 2
     assert same(adapter(resumed.path), adapter(beside.path))
 
@@ -186,72 +186,74 @@ def test_a_run_whose_worker_is_killed_goes_on_from_the_step_it_had_reached(proje
 
     settings = ["train.cpu_workers=2", "train.save_steps=null", "train.eval_steps=null"]
     with pytest.raises(ResumableError, match="a worker process of this run has ended"):
-        tunery.train("task.yaml", settings, view=Killing())
-    run = tunery.train("task.yaml", settings, view=QUIET)
+        tunery.train("task.yaml", settings, progress=Killing())
+    run = tunery.train("task.yaml", settings, progress=QUIET)
     assert run.receipt["training"]["resumed_from"] == [5]
-    undisturbed = tunery.train("task.yaml", [*settings, "name=b"], view=QUIET)
+    undisturbed = tunery.train("task.yaml", [*settings, "name=b"], progress=QUIET)
     assert same(adapter(run.path), adapter(undisturbed.path))
 
 
 def test_two_runs_of_one_seed_are_equal_and_another_seed_differs(project: Path) -> None:
-    first = tunery.train("task.yaml", ["name=a", "train.max_steps=4"], view=QUIET)
-    second = tunery.train("task.yaml", ["name=b", "train.max_steps=4"], view=QUIET)
-    other = tunery.train("task.yaml", ["name=c", "train.max_steps=4", "seed=1"], view=QUIET)
+    first = tunery.train("task.yaml", ["name=a", "train.max_steps=4"], progress=QUIET)
+    second = tunery.train("task.yaml", ["name=b", "train.max_steps=4"], progress=QUIET)
+    other = tunery.train("task.yaml", ["name=c", "train.max_steps=4", "seed=1"], progress=QUIET)
     assert same(adapter(first.path), adapter(second.path))
     assert not same(adapter(first.path), adapter(other.path))
 
 
 def test_checkpointing_activations_does_not_change_the_update(project: Path) -> None:
-    plain = tunery.train("task.yaml", ["name=a", "train.max_steps=4", "lora.dropout=0.2"], view=QUIET)
+    plain = tunery.train("task.yaml", ["name=a", "train.max_steps=4", "lora.dropout=0.2"], progress=QUIET)
     recomputed = tunery.train(
         "task.yaml",
         ["name=b", "train.max_steps=4", "lora.dropout=0.2", "train.gradient_checkpointing=true"],
-        view=QUIET,
+        progress=QUIET,
     )
     for name, tensor in adapter(plain.path).items():
         assert torch.allclose(tensor, adapter(recomputed.path)[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(project: Path) -> None:
-    run = tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", progress=QUIET)
     before = (run.path / "receipt.json").read_text()
-    view = Interrupting()
-    tunery.train("task.yaml", view=view)
+    progress = Interrupting()
+    tunery.train("task.yaml", progress=progress)
     assert (run.path / "receipt.json").read_text() == before
-    assert "already finished" in view.said[-1]
+    assert "already finished" in progress.said[-1]
     with pytest.raises(ConfigError, match=r"lora\.rank: 4 → 8"):
-        tunery.train("task.yaml", ["lora.rank=8"], view=QUIET)
-    tunery.train("task.yaml", ["lora.rank=8"], resume="never", view=QUIET)
+        tunery.train("task.yaml", ["lora.rank=8"], progress=QUIET)
+    tunery.train("task.yaml", ["lora.rank=8"], resume="never", progress=QUIET)
     assert (Path("runs/films.old-1") / "receipt.json").read_text() == before
 
 
 def test_resuming_with_other_settings_or_rows_is_refused(project: Path) -> None:
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", view=Interrupting(3))
+        tunery.train("task.yaml", progress=Interrupting(3))
     written = Path("runs/films/task.yaml").read_text()
     with pytest.raises(CheckpointError, match=r"train\.batch_size: 8 → 4"):
-        tunery.train("task.yaml", ["train.batch_size=4"], view=QUIET)
+        tunery.train("task.yaml", ["train.batch_size=4"], progress=QUIET)
     assert Path("runs/films/task.yaml").read_text() == written
     rows = (project / "rows.csv").read_text()
     (project / "rows.csv").write_text(rows.replace("dull", "grey"))
     with pytest.raises(CheckpointError, match=r"changed since .*the training rows"):
-        tunery.train("task.yaml", view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_said_and_an_earlier_one_can_be_named(project: Path) -> None:
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", ["train.save_steps=2", "train.save_limit=3"], view=Interrupting(5))
+        tunery.train("task.yaml", ["train.save_steps=2", "train.save_limit=3"], progress=Interrupting(5))
     checkpoints = Path("runs/films/checkpoints")
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2", "step-4", "step-5"]
     (checkpoints / "step-5" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="step-5 cannot be read"):
-        tunery.train("task.yaml", view=QUIET)
-    run = tunery.train("task.yaml", resume=str(checkpoints / "step-4"), view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
+    run = tunery.train("task.yaml", resume=str(checkpoints / "step-4"), progress=QUIET)
     assert run.receipt["training"]["resumed_from"] == [4]
 
 
 def test_a_checkpoint_is_an_adapter_folder(project: Path, base_folder: Path) -> None:
-    run = tunery.train("task.yaml", ["train.max_steps=4", "train.save_steps=2", "evaluate.enabled=false"], view=QUIET)
+    run = tunery.train(
+        "task.yaml", ["train.max_steps=4", "train.save_steps=2", "evaluate.enabled=false"], progress=QUIET
+    )
     exported = export_checkpoint(run.path, 2, project / "exported")
     final = run.path / "checkpoints" / "step-4"
     assert same(load_file(final / "adapter_model.safetensors"), adapter(run.path))
@@ -280,7 +282,7 @@ def test_early_stopping_goes_back_to_the_best_step(project: Path) -> None:
             "train.early_stopping_patience=2",
             "train.scheduler=constant",
         ],
-        view=QUIET,
+        progress=QUIET,
     )
     training = run.receipt["training"]
     assert training["stopped"] == "early stopping"
@@ -298,7 +300,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project: Path, base_f
     weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DivergedError, match=r"(?s)step 1: the loss is nan.*rows\.csv:") as diverged:
-        tunery.train("task.yaml", [f"model={broken}"], view=QUIET)
+        tunery.train("task.yaml", [f"model={broken}"], progress=QUIET)
     assert diverged.value.exit_code == 5
     assert not Path("runs/films/adapter").exists()
 
@@ -310,16 +312,16 @@ def test_a_full_disk_is_said_and_the_run_can_go_on(project: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(ResumableError, match="disk is full") as error:
-            tunery.train("task.yaml", ["train.save_steps=2"], view=QUIET)
+            tunery.train("task.yaml", ["train.save_steps=2"], progress=QUIET)
     assert error.value.exit_code == 75
     assert list(Path("runs/films/checkpoints").glob("*")) == []
-    assert tunery.train("task.yaml", ["train.save_steps=2"], view=QUIET).receipt["training"]["steps"] == 24
+    assert tunery.train("task.yaml", ["train.save_steps=2"], progress=QUIET).receipt["training"]["steps"] == 24
 
 
 def test_a_changed_adapter_template_or_base_is_refused_at_load(project: Path, base_folder: Path) -> None:
     own = project / "own"
     shutil.copytree(base_folder, own)
-    run = tunery.train("task.yaml", [f"model={own}", "train.max_steps=2"], view=QUIET)
+    run = tunery.train("task.yaml", [f"model={own}", "train.max_steps=2"], progress=QUIET)
     saved = adapter(run.path)
     save_file(dict(list(saved.items())[1:]), run.path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(AdapterError):
@@ -349,23 +351,23 @@ def test_an_adapter_that_was_not_saved_as_trained_is_refused(project: Path, monk
 
     monkeypatch.setattr(fit, "write_adapter_files", corrupting)
     with pytest.raises(AdapterError, match="saved adapter gives a loss"):
-        tunery.train("task.yaml", view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
 
 
 def test_evaluating_on_further_rows_and_again(project: Path) -> None:
-    run = tunery.train("task.yaml", ["evaluate.enabled=false"], view=QUIET)
+    run = tunery.train("task.yaml", ["evaluate.enabled=false"], progress=QUIET)
     assert run.evaluation is None
     (project / "more.jsonl").write_text(
         '{"text": "film 90 is dull", "label": "bad"}\n{"text": "film 91 is fine", "label": "good"}\n'
     )
-    more = tunery.evaluate(run.path, "more.jsonl", view=QUIET)
+    more = tunery.evaluate(run.path, "more.jsonl", progress=QUIET)
     assert (more["rows"], more["tuned"]["accuracy"]) == (2, 1.0)
     assert (run.path / "evaluation-more.json").exists()
-    assert tunery.evaluate(run.path, view=QUIET)["rows"] == 16
+    assert tunery.evaluate(run.path, progress=QUIET)["rows"] == 16
     assert (run.path / "evaluation.json").exists()
     (project / "odd.jsonl").write_text('{"text": "a", "label": "so-so"}\n')
     with pytest.raises(DataError, match=r"odd\.jsonl:1:label"):
-        tunery.evaluate(run.path, "odd.jsonl", view=QUIET)
+        tunery.evaluate(run.path, "odd.jsonl", progress=QUIET)
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion", "text"])
@@ -382,7 +384,7 @@ def test_every_kind_trains_evaluates_and_answers(project: Path, kind: str) -> No
     run = tunery.train(
         "task.yaml",
         ["data.train=rows.jsonl", "data.instruction=null", "evaluate.max_new_tokens=8", "evaluate.generate_rows=4"],
-        view=QUIET,
+        progress=QUIET,
     )
     assert run.receipt["data"]["kind"] == kind
     assert run.receipt["tokens"]["end_of_turn_trained"]
@@ -411,18 +413,18 @@ def test_check_tells_what_will_be_trained_without_training(project: Path) -> Non
 def test_the_multiplier_is_in_every_rate_that_is_shown(project: Path) -> None:
     twice = ["train.learning_rate_multiplier=2", "train.max_steps=3", "train.warmup=0", "evaluate.enabled=false"]
     assert tunery.check("task.yaml", twice)["training"]["learning_rate"] == 0.04
-    run = tunery.train("task.yaml", twice, view=QUIET)
+    run = tunery.train("task.yaml", twice, progress=QUIET)
     assert run.receipt["training"]["learning_rate"] == 0.04
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert next(line["learning_rate"] for line in lines if "train_loss" in line) == pytest.approx(0.04)
     plain = tunery.train(
-        "task.yaml", ["name=b", *twice, "train.learning_rate_multiplier=1", "train.learning_rate=0.04"], view=QUIET
+        "task.yaml", ["name=b", *twice, "train.learning_rate_multiplier=1", "train.learning_rate=0.04"], progress=QUIET
     )
     assert same(adapter(run.path), adapter(plain.path))
 
 
 def test_metrics_hold_loss_and_token_accuracy_of_both_sides(project: Path) -> None:
-    run = tunery.train("task.yaml", ["train.eval_steps=6", "evaluate.enabled=false"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.eval_steps=6", "evaluate.enabled=false"], progress=QUIET)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train_loss" in line]
     checks = [line for line in lines if "valid_loss" in line]
@@ -459,7 +461,7 @@ def test_a_second_process_is_kept_out_of_a_run_in_use(project: Path) -> None:
     from tunery.paths import lock
 
     with lock(Path("runs/.films.lock")), pytest.raises(ConfigError, match="another process"):
-        tunery.train("task.yaml", view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
 
 
 def grow(project: Path) -> None:
@@ -468,14 +470,14 @@ def grow(project: Path) -> None:
 
 
 def test_a_run_is_not_judged_by_rows_it_may_have_been_trained_on(project: Path) -> None:
-    run = tunery.train("task.yaml", ["train.max_steps=2"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.max_steps=2"], progress=QUIET)
     before = (run.path / "evaluation.json").read_text()
-    view = Interrupting()
-    tunery.evaluate(run.path, "rows.csv", view=view)
-    assert any("64 of these 80 rows have a text that was trained" in words for words in view.said)
+    progress = Interrupting()
+    tunery.evaluate(run.path, "rows.csv", progress=progress)
+    assert any("64 of these 80 rows have a text that was trained" in words for words in progress.said)
     grow(project)
     for again in (
-        lambda: tunery.evaluate(run.path, view=QUIET),
+        lambda: tunery.evaluate(run.path, progress=QUIET),
         lambda: tunery.train("task.yaml", ["train.max_steps=2"]),
     ):
         with pytest.raises(DataError, match="train and validation rows have changed"):
@@ -484,8 +486,8 @@ def test_a_run_is_not_judged_by_rows_it_may_have_been_trained_on(project: Path) 
 
 
 def test_asking_a_finished_run_for_another_evaluation_gives_it(project: Path) -> None:
-    tunery.train("task.yaml", ["train.max_steps=2"], view=QUIET)
-    run = tunery.train("task.yaml", ["train.max_steps=2", "evaluate.max_rows=3"], view=QUIET)
+    tunery.train("task.yaml", ["train.max_steps=2"], progress=QUIET)
+    run = tunery.train("task.yaml", ["train.max_steps=2", "evaluate.max_rows=3"], progress=QUIET)
     assert run.evaluation is not None
     assert run.evaluation["rows"] == 3
 
@@ -496,11 +498,11 @@ def test_going_on_with_another_base_or_other_validation_rows_is_refused(project:
     (project / "held.csv").write_text("text,label\nfilm 300 is fine,good\nfilm 301 is dull,bad\n")
     settings = [f"model={own}", "data.validation=held.csv"]
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", settings, view=Interrupting(3))
+        tunery.train("task.yaml", settings, progress=Interrupting(3))
     (project / "held.csv").write_text("text,label\nfilm 300 is fine,bad\nfilm 301 is dull,bad\n")
     save_tiny_llama(own, seed=5)
     with pytest.raises(CheckpointError, match="the validation rows, the base model"):
-        tunery.train("task.yaml", settings, view=QUIET)
+        tunery.train("task.yaml", settings, progress=QUIET)
 
 
 def test_killed_between_the_last_step_and_the_receipt_the_run_ends_as_it_would_have(
@@ -518,7 +520,7 @@ def test_killed_between_the_last_step_and_the_receipt_the_run_ends_as_it_would_h
         "train.eval_steps=4",
         "train.early_stopping_patience=1",
     ]
-    whole = tunery.train("task.yaml", [*settings, "name=whole"], view=QUIET)
+    whole = tunery.train("task.yaml", [*settings, "name=whole"], progress=QUIET)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -526,24 +528,24 @@ def test_killed_between_the_last_step_and_the_receipt_the_run_ends_as_it_would_h
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save_adapter", killed)
         with pytest.raises(KeyboardInterrupt):
-            tunery.train("task.yaml", [*settings, "name=parts"], view=QUIET)
-    resumed = tunery.train("task.yaml", [*settings, "name=parts"], view=QUIET)
+            tunery.train("task.yaml", [*settings, "name=parts"], progress=QUIET)
+    resumed = tunery.train("task.yaml", [*settings, "name=parts"], progress=QUIET)
     assert resumed.receipt["training"]["stopped"] == "early stopping"
     assert same(adapter(whole.path), adapter(resumed.path))
 
 
 def test_a_stop_in_the_last_step_leaves_a_trained_run_that_is_evaluated_next_time(project: Path) -> None:
     with pytest.raises(StoppedError, match="trained and saved") as stopped:
-        tunery.train("task.yaml", ["train.max_steps=3"], view=Interrupting(3, signal.SIGTERM))
+        tunery.train("task.yaml", ["train.max_steps=3"], progress=Interrupting(3, signal.SIGTERM))
     assert stopped.value.exit_code == 143
     assert not Path("runs/films/evaluation.json").exists()
-    assert tunery.train("task.yaml", ["train.max_steps=3"], view=QUIET).evaluation is not None
+    assert tunery.train("task.yaml", ["train.max_steps=3"], progress=QUIET).evaluation is not None
 
 
 def test_an_update_that_ruins_the_model_is_divergence_and_is_not_saved(project: Path) -> None:
     settings = ["train.learning_rate=1e30", "train.warmup=0", "train.eval_steps=1"]
     with pytest.raises(DivergedError, match="validation loss"):
-        tunery.train("task.yaml", settings, view=QUIET)
+        tunery.train("task.yaml", settings, progress=QUIET)
     assert list(Path("runs/films/checkpoints").glob("*")) == []
 
 
@@ -553,7 +555,7 @@ def test_memory_that_runs_out_in_evaluation_halves_the_batch(
 ) -> None:
     from tunery.training import scoring
 
-    run = tunery.train("task.yaml", ["train.max_steps=2", f"train.cpu_workers={workers}"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.max_steps=2", f"train.cpu_workers={workers}"], progress=QUIET)
     real, tried = scoring.batch_loss, []
 
     def tight(model: Any, batch: Any) -> Any:
@@ -563,7 +565,7 @@ def test_memory_that_runs_out_in_evaluation_halves_the_batch(
         return real(model, batch)
 
     monkeypatch.setattr(scoring, "batch_loss", tight)
-    again = tunery.evaluate(run.path, view=QUIET)
+    again = tunery.evaluate(run.path, progress=QUIET)
     assert max(tried) > 60
     assert run.evaluation is not None
     assert again["tuned"]["loss"] == pytest.approx(run.evaluation["tuned"]["loss"], rel=1e-5)
@@ -575,7 +577,7 @@ def test_prompts_near_the_models_context_are_answered_as_far_as_it_reaches(proje
     run = tunery.train(
         "task.yaml",
         ["data.train=rows.jsonl", "data.validation=null", "data.instruction=null", "train.max_steps=1"],
-        view=QUIET,
+        progress=QUIET,
     )
     tuned = run.load()
     assert isinstance(tuned.answer("film " * 30, max_new_tokens=10_000), str)
@@ -591,8 +593,8 @@ def test_a_task_made_in_python_with_relative_paths_can_be_evaluated_later(projec
     task = tunery.Task.model_validate(
         {"name": "py", "model": str(base_folder), "data": {"train": "rows.csv"}, "train": {"max_steps": 2}}
     )
-    run = tunery.train(task, view=QUIET)
-    assert tunery.evaluate(run.path, view=QUIET)["rows"] == 8
+    run = tunery.train(task, progress=QUIET)
+    assert tunery.evaluate(run.path, progress=QUIET)["rows"] == 8
 
 
 def test_the_models_own_sampling_settings_are_not_used(project: Path, base_folder: Path) -> None:
@@ -600,8 +602,8 @@ def test_the_models_own_sampling_settings_are_not_used(project: Path, base_folde
     shutil.copytree(base_folder, own)
     settings = {"do_sample": True, "temperature": 3.0, "suppress_tokens": list(range(3, 300)), "max_new_tokens": 1}
     (own / "generation_config.json").write_text(json.dumps(settings))
-    plain = tunery.train("task.yaml", ["name=a", "train.max_steps=2"], view=QUIET).load()
-    other = tunery.train("task.yaml", ["name=b", "train.max_steps=2", f"model={own}"], view=QUIET).load()
+    plain = tunery.train("task.yaml", ["name=a", "train.max_steps=2"], progress=QUIET).load()
+    other = tunery.train("task.yaml", ["name=b", "train.max_steps=2", f"model={own}"], progress=QUIET).load()
     asked = [{"role": "user", "content": "film"}]
     assert plain.answer(asked, max_new_tokens=12) == other.answer(asked, max_new_tokens=12)
 
@@ -624,16 +626,18 @@ def out_of_memory_unless_recomputing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_when_memory_runs_out_with_one_row_a_run_recomputes_says_so_and_resumes_that_way(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tunery.train("task.yaml", overrides=["name=free", "train.micro_batch_size=1", "evaluate.enabled=false"], view=QUIET)
+    tunery.train(
+        "task.yaml", overrides=["name=free", "train.micro_batch_size=1", "evaluate.enabled=false"], progress=QUIET
+    )
     out_of_memory_unless_recomputing(monkeypatch)
     settings = ["name=tight", "evaluate.enabled=false"]
     first = Interrupting(3)
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", overrides=settings, view=first)
+        tunery.train("task.yaml", overrides=settings, progress=first)
     (said,) = [note for note in first.said if "memory ran out" in note]
     assert said == "memory ran out: the step was computed again, 1 row at a time, recomputing activations (slower)"
     second = Interrupting()
-    run = tunery.train("task.yaml", overrides=settings, view=second)
+    run = tunery.train("task.yaml", overrides=settings, progress=second)
     assert not any("memory ran out" in note for note in second.said)  # it knew
     assert run.receipt["training"]["recomputed_activations"] is True
     assert run.receipt["training"]["out_of_memory_retries"] == 4  # 8, 4, 2 rows, then recomputing
@@ -648,18 +652,18 @@ def test_without_leave_to_recompute_a_run_stops_and_says_what_to_set(
 
     out_of_memory_unless_recomputing(monkeypatch)
     with pytest.raises(ModelError, match="single row") as error:
-        tunery.train("task.yaml", overrides=["train.gradient_checkpointing=false"], view=QUIET)
+        tunery.train("task.yaml", overrides=["train.gradient_checkpointing=false"], progress=QUIET)
     assert "gradient_checkpointing=true" in str(error.value.hint)
 
 
 @pytest.mark.slow
 def test_a_compiled_run_ends_where_a_plain_one_does_and_the_receipt_says_so(project: Path) -> None:
     short = ["train.max_steps=4", "evaluate.enabled=false"]
-    plain = tunery.train("task.yaml", overrides=[*short, "name=plain"], view=QUIET)
-    view = Interrupting()
-    compiled = tunery.train("task.yaml", overrides=[*short, "name=compiled", "train.compile=true"], view=view)
+    plain = tunery.train("task.yaml", overrides=[*short, "name=plain"], progress=QUIET)
+    progress = Interrupting()
+    compiled = tunery.train("task.yaml", overrides=[*short, "name=compiled", "train.compile=true"], progress=progress)
     assert plain.receipt["training"]["compiled"] is False
     assert compiled.receipt["training"]["compiled"] is True
-    assert any("are compiled" in note for note in view.said)
+    assert any("are compiled" in note for note in progress.said)
     one, other = adapter(Path("runs/plain")), adapter(Path("runs/compiled"))
     assert all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in one)

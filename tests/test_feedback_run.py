@@ -33,7 +33,7 @@ def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_run_raises_the_margin_and_says_what_it_did(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", progress=QUIET)
     receipt, evaluation = run.receipt, run.evaluation
     assert receipt["data"]["kind"] == "feedback"
     assert receipt["training"]["objective"] == "kto"
@@ -80,10 +80,10 @@ def test_check_shows_both_sorts_of_answers(project: Path, capsys: pytest.Capture
 
 def test_an_interrupted_run_ends_with_the_same_adapter(project: Path) -> None:
     settings = ["train.max_steps=8", "evaluate.enabled=false"]
-    whole = tunery.train("task.yaml", ["name=whole", *settings], view=QUIET)
+    whole = tunery.train("task.yaml", ["name=whole", *settings], progress=QUIET)
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", settings, view=Interrupting(3))
-    resumed = tunery.train("task.yaml", settings, view=QUIET)
+        tunery.train("task.yaml", settings, progress=Interrupting(3))
+    resumed = tunery.train("task.yaml", settings, progress=QUIET)
     assert resumed.receipt["training"]["resumed_from"] == [3]
     for name, tensor in adapter(whole.path).items():
         assert (tensor == adapter(resumed.path)[name]).all(), name
@@ -96,7 +96,7 @@ def test_pairs_can_be_trained_as_single_answers(project: Path) -> None:
     ]
     (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ["train.objective=kto", "train.max_steps=4", "data.validation=6"]
-    run = tunery.train("task.yaml", settings, view=QUIET)
+    run = tunery.train("task.yaml", settings, progress=QUIET)
     assert run.receipt["data"]["kind"] == "preference"
     assert run.receipt["kto"]["train"] == {"desirable": 24, "undesirable": 24}
     assert run.receipt["training"]["unit"] == "row"
@@ -112,17 +112,17 @@ def test_settings_of_another_objective_are_refused(project: Path) -> None:
 
 
 def test_good_answers_alone_can_be_trained(project: Path) -> None:
-    run = tunery.train("task.yaml", ["train.objective=sft", "train.max_steps=3", "name=good"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.objective=sft", "train.max_steps=3", "name=good"], progress=QUIET)
     assert run.receipt["training"]["objective"] == "sft"
     assert run.receipt["data"]["train_rows"] == 31 or run.receipt["data"]["train_rows"] < 45
 
 
 def test_rows_of_one_sort_can_be_judged_afterwards_with_the_runs_own_weights(project: Path) -> None:
-    run = tunery.train("task.yaml", ["train.max_steps=3"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.max_steps=3"], progress=QUIET)
     (project / "good.jsonl").write_text(
         '{"prompt": "how is film?", "completion": "the film is good", "label": true}\n' * 3
     )
-    result = tunery.evaluate(run.path, project / "good.jsonl", view=QUIET)
+    result = tunery.evaluate(run.path, project / "good.jsonl", progress=QUIET)
     assert result["undesirable_weight"] == run.receipt["kto"]["undesirable_weight"]
     assert "rewards_accuracy" not in result["tuned"]
     assert result["tuned"]["loss"] > 0

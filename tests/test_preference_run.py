@@ -79,7 +79,7 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 def test_the_margin_on_held_out_pairs_rises_and_everything_is_reported(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", progress=QUIET)
     lines = lines_of(run.path)
     steps = [line for line in lines if "train_loss" in line]
     checks = [line for line in lines if "valid_loss" in line]
@@ -136,11 +136,11 @@ def test_the_margin_on_held_out_pairs_rises_and_everything_is_reported(
 
 def test_interrupting_and_resuming_gives_the_same_adapter_bit_for_bit(project: Path) -> None:
     settings = ["lora.dropout=0.1", "train.micro_batch_size=2", "evaluate.enabled=false"]
-    whole = tunery.train("task.yaml", ["name=whole", *settings], view=QUIET)
+    whole = tunery.train("task.yaml", ["name=whole", *settings], progress=QUIET)
     for step in (4, 11):
         with pytest.raises(StoppedError):
-            tunery.train("task.yaml", ["name=parts", *settings], view=Interrupting(step))
-    resumed = tunery.train("task.yaml", ["name=parts", *settings], view=QUIET)
+            tunery.train("task.yaml", ["name=parts", *settings], progress=Interrupting(step))
+    resumed = tunery.train("task.yaml", ["name=parts", *settings], progress=QUIET)
     assert resumed.receipt["training"]["resumed_from"] == [4, 11]
     a, b = adapter(whole.path), adapter(resumed.path)
     assert a.keys() == b.keys()
@@ -151,19 +151,19 @@ def test_interrupting_and_resuming_gives_the_same_adapter_bit_for_bit(project: P
 
 def test_micro_batches_and_recomputed_activations_leave_the_update(project: Path) -> None:
     common = ["train.max_steps=4", "evaluate.enabled=false"]
-    plain = tunery.train("task.yaml", ["name=a", *common], view=QUIET)
+    plain = tunery.train("task.yaml", ["name=a", *common], progress=QUIET)
     for name, more in (("b", "train.micro_batch_size=1"), ("c", "train.gradient_checkpointing=true")):
-        other = tunery.train("task.yaml", [f"name={name}", more, *common], view=QUIET)
+        other = tunery.train("task.yaml", [f"name={name}", more, *common], progress=QUIET)
         for key, tensor in adapter(plain.path).items():
             assert torch.allclose(tensor, adapter(other.path)[key], rtol=1e-3, atol=1e-5), key
 
 
 def test_another_beta_is_another_run(project: Path) -> None:
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", view=Interrupting(3))
+        tunery.train("task.yaml", progress=Interrupting(3))
     with pytest.raises(CheckpointError, match=r"train\.beta: None → 0\.5"):
-        tunery.train("task.yaml", ["train.beta=0.5"], view=QUIET)
-    run = tunery.train("task.yaml", ["name=firm", "train.beta=0.5", "train.max_steps=2"], view=QUIET)
+        tunery.train("task.yaml", ["train.beta=0.5"], progress=QUIET)
+    run = tunery.train("task.yaml", ["name=firm", "train.beta=0.5", "train.max_steps=2"], progress=QUIET)
     assert run.receipt["preference"]["beta"] == 0.5
     assert run.evaluation is not None
     assert run.evaluation["beta"] == 0.5
@@ -204,14 +204,14 @@ def test_the_rate_left_to_auto_is_below_that_of_supervised_training(project: Pat
 
 
 def test_other_pairs_can_be_measured_and_the_model_talked_to(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tunery.train("task.yaml", ["evaluate.enabled=false"], view=QUIET)
+    run = tunery.train("task.yaml", ["evaluate.enabled=false"], progress=QUIET)
     more = [pair(n) | {"prompt": f"and {n}?"} for n in range(5)]
     (project / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
-    result = tunery.evaluate(run.path, "more.jsonl", view=QUIET)
+    result = tunery.evaluate(run.path, "more.jsonl", progress=QUIET)
     assert (result["rows"], result["split"]) == (5, "more.jsonl")
     assert result["tuned"]["rewards_margin"] > 0
     assert (run.path / "evaluation-more.json").exists()
-    again = tunery.evaluate(run.path, view=QUIET)
+    again = tunery.evaluate(run.path, progress=QUIET)
     assert again["rows"] == 12
     monkeypatch.setattr(sys, "stdin", io.StringIO("how is film 3?\nand now?\n/quit\n"))
     talk = Conversation(run.load(), sampling={"max_new_tokens": 6})
@@ -228,10 +228,10 @@ def test_early_stopping_and_the_rate_test_work_on_pairs(project: Path) -> None:
             "train.eval_steps=2",
             "evaluate.enabled=false",
         ],
-        view=QUIET,
+        progress=QUIET,
     )
     assert stopped.receipt["training"]["stopped"] == "early stopping"
-    curve = learning_rate_test("task.yaml", steps=8, view=QUIET)
+    curve = learning_rate_test("task.yaml", steps=8, progress=QUIET)
     assert curve.losses[0] == pytest.approx(math.log(2), abs=1e-3)
 
 
@@ -243,8 +243,8 @@ def test_openais_form_trains_as_well(project: Path) -> None:
             "non_preferred_output": [{"role": "assistant", "content": row["rejected"]}],
         }
 
-    plain = tunery.train("task.yaml", ["name=plain", "train.max_steps=2", "evaluate.enabled=false"], view=QUIET)
+    plain = tunery.train("task.yaml", ["name=plain", "train.max_steps=2", "evaluate.enabled=false"], progress=QUIET)
     (project / "rows.jsonl").write_text("".join(json.dumps(openai(pair(n))) + "\n" for n in range(48)))
-    other = tunery.train("task.yaml", ["name=other", "train.max_steps=2", "evaluate.enabled=false"], view=QUIET)
+    other = tunery.train("task.yaml", ["name=other", "train.max_steps=2", "evaluate.enabled=false"], progress=QUIET)
     a, b = adapter(plain.path), adapter(other.path)
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -63,7 +63,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> tunery
     """A run on good answers, with an adapter that is not the default one in any respect."""
     folder = tmp_path_factory.mktemp("first")
     task = write_chat(folder, base_folder, "lora:\n  rank: 4\n  alpha: 12\n  targets: attention\n  dropout: 0.1\n")
-    return tunery.train(task, [f"output={folder / 'runs'}"], view=QUIET)
+    return tunery.train(task, [f"output={folder / 'runs'}"], progress=QUIET)
 
 
 def write_chat(folder: Path, base: Path, lora: str) -> Path:
@@ -126,7 +126,7 @@ def lines_of(run: tunery.Run) -> list[dict[str, Any]]:
 
 
 def test_training_begins_with_the_adapter_as_it_was(project: Path, first: tunery.Run) -> None:
-    run = tunery.train("task.yaml", ["train.max_steps=1", "train.learning_rate=1e-9"], view=QUIET)
+    run = tunery.train("task.yaml", ["train.max_steps=1", "train.learning_rate=1e-9"], progress=QUIET)
     assert run.receipt["training"]["valid_loss"] == pytest.approx(first.receipt["training"]["valid_loss"], rel=1e-5)
     before, after = adapter(first), adapter(run)
     assert before.keys() == after.keys()
@@ -137,7 +137,7 @@ def test_training_begins_with_the_adapter_as_it_was(project: Path, first: tunery
 
 def test_every_tensor_moves_from_its_start_and_the_receipt_names_it(project: Path, first: tunery.Run) -> None:
     watching = Watching()
-    run = tunery.train("task.yaml", view=watching)
+    run = tunery.train("task.yaml", progress=watching)
     lora, start = run.receipt["lora"], run.receipt["lora"]["start"]
     assert start["sha256"] == first.receipt["adapter"]["sha256"]
     assert (start["path"], start["base"], start["remark"]) == (
@@ -163,20 +163,20 @@ def test_every_tensor_moves_from_its_start_and_the_receipt_names_it(project: Pat
 
 
 def test_a_finished_run_can_be_loaded_and_measured_without_its_start(project: Path) -> None:
-    run = tunery.train("task.yaml", view=QUIET)
+    run = tunery.train("task.yaml", progress=QUIET)
     shutil.rmtree("start")
     assert run.load().answer("how is film 3?", max_new_tokens=4)
-    assert tunery.evaluate(run.path, view=QUIET)["tuned"]["loss"] > 0
+    assert tunery.evaluate(run.path, progress=QUIET)["tuned"]["loss"] > 0
 
 
 def test_interrupted_and_resumed_it_is_the_same_bit_for_bit(project: Path) -> None:
     settings = ["lora.dropout=0.2", "train.save_steps=3"]
-    whole = tunery.train("task.yaml", ["name=whole", *settings], view=QUIET)
+    whole = tunery.train("task.yaml", ["name=whole", *settings], progress=QUIET)
     for step in (2, 7):
         with pytest.raises(StoppedError):
-            tunery.train("task.yaml", ["name=parts", *settings], view=Watching(step))
+            tunery.train("task.yaml", ["name=parts", *settings], progress=Watching(step))
     shutil.move("start", "moved")  # the content counts, not the place
-    resumed = tunery.train("task.yaml", ["name=parts", "lora.start=moved", *settings], view=QUIET)
+    resumed = tunery.train("task.yaml", ["name=parts", "lora.start=moved", *settings], progress=QUIET)
     assert resumed.receipt["training"]["resumed_from"] == [2, 7]
     assert same(adapter(whole), adapter(resumed))
     assert resumed.receipt["lora"]["tensors"] == whole.receipt["lora"]["tensors"]
@@ -189,28 +189,28 @@ def change(folder: Path) -> None:
 
 def test_another_start_is_another_run(project: Path) -> None:
     with pytest.raises(StoppedError):
-        tunery.train("task.yaml", view=Watching(2))
+        tunery.train("task.yaml", progress=Watching(2))
     change(project / "start")
     with pytest.raises(CheckpointError, match=r"changed since .*the adapter to start from"):
-        tunery.train("task.yaml", view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
     (project / "task.yaml").write_text((project / "task.yaml").read_text().replace("lora:\n  start: start\n", ""))
     with pytest.raises(CheckpointError, match=r"lora\.rank: None → 16.*lora\.start: 'given' → None"):
-        tunery.train("task.yaml", view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
 
 
 def test_a_finished_run_is_not_taken_for_one_from_another_start(project: Path) -> None:
-    done = tunery.train("task.yaml", view=QUIET)
-    again = tunery.train("task.yaml", view=QUIET)
+    done = tunery.train("task.yaml", progress=QUIET)
+    again = tunery.train("task.yaml", progress=QUIET)
     assert again.receipt == done.receipt
     scaled = config_of(project / "start") | {"lora_alpha": 6}
     (project / "start" / "adapter_config.json").write_text(json.dumps(scaled))
     with pytest.raises(ConfigError, match="went on from another adapter"):
-        tunery.train("task.yaml", view=QUIET)
+        tunery.train("task.yaml", progress=QUIET)
 
 
 def test_the_best_step_is_gone_back_to(project: Path) -> None:
     options = ["train.learning_rate=0.5", "train.eval_steps=1", "train.early_stopping_patience=2", "train.epochs=9"]
-    run = tunery.train("task.yaml", options, view=QUIET)
+    run = tunery.train("task.yaml", options, progress=QUIET)
     step = run.receipt["training"]["restored_step"]
     assert step == run.receipt["training"]["best_step"]
     assert same(adapter(run), adapter(run.path / "checkpoints" / f"step-{step}"))
@@ -218,7 +218,7 @@ def test_the_best_step_is_gone_back_to(project: Path) -> None:
 
 def test_it_goes_on_from_a_checkpoint_too(project: Path, first: tunery.Run) -> None:
     (newest, *_) = sorted((first.path / "checkpoints").iterdir(), key=lambda p: -int(p.name.split("-")[1]))
-    run = tunery.train("task.yaml", [f"lora.start={newest}", "train.max_steps=1"], view=QUIET)
+    run = tunery.train("task.yaml", [f"lora.start={newest}", "train.max_steps=1"], progress=QUIET)
     assert run.receipt["lora"]["start"]["sha256"] == first.receipt["adapter"]["sha256"]
 
 
@@ -229,8 +229,8 @@ def test_check_and_the_rate_test_begin_with_it(project: Path, first: tunery.Run)
         len(lora["matched"]),
         lora["trainable_parameters"],
     )
-    curve = learning_rate_test("task.yaml", steps=8, view=QUIET)
-    fresh = learning_rate_test("task.yaml", ["lora.start=null"], steps=8, view=QUIET)
+    curve = learning_rate_test("task.yaml", steps=8, progress=QUIET)
+    fresh = learning_rate_test("task.yaml", ["lora.start=null"], steps=8, progress=QUIET)
     assert curve.losses[0] < fresh.losses[0] - 0.1
 
 
@@ -242,7 +242,7 @@ def test_check_counts_the_operations_that_a_run_then_takes(
         monkeypatch.setattr(module, "matmul_rate", lambda *_: 1e15)
     steps = [f"train.max_steps={sizing.SAMPLED_STEPS}", "train.cpu_workers=1"]  # several compute shared tokens twice
     expected = tunery.check(task, steps)["training"]["seconds"] * check.REACHED_SHARE
-    facts = tunery.train(task, steps, view=QUIET).receipt
+    facts = tunery.train(task, steps, progress=QUIET).receipt
     seconds = facts["tokens"]["data"] / facts["speed"]["data_tokens_per_second"]
     assert facts["speed"]["matmul_share"] * seconds == pytest.approx(expected, rel=1e-9)
 
@@ -251,7 +251,7 @@ def test_check_counts_the_operations_that_a_run_then_takes(
 
 
 def test_preferences_are_measured_against_the_starting_adapter(project: Path) -> None:
-    run = tunery.train("pairs.yaml", ["train.epochs=4"], view=QUIET)
+    run = tunery.train("pairs.yaml", ["train.epochs=4"], progress=QUIET)
     steps = [line for line in lines_of(run) if "train_loss" in line]
     checks = [line for line in lines_of(run) if "valid_loss" in line]
     assert steps[0]["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -263,17 +263,17 @@ def test_preferences_are_measured_against_the_starting_adapter(project: Path) ->
     # against the base the same model is judged otherwise
     tuned = run.load()
     assert adapter_names(tuned.model) == ["default"]
-    result = tunery.evaluate(run.path, view=QUIET)
+    result = tunery.evaluate(run.path, progress=QUIET)
     assert result["base"]["rewards_margin"] == 0
     assert result["tuned"]["rewards_margin"] != pytest.approx(checks[-1]["valid_rewards_margin"], rel=1e-2)
 
 
 def test_preferences_interrupted_and_resumed_are_the_same_bit_for_bit(project: Path) -> None:
     settings = ["lora.dropout=0.2", "train.micro_batch_size=2"]
-    whole = tunery.train("pairs.yaml", ["name=whole", *settings], view=QUIET)
+    whole = tunery.train("pairs.yaml", ["name=whole", *settings], progress=QUIET)
     with pytest.raises(StoppedError):
-        tunery.train("pairs.yaml", ["name=parts", *settings], view=Watching(4))
-    resumed = tunery.train("pairs.yaml", ["name=parts", *settings], view=QUIET)
+        tunery.train("pairs.yaml", ["name=parts", *settings], progress=Watching(4))
+    resumed = tunery.train("pairs.yaml", ["name=parts", *settings], progress=QUIET)
     assert same(adapter(whole), adapter(resumed))
     rewards = [
         [line["rewards_margin"] for line in lines_of(run) if "rewards_margin" in line] for run in (whole, resumed)
@@ -296,7 +296,7 @@ def test_the_frozen_copy_is_put_on_for_preferences_only_and_not_trained(base_fol
 def test_the_savings_work_with_an_adapter_that_is_not_zero(
     base_folder: Path, project: Path, dtype: torch.dtype
 ) -> None:
-    tunery.train("task.yaml", ["name=all", "lora.start=null", "lora.rank=4", "train.max_steps=3"], view=QUIET)
+    tunery.train("task.yaml", ["name=all", "lora.start=null", "lora.rank=4", "train.max_steps=3"], progress=QUIET)
     task = tunery.load_task("task.yaml", ["lora.start=runs/all/adapter"])
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=dtype)
     attach_adapter(task, model)
@@ -336,7 +336,7 @@ def test_a_folder_that_does_not_fit_is_named_with_the_setting(
         with pytest.raises(AdapterError, match=r"^lora\.start: ") as error:
             tunery.check("task.yaml", [f"lora.start={start}", *more])
         with pytest.raises(AdapterError, match=r"^lora\.start: "):
-            tunery.train("task.yaml", ["name=x", f"lora.start={start}", *more], view=QUIET)
+            tunery.train("task.yaml", ["name=x", f"lora.start={start}", *more], progress=QUIET)
         return error.value
 
     assert "no adapter at" in refused(project / "nowhere").message
@@ -353,7 +353,7 @@ def test_an_adapter_of_another_base_is_remarked_wherever_it_counts(project: Path
     other = config_of(project / "start") | {"base_model_name_or_path": "/home/someone/models/other-llama"}
     (project / "start" / "adapter_config.json").write_text(json.dumps(other))
     watching = Watching()
-    run = tunery.train("task.yaml", ["train.max_steps=1"], view=watching)
+    run = tunery.train("task.yaml", ["train.max_steps=1"], progress=watching)
     said = "the adapter it goes on from was trained on other-llama, and the base is tiny-llama"
     assert said in watching.said
     assert said in run.receipt["warnings"]
@@ -374,7 +374,7 @@ def test_an_adapter_of_peft_with_exceptions_is_trained_on_as_it_is(project: Path
     config = {"base_model_name_or_path": str(base_folder), "init_lora_weights": True}
     model.save_pretrained(project / "theirs")
     (project / "theirs" / "adapter_config.json").write_text(json.dumps(config_of(project / "theirs") | config))
-    run = tunery.train("task.yaml", ["lora.start=theirs", "train.max_steps=2"], view=QUIET)
+    run = tunery.train("task.yaml", ["lora.start=theirs", "train.max_steps=2"], progress=QUIET)
     saved = config_of(run.path / "adapter")
     assert (saved["r"], saved["lora_alpha"], saved["use_rslora"]) == (4, 8, True)
     assert saved["rank_pattern"] == {"model.layers.0.self_attn.q_proj": 2}

@@ -27,7 +27,7 @@ from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hoste
 from tunery.hosted.state import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
-from tunery.progress import Note, View
+from tunery.progress import Note, Progress
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
@@ -81,7 +81,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     resume: str = "auto",
-    view: View | None = None,
+    progress: Progress | None = None,
     consent: Consent | None = None,
 ) -> Run:
     """Train, evaluate and report.
@@ -92,33 +92,33 @@ def train(
         resume: "auto" goes on from the last checkpoint of the run directory, if there is one, and returns a finished
             run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder,
             or the job of a hosted run ("ftjob-…") whose hosted.json was lost.
-        view: shown the progress; the default prints to stderr.
+        progress: shown the progress; the default prints to stderr.
         consent: of a hosted model: told what would be sent and what it would cost, says whether to go on.
 
     Raises:
         TuneryError: see tunery.errors; the message says what to do.
     """
     task = _as_task(task, overrides)
-    view = view or Console()
+    progress = progress or Console()
     paths = RunPaths(task.run_dir)
     with lock(paths.root.with_name(f".{paths.root.name}.lock")):
         if resume == "never":
-            _set_aside(paths, view)
+            _set_aside(paths, progress)
         if task.hosted_model is not None:
-            return Run(paths.root, *train_hosted(task, paths, resume, view, consent))
+            return Run(paths.root, *train_hosted(task, paths, resume, progress, consent))
         require_local(paths)
         checkpoint = _checkpoint(paths, resume)
         if resume == "auto" and paths.receipt.exists():
-            return _finish(task, paths, view)
+            return _finish(task, paths, progress)
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = _load_base(task, recorded or task.train.precision)
         prepared = _prepare(task, base.tokenizer, base.model.config)
         for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
-            view.note(note)
-        fitted = fit(task, prepared, base, paths, view, checkpoint)
+            progress.note(note)
+        fitted = fit(task, prepared, base, paths, progress, checkpoint)
         evaluation = None
         if task.evaluate.enabled and prepared.held_out[2].rows:
-            evaluation = _evaluate(task, fitted.model, _held_out(task, prepared), paths.evaluation, view)
+            evaluation = _evaluate(task, fitted.model, _held_out(task, prepared), paths.evaluation, progress)
         _write_pages(paths)
         return Run(paths.root, fitted.receipt, evaluation)
 
@@ -133,7 +133,7 @@ def _about_computing(base: Base) -> list[Note]:
     return [*precision, *([warning] if warning else [])]
 
 
-def _set_aside(paths: RunPaths, view: View) -> None:
+def _set_aside(paths: RunPaths, progress: Progress) -> None:
     """Give an existing run directory another name."""
     if not paths.root.exists():
         return
@@ -141,7 +141,7 @@ def _set_aside(paths: RunPaths, view: View) -> None:
     while (kept := paths.root.with_name(f"{paths.root.name}.old-{number}")).exists():
         number += 1
     paths.root.rename(kept)
-    view.note(Note(f"the earlier run is kept as {kept}"))
+    progress.note(Note(f"the earlier run is kept as {kept}"))
 
 
 def _checkpoint(paths: RunPaths, resume: str) -> Path | None:
@@ -188,7 +188,7 @@ def _require_same_rows(prepared: Prepared, receipt: Receipt, paths: RunPaths) ->
         )
 
 
-def _finish(task: Task, paths: RunPaths, view: View) -> Run:
+def _finish(task: Task, paths: RunPaths, progress: Progress) -> Run:
     """A run whose training is complete: evaluated if that is missing or was asked for in another way."""
     receipt, then = read_local_receipt(paths), load_task(paths.task)
     _require_same_task(task, then, paths)
@@ -197,9 +197,9 @@ def _finish(task: Task, paths: RunPaths, view: View) -> Run:
     held_out = receipt.data.validation_rows or receipt.data.test_rows
     if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):
         write_atomic(paths.task, task.to_yaml())
-        view.note(Note(f"{paths.root} is trained; evaluating it"))
-        return Run(paths.root, receipt, evaluate(paths.root, view=view))
-    view.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
+        progress.note(Note(f"{paths.root} is trained; evaluating it"))
+        return Run(paths.root, receipt, evaluate(paths.root, progress=progress))
+    progress.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
     if not paths.report.exists():
         _write_pages(paths)
     return Run(paths.root, receipt, read_evaluation(paths))
@@ -219,10 +219,10 @@ def _held_out(task: Task, prepared: Prepared) -> HeldOut:
     )
 
 
-def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, view: View) -> Evaluation:
+def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, progress: Progress) -> Evaluation:
     try:
-        with scoring(model, held_out.rows.rows, task.train.cpu_workers, view.note) as score:
-            result = compare(score, held_out, task.evaluate, view.note)
+        with scoring(model, held_out.rows.rows, task.train.cpu_workers, progress.note) as score:
+            result = compare(score, held_out, task.evaluate, progress.note)
     except KeyboardInterrupt:
         raise StoppedError(
             "interrupted while evaluating; the adapter is trained and saved",
@@ -242,14 +242,14 @@ def load(run: str | Path, *, device: str = "auto") -> TunedModel:
     return load_run(run, device=device)
 
 
-def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, view: View | None = None) -> str:
+def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> str:
     """Cancel the job of a hosted model's task; what became of it, in words."""
     task = _as_task(task, overrides)
-    return cancel_hosted(task, RunPaths(task.run_dir), view or Console())
+    return cancel_hosted(task, RunPaths(task.run_dir), progress or Console())
 
 
 def evaluate(
-    run: str | Path, data: str | Path | None = None, *, view: View | None = None, consent: Consent | None = None
+    run: str | Path, data: str | Path | None = None, *, progress: Progress | None = None, consent: Consent | None = None
 ) -> Evaluation:
     """Measure base vs. tuned.
 
@@ -262,26 +262,26 @@ def evaluate(
     Returns:
         The content of the evaluation file.
     """
-    view = view or Console()
+    progress = progress or Console()
     paths = RunPaths(Path(run))
     if isinstance(read_receipt(paths), HostedReceipt):
-        return evaluate_hosted(paths, None if data is None else Path(data), view, consent)
+        return evaluate_hosted(paths, None if data is None else Path(data), progress, consent)
     tuned = load_run(run)
     if data is not None:
-        return _evaluate_more(tuned, paths, Path(data), view)
+        return _evaluate_more(tuned, paths, Path(data), progress)
     prepared = _prepare(tuned.task, tuned.base.tokenizer, tuned.model.config)
     _require_same_rows(prepared, tuned.receipt, paths)
-    result = _evaluate(tuned.task, tuned.flat, _held_out(tuned.task, prepared), paths.evaluation, view)
+    result = _evaluate(tuned.task, tuned.flat, _held_out(tuned.task, prepared), paths.evaluation, progress)
     _write_pages(paths)
     return result
 
 
-def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -> Evaluation:
+def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, progress: Progress) -> Evaluation:
     facts, config = tuned.receipt.data, tuned.task.data
     more = read_more(str(data), config, facts.kind, tuple(facts.labels), facts.columns)
     for text in more.notes:
-        view.note(Note(text))
-    _note_overlap(tuned.task, more.test, view)
+        progress.note(Note(text))
+    _note_overlap(tuned.task, more.test, progress)
     rows = tokenize_once(tuned.renderer, more.test, tuned.limit, config.too_long, config.on_bad_row)
     objective = make_objective(tuned.task, facts.kind, rows, tuned.receipt.as_json())
     held_out = HeldOut(
@@ -295,21 +295,21 @@ def _evaluate_more(tuned: TunedModel, paths: RunPaths, data: Path, view: View) -
         objective,
     )
     target = paths.root / f"evaluation-{safe_name(data.stem)}.json"
-    return _evaluate(tuned.task, tuned.flat, held_out, target, view)
+    return _evaluate(tuned.task, tuned.flat, held_out, target, progress)
 
 
-def _note_overlap(task: Task, examples: Sequence[Example], view: View) -> None:
+def _note_overlap(task: Task, examples: Sequence[Example], progress: Progress) -> None:
     """Say how many of these rows the run may have been trained on."""
     try:
         trained = {text_key(example) for example in read_data(task.data, task.seed).train}
     except TuneryError:
-        view.note(
+        progress.note(
             Note("the training data are no longer there, so it was not checked whether these rows are among them")
         )
         return
     overlap = sum(text_key(example) in trained for example in examples)
     if overlap:
-        view.note(
+        progress.note(
             Note(f"{overlap:,} of these {len(examples):,} rows have a text that was trained: the result flatters")
         )
 
@@ -341,7 +341,7 @@ def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def learning_rate_test(
-    task: str | Path | Task, overrides: Sequence[str] = (), *, steps: int = 40, view: View | None = None
+    task: str | Path | Task, overrides: Sequence[str] = (), *, steps: int = 40, progress: Progress | None = None
 ) -> RangeTest:
     """A learning-rate range test on the task's own data; nothing is saved."""
     task = _as_task(task, overrides)
@@ -349,9 +349,11 @@ def learning_rate_test(
         raise ConfigError(
             "a hosted model's learning rate cannot be tried out here", "set train.learning_rate_multiplier"
         )
-    view = view or Console()
+    progress = progress or Console()
     base = _load_base(task, task.train.precision)
     prepared = _prepare(task, base.tokenizer, base.model.config)
     if (multiplier := task.train.learning_rate_multiplier) != 1:
-        view.note(Note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})"))
-    return range_test(task, prepared, base, steps, lambda step, of: view.note(Note(f"step {step}/{of}")))
+        progress.note(
+            Note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})")
+        )
+    return range_test(task, prepared, base, steps, lambda step, of: progress.note(Note(f"step {step}/{of}")))

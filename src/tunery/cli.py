@@ -177,7 +177,7 @@ def check(
         result["destinations"] = [f.as_dict() for f in check_destinations(task, destinations, overrides)]
     curve = None
     if lr_test:
-        curve = api.learning_rate_test(task, overrides, steps=lr_steps, view=Console(quiet=quiet))
+        curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet))
         result["learning_rate_test"] = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
     if as_json:
         _print_json(result)
@@ -224,9 +224,9 @@ def train(
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     if cancel:
-        _print(api.cancel(task, overrides, view=Console(quiet=quiet)))
+        _print(api.cancel(task, overrides, progress=Console(quiet=quiet)))
         return
-    run = api.train(task, overrides, resume=resume, view=Console(quiet=quiet), consent=_consent(yes))
+    run = api.train(task, overrides, resume=resume, progress=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json(
             {
@@ -251,7 +251,7 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
         from tunery import api, show
     from tunery.console import Console
 
-    result = api.evaluate(run, data, view=Console(quiet=quiet), consent=_consent(yes))
+    result = api.evaluate(run, data, progress=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
         _print_json(result.as_json())
     else:
@@ -310,7 +310,7 @@ def migrate(
         capture_only=capture_only,
         overrides=overrides,
         hosted=moving.hosted_config(base_url, key_variable, prices),
-        view=Console(quiet=quiet),
+        progress=Console(quiet=quiet),
         consent=_consent(yes),
     )
     if as_json:
@@ -407,7 +407,7 @@ def export(
         content=content,
         private=not public,
         dry_run=dry_run,
-        view=Console(quiet=quiet),
+        progress=Console(quiet=quiet),
     )
     if as_json:
         _print_json({"path": str(done.path), "export": done.record.as_json(), "upload": done.upload})

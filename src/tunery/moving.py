@@ -14,7 +14,7 @@ from tunery.errors import ConfigError
 from tunery.hosted.consent import Consent
 from tunery.hosted.migrate import Migration, Move
 from tunery.hosted.migrate import migrate as move_here
-from tunery.progress import View
+from tunery.progress import Progress
 
 
 def migrate(
@@ -28,7 +28,7 @@ def migrate(
     capture_only: bool = False,
     overrides: Sequence[str] = (),
     hosted: HostedConfig | None = None,
-    view: View | None = None,
+    progress: Progress | None = None,
     consent: Consent | None = None,
 ) -> Migration:
     """Move a model that was tuned elsewhere here: capture its job and its answers, train a base of your own on the same
@@ -43,9 +43,9 @@ def migrate(
         rows: most held-out rows that the tuned model is asked.
         overrides: "key=value" settings over those that follow from the job.
         hosted: where the server is; left out, OPENAI_BASE_URL or OpenAI's own.
-        view, consent: as in `train`.
+        progress, consent: as in `train`.
     """
-    view = view or Console()
+    progress = progress or Console()
     move = Move(
         source,
         to,
@@ -57,7 +57,9 @@ def migrate(
         overrides=tuple(overrides),
         hosted=hosted or HostedConfig(),
     )
-    return move_here(move, view, consent, lambda task, settings: api.train(task, settings, view=view), api.load)
+    return move_here(
+        move, progress, consent, lambda task, settings: api.train(task, settings, progress=progress), api.load
+    )
 
 
 def hosted_config(base_url: str | None, key_variable: str, prices: Path | None) -> HostedConfig:

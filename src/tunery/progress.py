@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
+
+from tunery.jsonl import JsonMapping
 
 Level = Literal["info", "warn", "error"]
 
@@ -36,21 +38,17 @@ Say = Callable[[Note], None]
 """Where notes go."""
 
 
-class Watcher(Protocol):
-    """Told what happens, as it happens; never changes the run."""
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+class Progress(Protocol):
+    """Told what happens, as it happens; never changes what it watches. `tunery.console.Console` is the usual one."""
 
     def note(self, note: Note) -> None:
         """Something for the user."""
 
-
-class View(Watcher, Protocol):
-    """A Watcher that also shows how far a run is."""
-
     def start(self, total: int, done: int) -> None:
         """A run of `total` steps begins, `done` of them behind it."""
+
+    def log(self, line: JsonMapping) -> None:
+        """A line of metrics.jsonl."""
 
     def close(self) -> None:
         """The run has ended, well or not."""

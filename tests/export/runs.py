@@ -175,7 +175,7 @@ def make_run(
         "lora:\n  rank: 4\ntrain:\n  max_steps: 2\n  batch_size: 4\n  precision: float32\n  eval_steps: null\n"
         "evaluate:\n  enabled: false\n"
     )
-    run = tunery.train(folder / "task.yaml", list(settings), view=QUIET).path
+    run = tunery.train(folder / "task.yaml", list(settings), progress=QUIET).path
     shake(run)
     return run
 

@@ -25,20 +25,20 @@ def gpt2_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", ["peft", "merged", "gguf"])
 def test_it_is_exported_and_every_update_is_there(run: Path, form: str, tmp_path: Path) -> None:
-    export = tunery.export_run(run, form, out=tmp_path / form, view=QUIET)
+    export = tunery.export_run(run, form, out=tmp_path / form, progress=QUIET)
     comparison = export.record["comparison"]
     assert comparison["difference"]["agreement"] == 1.0
     assert comparison["update"]["least_share"] == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_base_that_stores_its_weights_the_other_way_round_is_merged_too(gpt2_run: Path, tmp_path: Path) -> None:
-    export = tunery.export_run(gpt2_run, "merged", out=tmp_path / "merged", view=QUIET)
+    export = tunery.export_run(gpt2_run, "merged", out=tmp_path / "merged", progress=QUIET)
     assert export.record["comparison"]["difference"]["agreement"] == 1.0
 
 
 def test_the_adapter_alone_is_refused_with_what_works_instead(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="DoRA rescales them too") as error:
-        tunery.export_run(run, "gguf-adapter", out=tmp_path / "x", view=QUIET)
+        tunery.export_run(run, "gguf-adapter", out=tmp_path / "x", progress=QUIET)
     assert "--to merged or --to gguf" in str(error.value)
     assert not (tmp_path / "x").exists()
 
@@ -63,7 +63,7 @@ def test_a_half_precision_base_that_stores_its_weights_the_other_way_round(tmp_p
 
     base = save_base(tmp_path / "base", "gpt2", torch.bfloat16)
     run = make_run(tmp_path / "run", base, "completion", "lora.variant=dora")
-    export = tunery.export_run(run, "merged", out=tmp_path / "merged", view=QUIET)
+    export = tunery.export_run(run, "merged", out=tmp_path / "merged", progress=QUIET)
     assert export.record["comparison"]["difference"]["agreement"] > 0.9
 
 

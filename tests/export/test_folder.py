@@ -36,7 +36,7 @@ def test_an_out_of_one_dot_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="the folder you are in"):
-        tunery.export_run(run_of("llama"), "merged", out=".", device="cpu", view=QUIET)
+        tunery.export_run(run_of("llama"), "merged", out=".", device="cpu", progress=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_export_is_terminable(
 
     monkeypatch.setattr(TARGETS["merged"], "write", write)
     with pytest.raises(TuneryError, match="terminated") as caught:
-        tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", view=QUIET)
+        tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", progress=QUIET)
     assert caught.value.exit_code == 143
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -44,7 +44,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
 
 
 def push(run: Path, out: Path, **more: Any) -> Any:
-    return tunery.export_run(run, "hub", repo="me/films", out=out, device="cpu", view=QUIET, **more)
+    return tunery.export_run(run, "hub", repo="me/films", out=out, device="cpu", progress=QUIET, **more)
 
 
 def test_an_adapter_is_verified_and_uploaded_with_its_card(

@@ -22,7 +22,7 @@ from tunery.export.weights import FileWeights
 
 
 def export(run: Path, out: Path) -> Path:
-    return tunery.export_run(run, "merged", out=out, device="cpu", view=QUIET).path
+    return tunery.export_run(run, "merged", out=out, device="cpu", progress=QUIET).path
 
 
 def test_a_base_in_several_files_gives_a_merge_in_the_same_files(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_files_that_leave_the_first_part_of_a_name_out_keep_their_names(tmp_path
     out = load_file(export(run, tmp_path / "out") / "model.safetensors")
     assert set(out) == set(tensors)
     assert not torch.equal(out["h.0.attn.c_attn.weight"], tensors["h.0.attn.c_attn.weight"])
-    tunery.export_run(run, "gguf", out=tmp_path / "gguf", device="cpu", view=QUIET)
+    tunery.export_run(run, "gguf", out=tmp_path / "gguf", device="cpu", progress=QUIET)
 
 
 def test_a_tied_pair_in_several_files(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_a_layer_that_the_files_hold_under_another_name(tmp_path: Path, monkeypa
         with pytest.raises(
             ConfigError, match=r"do not hold model\.layers\.0\.self_attn\.q_proj\.weight.*tunery\.merge"
         ):
-            tunery.export_run(run, to, out=tmp_path / "out", device="cpu", view=QUIET)
+            tunery.export_run(run, to, out=tmp_path / "out", device="cpu", progress=QUIET)
         (found,) = tunery.check_destinations(run / "task.yaml", [to])
         assert found.refused
     assert not tunery.check_destinations(run / "task.yaml", ["peft"])
-    done = tunery.export_run(run, "peft", out=tmp_path / "out", device="cpu", view=QUIET)
+    done = tunery.export_run(run, "peft", out=tmp_path / "out", device="cpu", progress=QUIET)
     assert done.record["comparison"]["update"]["layers"] == 14
 
 
@@ -119,7 +119,7 @@ def held():
             return int(line.split()[1]) * 1024
 
 run, small, form, out = sys.argv[1:]
-tunery.export_run(small, form, out=out + "-small", device="cpu", view=QUIET)  # libraries are loaded, pools are filled
+tunery.export_run(small, form, out=out + "-small", device="cpu", progress=QUIET)  # fills pools
 before, peak, running = held(), 0, True
 
 def watch():
@@ -130,7 +130,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-done = tunery.export_run(run, form, out=out, device="cpu", rows=4, view=QUIET)
+done = tunery.export_run(run, form, out=out, device="cpu", rows=4, progress=QUIET)
 running = False
 thread.join()
 print(peak - before, before)

@@ -138,9 +138,9 @@ def test_a_template_that_does_more_is_not_said_in_a_modelfile(tmp_path: Path) ->
     byte_level("smollm", COUNTING).save_pretrained(base)
     run = make_run(tmp_path, base)
     with pytest.raises(ConfigError, match="more than a Modelfile's template can say"):
-        tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
+        tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", progress=QUIET)
     assert not (tmp_path / "out").exists()
-    tunery.export_run(run, "gguf", out=tmp_path / "out", device="cpu", view=QUIET)
+    tunery.export_run(run, "gguf", out=tmp_path / "out", device="cpu", progress=QUIET)
 
 
 @pytest.mark.parametrize("system", ['Say """ always.', 'Say "yes"'])
@@ -149,7 +149,7 @@ def test_a_system_message_that_would_end_its_own_quotes(system: str, tmp_path: P
     (found,) = tunery.check_destinations(run / "task.yaml", ["ollama"])
     assert found.refused
     with pytest.raises(ConfigError, match="the system message holds"):
-        tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
+        tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", progress=QUIET)
 
 
 def test_a_stop_token_with_a_quote() -> None:
@@ -174,7 +174,7 @@ def test_parameters_and_the_runs_system_message(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama")
     (base / "generation_config.json").write_text('{"temperature": 0.3}')
     run = make_run(tmp_path, base, "chat", "data.system=Be brief.")
-    done = tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", view=QUIET)
+    done = tunery.export_run(run, "ollama", out=tmp_path / "out", device="cpu", progress=QUIET)
     lines = (done.path / "Modelfile").read_text().splitlines()
     assert 'SYSTEM """Be brief."""' in lines
     assert lines[-3:] == ['PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0.3", "PARAMETER num_ctx 256"]

@@ -27,7 +27,7 @@ FORMS = ("peft", "merged", "gguf", "gguf-adapter", "ollama")
 
 def refused(run: Path, to: str, out: Path, **more: Any) -> AdapterError:
     with pytest.raises(AdapterError) as caught:
-        tunery.export_run(run, to, out=out, device="cpu", view=QUIET, **more)
+        tunery.export_run(run, to, out=out, device="cpu", progress=QUIET, **more)
     assert caught.value.exit_code == 4
     assert not list(out.parent.glob("out*"))
     assert not list(out.parent.glob(".out*"))
@@ -119,10 +119,10 @@ def test_outputs_outside_the_limits_are_told_with_numbers(
 def test_an_earlier_export_survives_one_that_fails(
     run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", view=QUIET)
+    before = tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", progress=QUIET)
     write_with_a_zeroed_tensor(monkeypatch, "merged")
     with pytest.raises(AdapterError):
-        tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", view=QUIET)
+        tunery.export_run(run_of("llama"), "merged", out=tmp_path / "out", device="cpu", progress=QUIET)
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == before.record
 
 
@@ -228,7 +228,7 @@ def test_a_mistake_is_told_before_anything_is_done(
 ) -> None:
     monkeypatch.setattr(export_module, "open_run", lambda *_: pytest.fail("the run was opened"))
     with pytest.raises(ConfigError, match=words):
-        tunery.export_run(run_of("llama"), to, out=tmp_path / "out", device="cpu", view=QUIET, **more)
+        tunery.export_run(run_of("llama"), to, out=tmp_path / "out", device="cpu", progress=QUIET, **more)
     assert not (tmp_path / "out").exists()
 
 
@@ -240,9 +240,9 @@ def test_a_model_without_a_place_in_llama_cpp(tmp_path: Path) -> None:
     tiny_model("gpt_neox", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     run = make_run(tmp_path, tmp_path / "base")
-    tunery.export_run(run, "merged", out=tmp_path / "merged", device="cpu", view=QUIET)
+    tunery.export_run(run, "merged", out=tmp_path / "merged", device="cpu", progress=QUIET)
     with pytest.raises(ConfigError, match="models of type gpt_neox cannot be written as GGUF"):
-        tunery.export_run(run, "gguf", out=tmp_path / "gguf", device="cpu", view=QUIET)
+        tunery.export_run(run, "gguf", out=tmp_path / "gguf", device="cpu", progress=QUIET)
 
 
 def test_the_command_line(run_of: Callable[[str], Path], tmp_path: Path) -> None:

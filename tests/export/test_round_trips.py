@@ -24,7 +24,7 @@ SHAPES = ("llama", "gpt2", "qwen3")
 
 
 def export(run: Path, to: str, out: Path, quantize: str | None = None, **more: object) -> Export:
-    return tunery.export_run(run, to, quantize=quantize, out=out, device="cpu", view=QUIET, **more)  # type: ignore[arg-type]
+    return tunery.export_run(run, to, quantize=quantize, out=out, device="cpu", progress=QUIET, **more)  # type: ignore[arg-type]
 
 
 def check(done: Export, form: str, numbers: str) -> None:

@@ -164,7 +164,7 @@ def test_a_trial_has_rows_as_long_and_laid_out_as_real_ones(monkeypatch: pytest.
     for q in given:
         assert q.shape[1] >= 300
         assert q.shape[1] % attention_flex.BLOCK
-        assert q.stride() == (q.shape[2], q.shape[0] * q.shape[2], 1)  # [H, T, D], a view of [T, H, D]
+        assert q.stride() == (q.shape[2], q.shape[0] * q.shape[2], 1)  # [H, T, D], a progress of [T, H, D]
 
 
 def batch_kernel(flat: PackedModel, share: bool, batch: list[Row] | None = None) -> str | None:

@@ -123,7 +123,7 @@ class Tiny:
         (folder / "rows.jsonl").write_text("".join(rows))
         (folder / "task.yaml").write_text(f"model: {base}\noutput: {folder}\ndata:\n  train: rows.jsonl\n")
         recorder = Recorder()
-        tunery.train(folder / "task.yaml", [*COMMON, *self.settings, *overrides], view=recorder)
+        tunery.train(folder / "task.yaml", [*COMMON, *self.settings, *overrides], progress=recorder)
         return recorder.curve
 
 
@@ -219,7 +219,7 @@ def record_demo(folder: Path, overrides: Sequence[str] = ()) -> list[Line]:
     ]
     recorder = Recorder(DEMO_STEPS)
     try:
-        tunery.train(example / "task.yaml", settings, view=recorder)
+        tunery.train(example / "task.yaml", settings, progress=recorder)
     except _Enough:
         return [{"step": line["step"], "train_loss": line["train_loss"]} for line in recorder.curve]
     raise AssertionError(f"the demo ended before step {DEMO_STEPS}")

@@ -29,9 +29,9 @@ def yes(sentences: Sequence[str]) -> bool:
     return True
 
 
-def move(source: str | None, to: Path | None, view: Watching | None = None, **more: Any) -> Migration:
+def move(source: str | None, to: Path | None, progress: Watching | None = None, **more: Any) -> Migration:
     settings = {"consent": yes, "overrides": QUICK, **more}
-    return migrate(source, None if to is None else str(to), out="moved", view=view or Watching(), **settings)
+    return migrate(source, None if to is None else str(to), out="moved", progress=progress or Watching(), **settings)
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_the_page_shows_both_and_loads_nothing(job: str, base: Path) -> None:
 
 
 def test_everything_is_saved_now_and_trained_later_without_the_server(job: str, fake: Fake, base: Path) -> None:
-    view = Watching()
-    done = move(job, None, view, capture_only=True)
+    progress = Watching()
+    done = move(job, None, progress, capture_only=True)
     assert (done.run, done.answers) == (None, 12)
     fake.failures += [Failure(method, "", times=1000, status=410) for method in ("GET", "POST")]
     later = move("moved", base)
@@ -167,17 +167,17 @@ def test_a_model_is_found_by_its_own_name(job: str, fake: Fake) -> None:
     name = fake.jobs[job]["fine_tuned_model"]
     assert move(name, None, capture_only=True).answers == 12
     with pytest.raises(HostedError, match="no job of this account"):
-        migrate("ft:gpt-4.1:other::1", out="other", capture_only=True, view=Watching(), consent=yes)
+        migrate("ft:gpt-4.1:other::1", out="other", capture_only=True, progress=Watching(), consent=yes)
 
 
 def test_a_model_that_is_gone_leaves_the_rest(job: str, fake: Fake, base: Path) -> None:
     fake.gone = (fake.jobs[job]["fine_tuned_model"],)
-    view = Watching()
-    done = move(job, base, view)
+    progress = Watching()
+    done = move(job, base, progress)
     assert done.answers == 0
     assert done.run is not None
     assert done.result is None
-    said = " ".join(view.said)
+    said = " ".join(progress.said)
     assert "does not answer any more" in said
     assert "0 of 12 answers are kept" in said
     assert said.index("there will be nothing to put side by side") < said.index("step "), "before the training"
@@ -218,7 +218,7 @@ def test_files_do_where_the_account_is_closed(tmp_path: Path, base: Path, monkey
     with pytest.raises(ConfigError, match="what is to be moved"):
         move(None, base)
     with pytest.raises(ConfigError, match="holds no captured job"):
-        migrate(str(tmp_path), str(base), view=Watching())
+        migrate(str(tmp_path), str(base), progress=Watching())
 
 
 def test_rows_that_cannot_be_read_are_saved_all_the_same(job: str, fake: Fake) -> None:
@@ -285,9 +285,9 @@ def test_a_job_of_pairs_is_moved(fake: Fake, base: Path, tmp_path: Path, monkeyp
 
 
 def test_the_key_is_written_nowhere(job: str, base: Path) -> None:
-    view = Watching()
-    move(job, base, view)
+    progress = Watching()
+    move(job, base, progress)
     for path in Path("moved").rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
-    assert KEY not in "\n".join(view.said)
+    assert KEY not in "\n".join(progress.said)

@@ -53,10 +53,10 @@ def test_a_row_that_is_in_both_files_was_learnt_by_the_hosted_model(job: str, fa
 
 def test_one_file_for_training_and_validation_is_asked_all_the_same(job: str, fake: Fake, base: Path) -> None:
     fake.jobs[job]["validation_file"] = fake.jobs[job]["training_file"]
-    view = Watching()
-    done = move(job, None, view, capture_only=True, rows=15)
+    progress = Watching()
+    done = move(job, None, progress, capture_only=True, rows=15)
     assert done.answers == 15
-    assert "only the validation rows are asked" in " ".join(view.said)
+    assert "only the validation rows are asked" in " ".join(progress.said)
     with pytest.raises(DataError, match="every training row"):
         move("moved", base)
     done = move("moved", base, overrides=[*QUICK, "data.validation=0.1"])
@@ -94,17 +94,17 @@ def test_nothing_is_trained_while_answers_can_still_be_had(job: str, fake: Fake,
     with pytest.raises(HostedError, match="could not be asked"):
         move(job, base)
     assert not (Path("moved") / "base").exists()
-    view = Watching()
-    done = move("moved", base, view)
+    progress = Watching()
+    done = move("moved", base, progress)
     assert done.result is not None
     assert done.result["rows"] < 12
-    assert any("questions have no answer of the tuned model" in said for said in view.said)
+    assert any("questions have no answer of the tuned model" in said for said in progress.said)
 
 
 def test_a_base_is_looked_for_before_anything_is_asked(job: str, fake: Fake, base: Path) -> None:
     for to, words in (("openai:gpt-4.1", "is a hosted model"), ("no-such-model", "no built-in model")):
         with pytest.raises(ModelError, match=words):
-            migrate(job, to, out="moved", view=Watching(), consent=lambda _: True)
+            migrate(job, to, out="moved", progress=Watching(), consent=lambda _: True)
     assert fake.requests == []
     with pytest.raises(ConfigError, match="epochs"):
         move(job, base, overrides=["train.epochs=-1"])
@@ -118,9 +118,9 @@ def test_a_capture_goes_on_without_files_that_are_gone(job: str, fake: Fake) -> 
     del fake.content[fake.jobs[job]["validation_file"]]
     fake.jobs[job]["result_files"] = ["file-gone", *fake.jobs[job]["result_files"]]
     fake.failures.append(Failure("GET", "/events", status=404))
-    view = Watching()
-    assert move(job, None, view, capture_only=True).answers == 4, "a tenth of the training rows"
-    said = "\n".join(view.said)
+    progress = Watching()
+    assert move(job, None, progress, capture_only=True).answers == 4, "a tenth of the training rows"
+    said = "\n".join(progress.said)
     assert "left out: validation.jsonl cannot be fetched" in said
     assert "--validation FILE.jsonl" in said
     assert (CAPTURE / "results.csv").exists()
@@ -135,7 +135,7 @@ def test_own_files_may_be_those_of_the_capture(job: str) -> None:
 def test_a_capture_may_be_the_current_folder(job: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move(job, None, capture_only=True)
     monkeypatch.chdir(CAPTURE)
-    assert migrate(".", str(base), overrides=QUICK, view=Watching()).result is not None
+    assert migrate(".", str(base), overrides=QUICK, progress=Watching()).result is not None
     task = yaml.safe_load(Path("../base.yaml").read_text())
     assert task["data"]["train"] == "capture/training.jsonl"
     assert Path("../base/side-by-side.html").exists()

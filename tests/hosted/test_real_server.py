@@ -26,7 +26,7 @@ from tunery.config_hosted import HostedConfig
 from tunery.hosted import client as client_module
 from tunery.hosted.client import Service
 from tunery.hosted.job import create, retrieve, upload
-from tunery.hosted.jsonl import read_lines
+from tunery.jsonl import read_lines
 from tunery.moving import migrate
 
 pytestmark = [
@@ -85,9 +85,11 @@ def there(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def test_the_same_task_trained_here_and_there_gives_two_reports(there: Path, base: Path) -> None:
-    here = tunery.train("task.yaml", [f"model={base}", "name=here"], view=Watching())
-    view = Watching()
-    hosted = tunery.train("task.yaml", [f"model=openai:{MODEL}", "name=there"], view=view, consent=lambda _: True)
+    here = tunery.train("task.yaml", [f"model={base}", "name=here"], progress=Watching())
+    progress = Watching()
+    hosted = tunery.train(
+        "task.yaml", [f"model=openai:{MODEL}", "name=there"], progress=progress, consent=lambda _: True
+    )
     assert here.evaluation is not None
     assert hosted.evaluation is not None
     assert hosted.evaluation["rows"] == here.evaluation["rows"] == 8
@@ -96,8 +98,8 @@ def test_the_same_task_trained_here_and_there_gives_two_reports(there: Path, bas
     steps = [json.loads(line) for line in (hosted.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "train_loss" in line] == list(range(1, 9))
     assert any("valid_loss" in line for line in steps)
-    assert view.started is not None
-    assert view.started[0] == 8
+    assert progress.started is not None
+    assert progress.started[0] == 8
     for run in (here, hosted):
         assert (run.path / "report.html").exists()
 
@@ -120,7 +122,7 @@ def test_a_job_made_by_any_script_is_moved(there: Path, base: Path) -> None:
     request = {"model": MODEL, "method": method, "seed": 7, "suffix": "films", "metadata": {"team": "films"}}
     job = _done(service, {**request, "training_file": files["training"], "validation_file": files["validation"]})
     assert job["status"] == "succeeded", job["error"]
-    done = migrate(job["id"], str(base), out="moved", view=Watching(), consent=lambda _: True)
+    done = migrate(job["id"], str(base), out="moved", progress=Watching(), consent=lambda _: True)
     assert done.answers == 10
     assert done.result is not None
     assert done.result["rows"] == 10
@@ -132,7 +134,7 @@ def test_a_job_made_by_any_script_is_moved(there: Path, base: Path) -> None:
 
 def test_a_run_through_failures_ends_as_one_without(there: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [f"model=openai:{MODEL}"]
-    plain = tunery.train("task.yaml", [*settings, "name=plain"], view=Watching(), consent=lambda _: True)
+    plain = tunery.train("task.yaml", [*settings, "name=plain"], progress=Watching(), consent=lambda _: True)
     before = _jobs()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(client_module, "TIMEOUT", 4.0)
@@ -150,7 +152,7 @@ def test_a_run_through_failures_ends_as_one_without(there: Path, address: str, m
             Failure("POST", "/chat", skip=5, status=500),
         ]
         failures = list(proxy.failures)
-        broken = tunery.train("task.yaml", [*settings, "name=broken"], view=Watching(), consent=lambda _: True)
+        broken = tunery.train("task.yaml", [*settings, "name=broken"], progress=Watching(), consent=lambda _: True)
         assert _jobs() == before + 1
     assert [failure for failure in failures if failure.times] == [], "all of them happened"
     assert plain.evaluation is not None

@@ -24,8 +24,8 @@ def yes(sentences: Sequence[str]) -> bool:
     return True
 
 
-def train(view: Watching | None = None, overrides: Sequence[str] = (), **more: Any) -> tunery.Run:
-    return tunery.train("task.yaml", overrides, view=view or Watching(), consent=yes, **more)
+def train(progress: Watching | None = None, overrides: Sequence[str] = (), **more: Any) -> tunery.Run:
+    return tunery.train("task.yaml", overrides, progress=progress or Watching(), consent=yes, **more)
 
 
 def read(name: str) -> Any:
@@ -33,8 +33,8 @@ def read(name: str) -> Any:
 
 
 def test_a_run_directory_is_complete_and_tells_what_was_trained(project: Path, fake: Fake) -> None:
-    view = Watching()
-    run = train(view)
+    progress = Watching()
+    run = train(progress)
     assert run.path == RUN
     assert {"task.yaml", "metrics.jsonl", "evaluation.json", "receipt.json", "report.html", "hosted.json"} <= {
         path.name for path in RUN.iterdir()
@@ -50,11 +50,11 @@ def test_a_run_directory_is_complete_and_tells_what_was_trained(project: Path, f
     assert receipt["training"]["learning_rate_multiplier"] == 1.8, "what the server settled on"
     assert (receipt["training"]["steps"], receipt["training"]["first_loss"]) == (8, 1.0)
     assert receipt["training"]["best_valid_loss"] == 0.25
-    assert view.started == (8, 1)
-    assert view.closed
-    assert [line["step"] for line in view.lines if "train_loss" in line] == list(range(1, 9))
-    assert "Created fine-tuning job: " in " ".join(view.said)
-    assert not any(said.startswith("Step ") for said in view.said)
+    assert progress.started == (8, 1)
+    assert progress.closed
+    assert [line["step"] for line in progress.lines if "train_loss" in line] == list(range(1, 9))
+    assert "Created fine-tuning job: " in " ".join(progress.said)
+    assert not any(said.startswith("Step ") for said in progress.said)
     sent = [json.loads(line) for line in (RUN / "sent" / "training.jsonl").read_text().splitlines()]
     assert len(sent) == 32
     assert fake.content[receipt["hosted"]["files"]["training"]["id"]] == (RUN / "sent" / "training.jsonl").read_bytes()
@@ -79,9 +79,9 @@ def test_nothing_is_sent_without_consent(project: Path, fake: Fake) -> None:
         return False
 
     with pytest.raises(ConfigError, match="nothing was sent"):
-        tunery.train("task.yaml", view=Watching(), consent=no)
+        tunery.train("task.yaml", progress=Watching(), consent=no)
     with pytest.raises(ConfigError, match="nobody could be asked") as stopped:
-        tunery.train("task.yaml", view=Watching())
+        tunery.train("task.yaml", progress=Watching())
     assert "--yes" in str(stopped.value)
     text = "\n".join(shown)
     for words in (fake.address, "32 training rows", "8 validation rows", "n_epochs 2", "1,216 tokens", "8 questions"):
@@ -115,13 +115,13 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(project: Path, fake: Fak
     assert stopped.value.exit_code == 130
     assert "--cancel" in str(stopped.value)
     assert not (RUN / "receipt.json").exists()
-    view = Watching()
-    again = tunery.train("task.yaml", view=view)  # agreed to before
+    progress = Watching()
+    again = tunery.train("task.yaml", progress=progress)  # agreed to before
     assert len(fake.jobs) == 1
     assert again.receipt["training"]["steps"] == 8
     steps = [line["step"] for line in map(json.loads, (RUN / "metrics.jsonl").read_text().splitlines())]
     assert steps == [*range(1, 9), 8]
-    assert "Created fine-tuning job" not in " ".join(view.said), "told before"
+    assert "Created fine-tuning job" not in " ".join(progress.said), "told before"
 
 
 @pytest.mark.parametrize(
@@ -155,28 +155,28 @@ def test_a_run_that_fails_anywhere_is_taken_up_by_the_same_command(
 def test_a_finished_run_is_not_trained_again(project: Path, fake: Fake) -> None:
     train()
     before, requests = (RUN / "receipt.json").read_text(), len(fake.requests)
-    view = Watching()
-    again = tunery.train("task.yaml", view=view)
+    progress = Watching()
+    again = tunery.train("task.yaml", progress=progress)
     assert (RUN / "receipt.json").read_text() == before
     assert again.evaluation == read("evaluation.json")
     assert len(fake.requests) == requests
-    assert "already finished" in view.said[-1]
+    assert "already finished" in progress.said[-1]
 
 
 def test_another_evaluation_asks_only_what_is_missing(project: Path, fake: Fake) -> None:
     train(overrides=["evaluate.max_rows=3"])
     assert len(fake.asked) == 6
     with pytest.raises(ConfigError, match=r"5 questions to gpt-4\.1-mini"):
-        tunery.train("task.yaml", view=Watching())
+        tunery.train("task.yaml", progress=Watching())
     run = train()
     assert len(fake.asked) == 16
     assert run.evaluation is not None
     assert run.evaluation["rows"] == 8
-    result = api.evaluate(RUN, view=Watching())
+    result = api.evaluate(RUN, progress=Watching())
     assert len(fake.asked) == 16
     assert result["tuned"] == run.evaluation["tuned"]
     (project / "more.csv").write_text("text,label\nfilm 99 is fine,good\nfilm 98 is dull,bad\n")
-    more = api.evaluate(RUN, "more.csv", view=Watching(), consent=yes)
+    more = api.evaluate(RUN, "more.csv", progress=Watching(), consent=yes)
     assert (more["rows"], more["tuned"]["accuracy"]) == (2, 1.0)
     assert (RUN / "evaluation-more.json").exists()
 
@@ -190,7 +190,7 @@ def test_other_rows_or_settings_are_refused(project: Path, fake: Fake) -> None:
     with pytest.raises(ConfigError, match="the training rows; the validation rows"):
         train()
     with pytest.raises(DataError, match="the training rows and the validation rows have changed"):
-        api.evaluate(RUN, view=Watching(), consent=yes)
+        api.evaluate(RUN, progress=Watching(), consent=yes)
     train(resume="never")
     assert len(fake.jobs) == 2
     assert (Path("runs") / "films.old-1" / "receipt.json").exists()
@@ -222,11 +222,11 @@ def test_a_job_that_fails_for_the_servers_reasons_says_so(project: Path, fake: F
 
 def test_a_job_is_cancelled_on_request(project: Path, fake: Fake) -> None:
     with pytest.raises(ConfigError, match="no job to cancel"):
-        api.cancel("task.yaml", view=Watching())
+        api.cancel("task.yaml", progress=Watching())
     fake.failures.append(Failure("GET", "/events", status=401))
     with pytest.raises(ConfigError):
         train()
-    assert api.cancel("task.yaml", view=Watching()).endswith(": cancelled")
+    assert api.cancel("task.yaml", progress=Watching()).endswith(": cancelled")
     assert [job["status"] for job in fake.jobs.values()] == ["cancelled"]
 
 
@@ -245,7 +245,7 @@ def test_a_run_trained_here_and_a_hosted_one_do_not_share_a_folder(project: Path
     (RUN / "checkpoints").rmdir()
     train()
     with pytest.raises(ConfigError, match="trained elsewhere"):
-        tunery.train("task.yaml", ["model=smollm2-135m-instruct"], view=Watching())
+        tunery.train("task.yaml", ["model=smollm2-135m-instruct"], progress=Watching())
     with pytest.raises(ConfigError, match="was trained elsewhere: ft:"):
         tunery.load(RUN)
     with pytest.raises(ConfigError, match="no checkpoints here"):
@@ -255,12 +255,12 @@ def test_a_run_trained_here_and_a_hosted_one_do_not_share_a_folder(project: Path
 
 
 def test_the_key_is_written_nowhere(project: Path, fake: Fake) -> None:
-    view = Watching()
-    train(view)
+    progress = Watching()
+    train(progress)
     for path in project.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
-    assert KEY not in "\n".join(view.said)
+    assert KEY not in "\n".join(progress.said)
 
 
 def test_other_kinds_are_trained_and_evaluated(project: Path, fake: Fake) -> None:

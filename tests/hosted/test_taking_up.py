@@ -25,7 +25,7 @@ def yes(sentences: Sequence[str]) -> bool:
 
 
 def train(overrides: Sequence[str] = (), **more: Any) -> tunery.Run:
-    return tunery.train("task.yaml", overrides, **{"view": Watching(), "consent": yes, **more})
+    return tunery.train("task.yaml", overrides, **{"progress": Watching(), "consent": yes, **more})
 
 
 def stop_at(fake: Fake, method: str, path: str, skip: int = 0) -> None:
@@ -79,14 +79,14 @@ def lose_the_answer(fake: Fake) -> None:
 def test_a_job_whose_making_was_not_heard_of_is_cancelled(project: Path, fake: Fake) -> None:
     lose_the_answer(fake)
     (job,) = fake.jobs
-    assert api.cancel("task.yaml", view=Watching()) == f"{job} at {fake.address}: cancelled"
+    assert api.cancel("task.yaml", progress=Watching()) == f"{job} at {fake.address}: cancelled"
     assert fake.jobs[job]["status"] == "cancelled"
 
 
 def test_nothing_is_cancelled_where_no_job_was_made(project: Path, fake: Fake) -> None:
     stop_at(fake, "POST", "/fine_tuning/jobs", 1)
     with pytest.raises(ConfigError, match="no job to cancel"):
-        api.cancel("task.yaml", view=Watching())
+        api.cancel("task.yaml", progress=Watching())
 
 
 def test_an_interruption_while_the_job_is_made_says_that_there_may_be_one(project: Path, fake: Fake) -> None:

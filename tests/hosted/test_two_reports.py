@@ -28,8 +28,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         patch.setenv("OPENAI_API_KEY", KEY)
         write_task(folder)
         base = save_tiny_llama(folder / "base")
-        here = tunery.train("task.yaml", [f"model={base}", "name=here"], view=Watching())
-        there = tunery.train("task.yaml", ["name=there"], view=Watching(), consent=lambda _: True)
+        here = tunery.train("task.yaml", [f"model={base}", "name=here"], progress=Watching())
+        there = tunery.train("task.yaml", ["name=there"], progress=Watching(), consent=lambda _: True)
         yield here, there, [request["messages"][-1]["content"] for request in fake.asked]
 
 

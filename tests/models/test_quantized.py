@@ -224,7 +224,7 @@ def test_a_run_on_a_quantised_base(project: Path, mode: str) -> None:  # noqa: F
     checked = tunery.check("task.yaml", [f"train.quantize={mode}"])["training"]
     assert checked["quantization"] == mode
     assert checked["memory_bytes"] < tunery.check("task.yaml")["training"]["memory_bytes"]
-    run = tunery.train("task.yaml", [f"train.quantize={mode}"], view=QUIET)
+    run = tunery.train("task.yaml", [f"train.quantize={mode}"], progress=QUIET)
     receipt = run.receipt
     assert receipt["model"]["quantization"] == mode
     assert receipt["model"]["parameters"] == checked["parameters"]
@@ -237,7 +237,7 @@ def test_a_run_on_a_quantised_base(project: Path, mode: str) -> None:  # noqa: F
     tuned = run.load()
     assert tuned.base.info.quantization == mode
     assert tuned.classify(["film 3 is fine"])[0]["good"] > 0.9
-    assert tunery.evaluate(run.path, view=QUIET)["tuned"] == run.evaluation["tuned"]
+    assert tunery.evaluate(run.path, progress=QUIET)["tuned"] == run.evaluation["tuned"]
 
 
 @needs_library

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tunery.config import TrainConfig
 from tunery.errors import AdapterError, CheckpointError
 from tunery.lora.adapter import WEIGHTS_FILE
-from tunery.training.checkpoint import Checkpoints, Progress, export_checkpoint
+from tunery.training.checkpoint import Checkpoints, TrainerState, export_checkpoint
 from tunery.training.loop import make_optimizer
 
 TASK = {"model": "m", "name": "a", "lora": {"rank": 4}, "train": {"batch_size": 8, "save_limit": 2}}
@@ -42,7 +42,7 @@ def one_step(adapter: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer,
 def test_a_restored_state_takes_the_same_next_steps(tmp_path: Path) -> None:
     adapter, optimizer = adapter_and_optimizer(5)
     checkpoints = make(tmp_path)
-    path = checkpoints.save(adapter, optimizer, Progress(step=5, best_loss=0.5, resumed_from=(2,)))
+    path = checkpoints.save(adapter, optimizer, TrainerState(step=5, best_loss=0.5, resumed_from=(2,)))
     fresh, fresh_optimizer = adapter_and_optimizer(0)
     progress = checkpoints.load(path, fresh, fresh_optimizer)
     assert (progress.step, progress.best_loss, progress.resumed_from) == (5, 0.5, (2,))
@@ -56,7 +56,7 @@ def test_the_whole_optimizer_state_goes_to_the_parameters_device_and_format(tmp_
     """A GPU's fused AdamW refuses a count of steps that stayed on the CPU."""
     adapter, optimizer = adapter_and_optimizer(3)
     checkpoints = make(tmp_path)
-    path = checkpoints.save(adapter, optimizer, Progress(step=3))
+    path = checkpoints.save(adapter, optimizer, TrainerState(step=3))
     elsewhere = {name: torch.nn.Parameter(tensor.detach().to("meta")) for name, tensor in adapter.items()}
     restored = torch.optim.AdamW(list(elsewhere.values()), lr=0.0)
     checkpoints.load(path, elsewhere, restored)
@@ -75,7 +75,7 @@ def test_an_interrupted_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: 
     adapter, optimizer = adapter_and_optimizer(1)
     monkeypatch.setattr(checkpoint, "write_json", die)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path).save(adapter, optimizer, Progress(step=1))
+        make(tmp_path).save(adapter, optimizer, TrainerState(step=1))
     assert make(tmp_path).steps() == []
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -84,7 +84,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     adapter, optimizer = adapter_and_optimizer(1)
     checkpoints = make(tmp_path)
     for step in (10, 2, 30, 4):
-        checkpoints.save(adapter, optimizer, Progress(step=step))
+        checkpoints.save(adapter, optimizer, TrainerState(step=step))
     checkpoints.prune(2, best=2)
     assert checkpoints.steps() == [2, 10, 30]
 
@@ -92,7 +92,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["state.json", "adapter_model.safetensors", "optimizer.safetensors"])
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
     adapter, optimizer = adapter_and_optimizer(1)
-    path = make(tmp_path).save(adapter, optimizer, Progress(step=1))
+    path = make(tmp_path).save(adapter, optimizer, TrainerState(step=1))
     (path / name).write_bytes(b"{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         make(tmp_path).load(path, adapter, optimizer)
@@ -103,7 +103,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_settings_that_leave_the_update_alone_may_change_and_others_may_not(tmp_path: Path) -> None:
     adapter, optimizer = adapter_and_optimizer(1)
-    path = make(tmp_path).save(adapter, optimizer, Progress(step=1))
+    path = make(tmp_path).save(adapter, optimizer, TrainerState(step=1))
     neutral = {**TASK, "name": "b", "train": {"batch_size": 8, "save_limit": 9}}
     assert make(tmp_path, neutral).load(path, adapter, optimizer).step == 1
     with pytest.raises(CheckpointError, match=r"lora\.rank: 4 → 8"):
@@ -114,7 +114,7 @@ def test_settings_that_leave_the_update_alone_may_change_and_others_may_not(tmp_
 
 def test_the_adapter_of_a_step_is_copied_out_whole_or_not_at_all(tmp_path: Path) -> None:
     adapter, optimizer = adapter_and_optimizer(2)
-    make(tmp_path / "run").save(adapter, optimizer, Progress(step=2))
+    make(tmp_path / "run").save(adapter, optimizer, TrainerState(step=2))
     target = export_checkpoint(tmp_path / "run", 2, tmp_path / "out" / "step-2")
     assert {file.name for file in target.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert all(torch.equal(tensor, adapter[name]) for name, tensor in load_file(target / WEIGHTS_FILE).items())
@@ -127,7 +127,7 @@ def test_the_adapter_of_a_step_is_copied_out_whole_or_not_at_all(tmp_path: Path)
 
 def test_exporting_never_replaces_what_is_no_adapter(tmp_path: Path) -> None:
     adapter, optimizer = adapter_and_optimizer(1)
-    make(tmp_path / "run").save(adapter, optimizer, Progress(step=1))
+    make(tmp_path / "run").save(adapter, optimizer, TrainerState(step=1))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(AdapterError, match="holds no adapter"):

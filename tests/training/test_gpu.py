@@ -160,7 +160,7 @@ def test_a_whole_run_learns_and_its_adapter_reads_back(
         f"lora:\n  rank: 4\ntrain:\n  epochs: 3\n  batch_size: 8\n  learning_rate: 0.02\n  device: {DEVICE}\n"
         f"  compile: {compiled}\n"
     )
-    run = tunery.train("task.yaml", view=Console(quiet=True))
+    run = tunery.train("task.yaml", progress=Console(quiet=True))
     assert run.receipt["device"]["kind"] == DEVICE
     assert run.receipt["reload"]["ok"]
     assert run.receipt["training"]["compiled"] is (compiled == "true")

@@ -16,7 +16,7 @@ from tunery.errors import DivergedError, StoppedError
 from tunery.fast.packed_model import PackedModel
 from tunery.lora.dropout import DropoutClock
 from tunery.progress import Note
-from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.checkpoint import Checkpoints, TrainerState
 from tunery.training.guard import MicroBatchLimit, StopRequest
 from tunery.training.loop import Loop, Plan, make_optimizer
 from tunery.training.objectives import sft
@@ -39,7 +39,7 @@ def make_loop(folder: Path, ahead: int, **plan: Any) -> tuple[Loop, Lines]:
     model, adapter = lora_model("llama")
     config = TrainConfig(batch_size=3, max_grad_norm=1.0, logging_steps=1)
     settings = {"eval_every": 3, "save_every": None, "restore_best": False} | plan
-    view = Lines()
+    progress = Lines()
     loop = Loop(
         plan=Plan(config, 0, CrossEntropy(), STEPS, 2, 4, 0.01, **settings),
         model=model,
@@ -50,13 +50,13 @@ def make_loop(folder: Path, ahead: int, **plan: Any) -> tuple[Loop, Lines]:
         validation=make_rows(2, 4),
         limit=MicroBatchLimit(8),
         checkpoints=Checkpoints(folder, {}, {}, {}),
-        progress=Progress(),
-        watcher=view,
+        state=TrainerState(),
+        progress=progress,
         stop=StopRequest(),
         history=[],
         ahead=ahead,
     )
-    return loop, view
+    return loop, progress
 
 
 def weights(loop: Loop) -> list[Tensor]:
@@ -100,7 +100,7 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(
     reference._settle = lambda step: (real(step), seen.append(weights(reference)))[0]  # type: ignore[method-assign]
     reference.run()
 
-    loop, view = make_loop(tmp_path / "b", ahead, eval_every=None)
+    loop, progress = make_loop(tmp_path / "b", ahead, eval_every=None)
     count = 0
     batch_loss = sft.batch_loss
 
@@ -114,8 +114,8 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(
     with pytest.raises(DivergedError, match=f"step {bad}: the loss is nan. The update was not made"):
         loop.run()
     assert count == bad + ahead
-    assert loop.progress.step == bad - 1
-    assert [line["step"] for line in view.lines] == list(range(1, bad))
+    assert loop.state.step == bad - 1
+    assert [line["step"] for line in progress.lines] == list(range(1, bad))
     assert equal(weights(loop), seen[bad - 1])
     state = loop.optimizer.state[next(iter(loop.adapter.values()))]
     if bad > 1:
@@ -138,8 +138,8 @@ def test_a_signal_stops_after_the_steps_that_were_given(tmp_path: Path) -> None:
     assert loop.checkpoints.steps() == [4]
     other, _ = make_loop(tmp_path / "other", 0, eval_every=None)
     other.run()
-    progress = loop.checkpoints.load(loop.checkpoints.path(4), loop.adapter, loop.optimizer)
-    loop.progress, loop.stop = progress, StopRequest()
+    state = loop.checkpoints.load(loop.checkpoints.path(4), loop.adapter, loop.optimizer)
+    loop.state, loop.stop = state, StopRequest()
     loop._settle = real  # type: ignore[method-assign]
     loop.run()
     assert equal(weights(loop), weights(other))

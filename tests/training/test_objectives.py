@@ -20,7 +20,7 @@ def test_supervised_training_on_pairs_takes_the_better_answers_alone(project: Pa
     both = tunery.check("task.yaml")
     assert report["data"]["train_rows"] == both["data"]["train_rows"]
     assert report["tokens"]["trained"] < both["tokens"]["trained"]
-    run = tunery.train("task.yaml", ["train.objective=sft", "name=good", *SHORT], view=QUIET)
+    run = tunery.train("task.yaml", ["train.objective=sft", "name=good", *SHORT], progress=QUIET)
     assert run.receipt["training"]["objective"] == "sft"
     assert run.receipt["data"]["kind"] == "preference"
     assert "preference" not in run.receipt
@@ -31,9 +31,9 @@ def test_supervised_training_on_pairs_takes_the_better_answers_alone(project: Pa
 
 
 def test_the_other_objective_is_another_run(project: Path) -> None:  # noqa: F811
-    tunery.train("task.yaml", SHORT, view=QUIET)
+    tunery.train("task.yaml", SHORT, progress=QUIET)
     with pytest.raises(ConfigError, match=r"train\.objective: 'auto' → 'sft'"):
-        tunery.train("task.yaml", ["train.objective=sft", *SHORT], view=QUIET)
+        tunery.train("task.yaml", ["train.objective=sft", *SHORT], progress=QUIET)
 
 
 def test_pairs_are_needed_to_compare_answers(project: Path) -> None:  # noqa: F811
@@ -51,7 +51,7 @@ def test_a_setting_of_another_objective_is_refused_before_anything_is_read(proje
 
 
 def test_answers_that_supervised_training_leaves_out_are_counted(project: Path) -> None:  # noqa: F811
-    run = tunery.train("task.yaml", ["train.objective=sft", "name=counted", *SHORT], view=QUIET)
+    run = tunery.train("task.yaml", ["train.objective=sft", "name=counted", *SHORT], progress=QUIET)
     assert run.receipt.data.dropped == run.receipt.data.train_rows + run.receipt.data.validation_rows
     assert "train.objective: sft" in run.receipt.data.dropped_rows[0]["reason"]
     assert any("rows were dropped" in warning for warning in run.receipt.warnings)

@@ -24,7 +24,7 @@ from tunery.export.targets.base import Target
 from tunery.export.verify import score_tuned
 from tunery.lora.variants import VARIANTS
 from tunery.paths import file_sha256, safe_name
-from tunery.progress import Note, Watcher
+from tunery.progress import Note, Progress
 from tunery.records.export_record import VERSION, ExportRecord
 from tunery.versions import version_of
 
@@ -56,7 +56,7 @@ def export_run(
     content: str | None = None,
     private: bool = True,
     dry_run: bool = False,
-    view: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Export:
     """Export a finished run, and prove that the export does what the adapter does.
 
@@ -69,7 +69,7 @@ def export_run(
         device: where models are loaded to be compared.
         repo, content, private, dry_run: of format "hub": "owner/name", which format to upload (left out, "peft"),
             whether a new repository is hidden, and whether only to say what would be uploaded.
-        view: told what is being done; the default prints to stderr.
+        progress: told what is being done; the default prints to stderr.
 
     Returns:
         The export, in its folder.
@@ -79,7 +79,7 @@ def export_run(
         AdapterError: the export differs from the adapter by more than its limits; nothing is kept.
         StoppedError: SIGTERM came; nothing is kept.
     """
-    view = view or Console()
+    progress = progress or Console()
     _check_hub_only(to, {"--repo": repo, "--content": content, "--public": not private, "--dry-run": dry_run})
     repository = hub.check_repository(repo) if to == HUB else None
     target = _target((content or HUB_CONTENT) if to == HUB else to, quantize)
@@ -91,28 +91,30 @@ def export_run(
         subject = open_run(run, device)
         subject.public = repository is not None
         dtype = (quantize or target.default_dtype or target.dtype(subject)).lower()
-        _make(subject, target, dtype, folder, rows, device, view)
+        _make(subject, target, dtype, folder, rows, device, progress)
     record = ExportRecord.read(folder / RECORD)
-    upload = _publish(folder, record, repository, private, dry_run, view) if repository else None
+    upload = _publish(folder, record, repository, private, dry_run, progress) if repository else None
     return Export(folder, record, upload)
 
 
-def _make(subject: Subject, target: Target, dtype: str, place: Path, rows: int, device: str, view: Watcher) -> None:
+def _make(
+    subject: Subject, target: Target, dtype: str, place: Path, rows: int, device: str, progress: Progress
+) -> None:
     """Write an export, load it back, compare, and give it its name."""
     notes = _preflight(subject, target)
     sample = draw_sample(subject, rows)
     target.prepare(subject, sample)
     notes += [sample.note] if sample.note else []
     for text in notes:
-        view.note(Note(text))
-    view.note(Note(f"scoring {len(sample.probes)} {sample.origin} rows with the adapter in tunery"))
+        progress.note(Note(text))
+    progress.note(Note(f"scoring {len(sample.probes)} {sample.origin} rows with the adapter in tunery"))
     tuned = score_tuned(subject, sample, device)
 
     def fill(folder: Path) -> None:
-        view.note(Note(f"writing {target.name} ({dtype})"))
+        progress.note(Note(f"writing {target.name} ({dtype})"))
         more = target.write(subject, sample, dtype, folder)
         write_card(subject.paths.root, folder, target.name)
-        view.note(Note("loading it back and comparing"))
+        progress.note(Note("loading it back and comparing"))
         verdict = target.read_back(subject, sample, tuned, dtype, folder, device)
         record = _record(subject, sample, target.name, dtype, verdict.as_dict(), notes + more, folder)
         record.write(folder / RECORD)
@@ -121,12 +123,12 @@ def _make(subject: Subject, target: Target, dtype: str, place: Path, rows: int, 
 
 
 def _publish(
-    target: Path, record: ExportRecord, repository: str, private: bool, dry_run: bool, view: Watcher
+    target: Path, record: ExportRecord, repository: str, private: bool, dry_run: bool, progress: Progress
 ) -> dict[str, Any]:
     """Upload an export, or say what would be uploaded."""
     upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target, record["format"])}
     if not dry_run:
-        view.note(Note(f"uploading {len(upload['files'])} files to {repository}"))
+        progress.note(Note(f"uploading {len(upload['files'])} files to {repository}"))
         upload["address"] = hub.upload(target, repository, private=private, facts=record.as_json())
     return upload
 

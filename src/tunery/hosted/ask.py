@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tunery.hosted import client as client_module
 from tunery.hosted.client import Service
 from tunery.hosted.failures import explain, is_about_question, said_by
-from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.questions import Question
+from tunery.jsonl import append_lines, read_lines
 from tunery.progress import Note, Say
 from tunery.text import plural
 
@@ -86,7 +86,7 @@ class AnswerBook:
     def add(self, model: str, question: Question, longest: int, answer: Answer) -> None:
         """Write an answer down."""
         self._answers[model, question.key, longest] = answer
-        append(self.path, [{**_line(model, question, answer), "longest": longest}])
+        append_lines(self.path, [{**_line(model, question, answer), "longest": longest}])
 
 
 def _line(model: str, question: Question, answer: Answer) -> dict[str, Any]:

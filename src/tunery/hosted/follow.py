@@ -21,7 +21,7 @@ from tunery.progress import Note
 from tunery.training.metrics import MetricsWriter, Sink, open_sinks
 
 if TYPE_CHECKING:
-    from tunery.progress import View
+    from tunery.progress import Progress
 
 _STEP = re.compile(r"^Step \d+(/\d+)?:")
 """What a metrics event says besides its data."""
@@ -29,23 +29,25 @@ _STEP = re.compile(r"^Step \d+(/\d+)?:")
 PAUSED = "the job is paused; it goes on when someone resumes it there"
 
 
-def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View) -> dict[str, Any]:
+def follow(
+    service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, progress: Progress
+) -> dict[str, Any]:
     """Until the job is done: the job then. metrics.jsonl holds all that is known of its steps."""
     log = EventLog(events_path(paths))
     curve = Curve(epochs=int(plan.task.train.epochs))
     for event in log.events:  # of an earlier call: told already
         curve.take(_data(event))
-    with _Telling.open(plan, curve, paths, view) as telling:
+    with _Telling.open(plan, curve, paths, progress) as telling:
 
         def changed(job: dict[str, Any]) -> None:
             state.job = job
             state.save(paths)
             if job["status"] == "paused":  # the one status of which no event tells
-                view.note(Note(PAUSED))
+                progress.note(Note(PAUSED))
 
         job = Follower(service, log, telling.event, changed).follow(state.job_id or "")
     for result in job.get("result_files") or ():
-        _take_results(service, str(result), curve, paths, view)
+        _take_results(service, str(result), curve, paths, progress)
     write_lines(paths.metrics, curve.lines())
     return job
 
@@ -57,17 +59,17 @@ def _data(event: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass
 class _Telling:
-    """Passes on what a job says: metrics to the file, the trackers and the view; messages to the view."""
+    """Passes on what a job says: metrics to the file, the trackers and the progress; messages to the progress."""
 
     curve: Curve
     writer: MetricsWriter
     sinks: Sequence[Sink]
-    view: View
+    progress: Progress
     shown: bool = False
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, plan: HostedPlan, curve: Curve, paths: RunPaths, view: View) -> Iterator[_Telling]:
+    def open(cls, plan: HostedPlan, curve: Curve, paths: RunPaths, progress: Progress) -> Iterator[_Telling]:
         """For as long as the job is followed."""
         known = curve.lines()
         step = max(curve.points, default=0)
@@ -76,11 +78,11 @@ class _Telling:
         try:
             write_lines(paths.metrics, known)
             with MetricsWriter(paths.metrics, keep_until_step=None) as writer:
-                telling = cls(curve, writer, sinks, view)
+                telling = cls(curve, writer, sinks, progress)
                 telling._show(step)
                 yield telling
         finally:
-            view.close()
+            progress.close()
             for sink in sinks:
                 sink.close()
 
@@ -94,18 +96,18 @@ class _Telling:
         if not lines and not _STEP.match(message):
             level = event.get("level")
             text = message if level in (None, "info") else f"{level}: {message}"
-            self.view.note(Note(text, level=level if level in ("warn", "error") else "info", code="server"))
+            self.progress.note(Note(text, level=level if level in ("warn", "error") else "info", code="server"))
 
     def _show(self, done: int) -> None:
         if not self.shown and self.curve.total_steps:
-            self.view.start(self.curve.total_steps, done)
+            self.progress.start(self.curve.total_steps, done)
             self.shown = True
 
     def _line(self, line: Line) -> None:
         self.writer.write(line)
         for sink in self.sinks:
             sink.log(line["step"], line)
-        self.view.log(line)
+        self.progress.log(line)
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
@@ -115,12 +117,12 @@ def write_lines(path: Path, lines: Sequence[Line]) -> None:
             writer.write(line)
 
 
-def _take_results(service: Service, file: str, curve: Curve, paths: RunPaths, view: View) -> None:
+def _take_results(service: Service, file: str, curve: Curve, paths: RunPaths, progress: Progress) -> None:
     """A result file's steps; without it the events say enough."""
     try:
         found = content(service, file)
     except HostedError as error:
-        view.note(Note(f"the result file {file} could not be fetched: {error.message}"))
+        progress.note(Note(f"the result file {file} could not be fetched: {error.message}"))
         return
     write_atomic(results_path(paths), found)
     curve.take_csv(found)

@@ -12,8 +12,8 @@ from tunery.data.kinds import KINDS
 from tunery.data.prompts import Prompts
 from tunery.errors import DataError
 from tunery.hosted.ask import Answer, answer_of
-from tunery.hosted.jsonl import read_lines
 from tunery.hosted.questions import Question, question, shown
+from tunery.jsonl import read_lines
 
 Answered = tuple[Question, Answer]
 

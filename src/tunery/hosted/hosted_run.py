@@ -34,13 +34,13 @@ from tunery.task_file import load_task
 from tunery.training.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from tunery.progress import View
+    from tunery.progress import Progress
 
 FAILED = ("failed", "cancelled")
 
 
 def train_hosted(
-    task: Task, paths: RunPaths, resume: str, view: View, consent: Consent | None
+    task: Task, paths: RunPaths, resume: str, progress: Progress, consent: Consent | None
 ) -> tuple[HostedReceipt, Evaluation | None]:
     """Have a task trained; or go on where an earlier call stopped, at whatever point that was.
 
@@ -56,26 +56,26 @@ def train_hosted(
         )
     plan = make_plan(task)
     for text in (*plan.data.notes, *plan.remarks):
-        view.note(Note(text))
+        progress.note(Note(text))
     if is_job(resume):
-        adopt(Service(plan.task.hosted, view.note), plan, paths, resume)
+        adopt(Service(plan.task.hosted, progress.note), plan, paths, resume)
     state = _taken_up(plan, paths)
     if paths.receipt.exists():
-        return _finished(plan, state, paths, view, consent)
+        return _finished(plan, state, paths, progress, consent)
     if not state.job_id and not _is_agreed(plan, state, paths):
         require_consent(consent, _what_is_sent(plan))
-    service = Service(plan.task.hosted, view.note)
+    service = Service(plan.task.hosted, progress.note)
     with _interruptible(state):
         if not state.job_id:
-            _begin(service, plan, state, paths, view)
-        job = follow(service, plan, state, paths, view)
+            _begin(service, plan, state, paths, progress)
+        job = follow(service, plan, state, paths, progress)
     state.job = job
     state.save(paths)
     if job["status"] in FAILED:
         raise failure(job, plan)
     receipt = build_receipt(plan, state, read_metrics(paths.metrics))
     receipt.write(paths.receipt)
-    evaluation = _evaluate_own(service, plan, state, paths, view, consent)
+    evaluation = _evaluate_own(service, plan, state, paths, progress, consent)
     write_report(paths.root)
     return receipt, evaluation
 
@@ -131,7 +131,7 @@ def _what_is_sent(plan: HostedPlan) -> list[str]:
     ]
 
 
-def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View) -> None:
+def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, progress: Progress) -> None:
     """Send the files and make the job; each step is written down before the next."""
     if not state.uploaded:
         require_access(service, plan.model)
@@ -146,7 +146,7 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         write_atomic(path, plan.content(name))
         state.uploaded[name] = upload(service, path)
         state.save(paths)
-        view.note(Note(f"sent {name}.jsonl as {state.uploaded[name]['id']}"))
+        progress.note(Note(f"sent {name}.jsonl as {state.uploaded[name]['id']}"))
     validation = {"validation_file": state.uploaded["validation"]["id"]} if "validation" in state.uploaded else {}
     state.job = create(
         service,
@@ -160,7 +160,7 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         },
     )
     state.save(paths)
-    view.note(
+    progress.note(
         Note(f"{state.job_id} is made; it goes on by itself, and the same command follows it again after a break")
     )
 
@@ -182,7 +182,7 @@ def _interruptible(state: HostedState) -> Iterator[None]:
         ) from None
 
 
-def cancel_hosted(task: Task, paths: RunPaths, view: View) -> str:
+def cancel_hosted(task: Task, paths: RunPaths, progress: Progress) -> str:
     """Cancel the job of a task; what became of it, in words.
 
     Raises:
@@ -192,7 +192,7 @@ def cancel_hosted(task: Task, paths: RunPaths, view: View) -> str:
     no_job = ConfigError(f"{paths.root} has no job to cancel", "it is made by `tunery train`")
     if state is None or not (state.job_id or "training" in state.uploaded):
         raise no_job
-    service = Service(task.hosted.model_copy(update={"base_url": state.address}), view.note)
+    service = Service(task.hosted.model_copy(update={"base_url": state.address}), progress.note)
     if not state.job_id:  # the answer that told of it may have been lost
         state.job = find(service, state.uploaded["training"]["id"]) or {}
     if not state.job_id:
@@ -213,7 +213,7 @@ class _Asking:
     plan: HostedPlan
     state: HostedState
     paths: RunPaths
-    view: View
+    progress: Progress
     consent: Consent | None
 
     def run(self, exam: Exam, agreed: int) -> Evaluation:
@@ -232,7 +232,7 @@ class _Asking:
             ]
             require_consent(self.consent, [answers_sentence(one) for one in asked if one.questions])
         try:
-            return evaluate(self.service, book, exam, names, task.evaluate, task.hosted.parallel, self.view.note)
+            return evaluate(self.service, book, exam, names, task.evaluate, task.hosted.parallel, self.progress.note)
         except KeyboardInterrupt:
             raise StoppedError(
                 "interrupted while evaluating; the model is trained, and the answers so far are kept",
@@ -248,36 +248,36 @@ class _Asking:
 
 
 def _evaluate_own(
-    service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
+    service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, progress: Progress, consent: Consent | None
 ) -> Evaluation | None:
     """The run's own evaluation, written down; None where there is none to make."""
     if plan.exam is None:
         return None
     agreed = len(plan.exam.questions) if _is_agreed(plan, state, paths) else 0
-    result = _Asking(service, plan, state, paths, view, consent).run(plan.exam, agreed)
+    result = _Asking(service, plan, state, paths, progress, consent).run(plan.exam, agreed)
     result.write(paths.evaluation)
     return result
 
 
 def _finished(
-    plan: HostedPlan, state: HostedState, paths: RunPaths, view: View, consent: Consent | None
+    plan: HostedPlan, state: HostedState, paths: RunPaths, progress: Progress, consent: Consent | None
 ) -> tuple[HostedReceipt, Evaluation | None]:
     """A run whose job is done: evaluated if that is missing or was asked for in another way."""
     receipt, then = HostedReceipt.read(paths.receipt), load_task(paths.task)
     if plan.exam is not None and (plan.task.evaluate != then.evaluate or not paths.evaluation.exists()):
-        view.note(Note(f"{paths.root} is trained; evaluating it"))
-        service = Service(plan.task.hosted, view.note)
-        evaluation = _evaluate_own(service, plan, state, paths, view, consent)
+        progress.note(Note(f"{paths.root} is trained; evaluating it"))
+        service = Service(plan.task.hosted, progress.note)
+        evaluation = _evaluate_own(service, plan, state, paths, progress, consent)
         write_atomic(paths.task, to_yaml(plan.task))
         write_report(paths.root)
         return receipt, evaluation
-    view.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
+    progress.note(Note(f"{paths.root} is already finished; to start over use --resume never"))
     if not paths.report.exists():
         write_report(paths.root)
     return receipt, read_evaluation(paths)
 
 
-def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Consent | None) -> Evaluation:
+def evaluate_hosted(paths: RunPaths, data: Path | None, progress: Progress, consent: Consent | None) -> Evaluation:
     """Ask base and tuned model of a finished run again, or put other questions to them.
 
     Args:
@@ -294,18 +294,18 @@ def evaluate_hosted(paths: RunPaths, data: Path | None, view: View, consent: Con
             raise DataError(f"{' and '.join(changed)} have changed since {paths.root} was trained", "restore the data")
         exam, target = plan.exam, paths.evaluation
     else:
-        exam, target = _further(plan, data, view), paths.root / f"evaluation-{safe_name(data.stem)}.json"
+        exam, target = _further(plan, data, progress), paths.root / f"evaluation-{safe_name(data.stem)}.json"
     if exam is None:
         raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
-    result = _Asking(Service(plan.task.hosted, view.note), plan, state, paths, view, consent).run(exam, 0)
+    result = _Asking(Service(plan.task.hosted, progress.note), plan, state, paths, progress, consent).run(exam, 0)
     result.write(target)
     if data is None:
         write_report(paths.root)
     return result
 
 
-def _further(plan: HostedPlan, data: Path, view: View) -> Exam:
+def _further(plan: HostedPlan, data: Path, progress: Progress) -> Exam:
     more = read_more(str(data), plan.task.data, plan.data.kind, plan.data.labels, plan.data.columns)
     for text in more.notes:
-        view.note(Note(text))
+        progress.note(Note(text))
     return make_exam(more, data.name, more.test, plan.prompts, plan.task.evaluate)

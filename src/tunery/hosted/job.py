@@ -11,8 +11,8 @@ from tunery.errors import HostedError
 from tunery.hosted import client as client_module
 from tunery.hosted.client import Service, is_local
 from tunery.hosted.failures import NO_TRAINING, code_of, said_by, training_closed
-from tunery.hosted.jsonl import append, read_lines
 from tunery.hosted.state import DONE
+from tunery.jsonl import append_lines, read_lines
 from tunery.progress import Note
 from tunery.text import similar_names
 
@@ -206,7 +206,7 @@ class EventLog:
 
         new = service.call(f"following {job}", newer, patience=FOLLOW_PATIENCE)
         new = list({event["id"]: event for event in new}.values())  # pages shift when events arrive between them
-        append(self._path, new)
+        append_lines(self._path, new)
         self.events += new
         self._seen |= {event["id"] for event in new}
         return new

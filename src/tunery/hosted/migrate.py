@@ -21,19 +21,19 @@ from tunery.hosted.equivalent import equivalent, target_name
 from tunery.hosted.estimate import answers_sentence, estimate_answers
 from tunery.hosted.failures import is_gone
 from tunery.hosted.given import Answered, lines_from, read_answers
-from tunery.hosted.jsonl import append
 from tunery.hosted.moved_rows import MovedRows, read_rows
 from tunery.hosted.prices import load_prices
 from tunery.hosted.questions import Question
 from tunery.hosted.state import DONE
 from tunery.hosted.token_counter import TokenCounter
+from tunery.jsonl import append_lines
 from tunery.models.model_source import locate
 from tunery.paths import file_sha256, safe_name, write_atomic
 from tunery.progress import Note
 from tunery.task_file import load_task
 
 if TYPE_CHECKING:
-    from tunery.progress import View
+    from tunery.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Migration:
 
 def migrate(
     move: Move,
-    view: View,
+    progress: Progress,
     consent: Consent | None,
     train: Callable[[Path, Sequence[str]], Finished],
     load: Callable[[Path], TunedModel],
@@ -102,22 +102,22 @@ def migrate(
         TuneryError: see tunery.errors; what was captured before is kept.
     """
     _require_base(move)
-    capture, service = _capture(move, view)
-    rows = _rows(move, capture, view)
+    capture, service = _capture(move, progress)
+    rows = _rows(move, capture, progress)
     asked = rows.asked[: move.rows]
     folder = capture.folder.parent
     task = None if move.to is None else _task(move, capture, move.to, rows.kind)
     if move.answers is not None:
         _take_own_answers(move.answers, capture, rows.asked)
     elif service is not None:
-        _ask(move, service, capture, asked, view, consent)
+        _ask(move, service, capture, asked, progress, consent)
     answered = [(question, answer) for question, answer in read_answers(capture.answers) if not answer.refused]
     if move.capture_only or task is None:
         return Migration(folder, len(answered))
     texts = [(question, answer) for question, answer in answered if answer.is_text]
-    _tell_what_is_missing(capture, asked, texts, move, view)
+    _tell_what_is_missing(capture, asked, texts, move, progress)
     run = train(task, move.overrides)
-    result = put_beside(capture, rows, texts, run, load(run.path), view.note) if texts else None
+    result = put_beside(capture, rows, texts, run, load(run.path), progress.note) if texts else None
     return Migration(folder, len(answered), run, result)
 
 
@@ -136,7 +136,7 @@ def _require_base(move: Move) -> None:
         )
 
 
-def _rows(move: Move, capture: Capture, view: View) -> MovedRows:
+def _rows(move: Move, capture: Capture, progress: Progress) -> MovedRows:
     try:
         rows = read_rows(capture)
     except DataError as error:
@@ -147,7 +147,7 @@ def _rows(move: Move, capture: Capture, view: View) -> MovedRows:
             "give rows that can be read with --files and --validation, into another folder (--out)",
         ) from None
     if rows.problem:
-        view.note(Note(f"only the validation rows are asked: {rows.problem}"))
+        progress.note(Note(f"only the validation rows are asked: {rows.problem}"))
     return rows
 
 
@@ -167,13 +167,13 @@ def _task(move: Move, capture: Capture, to: str, kind: KindName) -> Path:
 
 
 def _tell_what_is_missing(
-    capture: Capture, asked: Sequence[Question], texts: Sequence[Answered], move: Move, view: View
+    capture: Capture, asked: Sequence[Question], texts: Sequence[Answered], move: Move, progress: Progress
 ) -> None:
     """Say before the training, which may take hours, what can be put side by side after it."""
     if not texts:
-        view.note(Note("no answer of the tuned model was captured, so there will be nothing to put side by side"))
+        progress.note(Note("no answer of the tuned model was captured, so there will be nothing to put side by side"))
     elif move.answers is None and (missing := {one.key for one in asked} - {one.key for one, _ in texts}):
-        view.note(
+        progress.note(
             Note(
                 f"{len(missing):,} of {len(asked):,} questions have no answer of the tuned model; it can only be asked "
                 f"with the job's name: tunery migrate {capture.name} --capture-only"
@@ -184,7 +184,7 @@ def _tell_what_is_missing(
 # --------------------------------------------------------------------------- capture
 
 
-def _capture(move: Move, view: View) -> tuple[Capture, Service | None]:
+def _capture(move: Move, progress: Progress) -> tuple[Capture, Service | None]:
     """What is moved, and the server it comes from if that can still be asked."""
     if move.source is None:
         if TRAINING not in move.files:
@@ -196,8 +196,8 @@ def _capture(move: Move, view: View) -> tuple[Capture, Service | None]:
         if move.files:
             raise ConfigError("--files and --validation go with a job, not with a captured folder", "leave them out")
         return open_capture(Path(move.source)), None
-    service = Service(move.hosted, view.note)
-    return fetch(service, move.source, _folder(move, move.source), move.files, view.note), service
+    service = Service(move.hosted, progress.note)
+    return fetch(service, move.source, _folder(move, move.source), move.files, progress.note), service
 
 
 def _folder(move: Move, name: str) -> Path:
@@ -211,11 +211,16 @@ def _take_own_answers(path: Path, capture: Capture, questions: Sequence[Question
     lines = lines_from(path, questions)
     if capture.answers.exists():  # captured ones were paid for
         capture.answers.replace(capture.answers.with_name(f"answers-{file_sha256(capture.answers)[:8]}.jsonl"))
-    append(capture.answers, lines)
+    append_lines(capture.answers, lines)
 
 
 def _ask(
-    move: Move, service: Service, capture: Capture, asked: Sequence[Question], view: View, consent: Consent | None
+    move: Move,
+    service: Service,
+    capture: Capture,
+    asked: Sequence[Question],
+    progress: Progress,
+    consent: Consent | None,
 ) -> None:
     """Put the held-out questions to the tuned model that it was not asked yet."""
     if capture.tuned_model is None:
@@ -224,7 +229,7 @@ def _ask(
                 f"{capture.name} has made no model yet ({capture.job.get('status')}); its rows are in {capture.folder}",
                 "run the same command again when it has",
             )
-        view.note(Note(f"{capture.name} {capture.job.get('status')}: it made no model that could be asked"))
+        progress.note(Note(f"{capture.name} {capture.job.get('status')}: it made no model that could be asked"))
         return
     book = AnswerBook(capture.answers)
     missing = book.missing(capture.tuned_model, asked, ANSWERS_LONGEST)
@@ -237,7 +242,7 @@ def _ask(
     require_consent(consent, [f"{service.address}: {answers_sentence(cost, about)} ({prices.words})"])
     asker = Asker(service, model, ANSWERS_LONGEST, logprobs=True)
     try:
-        ask_all(asker, book, asked, move.hosted.parallel, view.note)
+        ask_all(asker, book, asked, move.hosted.parallel, progress.note)
     except HostedError as error:
         missing = book.missing(model, asked, ANSWERS_LONGEST)
         kept = f"{len(asked) - len(missing):,} of {len(asked):,} answers are kept in {capture.folder}"
@@ -246,7 +251,7 @@ def _ask(
                 f"the tuned model could not be asked: {error.message}; {kept}, with all the rest",
                 f"run the same command again, or use what is there: tunery migrate {capture.folder.parent} --to MODEL",
             ) from error
-        view.note(Note(f"the tuned model does not answer any more: {error.message}; {kept}"))
+        progress.note(Note(f"the tuned model does not answer any more: {error.message}; {kept}"))
     except KeyboardInterrupt:
         raise StoppedError(
             f"interrupted; the answers so far are in {capture.answers}", "run the same command again to go on"

@@ -185,7 +185,7 @@ def build_receipt(
     Raises:
         AdapterError: the saved adapter is not the trained one, or no tensor moved.
     """
-    progress, info, device = loop.progress, base.info, base.model.device
+    state, info, device = loop.state, base.info, base.model.device
     about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "quantization", "license")
     facts: dict[str, Any] = {
         **head_section(task, task.to_yaml()),
@@ -193,10 +193,10 @@ def build_receipt(
         "template": {"sha256": prepared.renderer.template_sha256, "source": info.template_source},
         "data": data_section(prepared),
         "tokens": {
-            "data": progress.data_tokens,
-            "trained": progress.trained_tokens,
-            "computed": progress.computed_tokens,
-            "predicting_positions": progress.positions,
+            "data": state.data_tokens,
+            "trained": state.trained_tokens,
+            "computed": state.computed_tokens,
+            "predicting_positions": state.positions,
             **end_of_turn(prepared),
         },
         "lora": _lora_section(task, base, loop, initial, attached),
@@ -204,7 +204,7 @@ def build_receipt(
         **loop.plan.objective.receipt_section(prepared.splits),
         "reload": check_reload(loop.model, loop.plan.objective, prepared, folder),
         "adapter": _adapter_section(folder),
-        "device": {**describe_device(device), "workers": progress.cpu_workers or 1},
+        "device": {**describe_device(device), "workers": state.cpu_workers or 1},
         "precision": _precision_section(base),
         "speed": _speed_section(loop),
         "memory": {
@@ -257,31 +257,31 @@ def _lora_section(
 
 
 def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
-    progress, plan = loop.progress, loop.plan
+    state, plan = loop.state, loop.plan
     return {
-        "steps": progress.step,
+        "steps": state.step,
         "planned_steps": plan.total_steps,
-        "epochs": progress.step / plan.steps_per_epoch,
+        "epochs": state.step / plan.steps_per_epoch,
         "objective": plan.objective.name,
         "unit": plan.objective.noun,
         "batch_size": task.train.batch_size,
         "learning_rate": plan.peak,
         "scheduler": task.train.scheduler,
         "seed": task.seed,
-        "first_loss": progress.first_loss,
-        "final_loss": progress.last_loss,
-        "valid_loss": progress.valid_loss,
-        "best_step": progress.best_step,
-        "best_valid_loss": progress.best_loss,
+        "first_loss": state.first_loss,
+        "final_loss": state.last_loss,
+        "valid_loss": state.valid_loss,
+        "best_step": state.best_step,
+        "best_valid_loss": state.best_loss,
         "stopped": loop.stopped,
         "restored_step": loop.restored_step,
-        "out_of_memory_retries": progress.halvings,
+        "out_of_memory_retries": state.halvings,
         "micro_batch_rows": loop.limit.rows,
         "micro_batch_tokens": loop.limit.tokens,
         "recomputed_activations": loop.limit.recomputing,
         "compiled": loop.compiled,
         "flattened": loop.model.flattened,
-        "resumed_from": list(progress.resumed_from),
+        "resumed_from": list(state.resumed_from),
     }
 
 
@@ -298,14 +298,14 @@ def _precision_section(base: Base) -> dict[str, Any]:
 
 def _speed_section(loop: Loop) -> dict[str, Any]:
     """Start-up, validation and checkpoints are not counted."""
-    progress = loop.progress
-    seconds = max(progress.seconds, 1e-9)
-    flops = training_flops(loop.model, progress, loop.plan.objective.passes)
+    state = loop.state
+    seconds = max(state.seconds, 1e-9)
+    flops = training_flops(loop.model, state, loop.plan.objective.passes)
     fraction, rate = matmul_fraction(loop.model, flops / seconds)
     return {
-        "data_tokens_per_second": progress.data_tokens / seconds,
-        "computed_tokens_per_second": progress.computed_tokens / seconds,
+        "data_tokens_per_second": state.data_tokens / seconds,
+        "computed_tokens_per_second": state.computed_tokens / seconds,
         "matmul_flops_per_second": rate,
         "matmul_share": fraction,
-        "train_seconds": round(progress.seconds, 2),
+        "train_seconds": round(state.seconds, 2),
     }

@@ -48,7 +48,7 @@ FILES = ("state.json", WEIGHTS_FILE, "optimizer.safetensors")
 
 
 @dataclass
-class Progress:
+class TrainerState:
     """How far training is, besides the tensors.
 
     Attributes:
@@ -163,19 +163,19 @@ class Checkpoints:
         """Where the checkpoint of a step lies."""
         return self.folder / f"step-{step}"
 
-    def save(self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-        """Write the checkpoint of `progress.step`; `adapter` maps names to the optimizer's parameters, in its order."""
-        state = {"progress": asdict(progress), "settings": self.settings, "inputs": self.inputs}
+    def save(self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: TrainerState) -> Path:
+        """Write the checkpoint of `state.step`; `adapter` maps names to the optimizer's parameters, in its order."""
+        content = {"progress": asdict(state), "settings": self.settings, "inputs": self.inputs}
 
         def fill(folder: Path) -> None:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
             (folder / WEIGHTS_FILE).write_bytes(save(weights, metadata={"format": "pt"}))
             write_json(folder / CONFIG_FILE, self.adapter)
             (folder / "optimizer.safetensors").write_bytes(save(_optimizer_tensors(adapter, optimizer)))
-            write_json(folder / "state.json", state)
+            write_json(folder / "state.json", content)
 
-        write_folder(self.path(progress.step), fill)
-        return self.path(progress.step)
+        write_folder(self.path(state.step), fill)
+        return self.path(state.step)
 
     def prune(self, keep: int, best: int | None) -> None:
         """Remove all but the newest `keep` checkpoints and the best one."""
@@ -183,8 +183,8 @@ class Checkpoints:
             if step != best:
                 shutil.rmtree(self.path(step), ignore_errors=True)
 
-    def load(self, path: Path, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> Progress:
-        """Put a checkpoint's tensors into the adapter and the optimizer (None: leave it), and return its progress.
+    def load(self, path: Path, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> TrainerState:
+        """Put a checkpoint's tensors into the adapter and the optimizer (None: leave it), and return its state.
 
         Raises:
             CheckpointError: unreadable, or made by a task with other settings, rows or tensors.
@@ -193,16 +193,16 @@ class Checkpoints:
         if missing:
             raise CheckpointError(f"{path} is not a checkpoint: {missing[0]} is missing")
         try:
-            state = read_json(path / "state.json")
+            content = read_json(path / "state.json")
             tensors = load_file(path / WEIGHTS_FILE)
             moments = load_file(path / "optimizer.safetensors")
-            progress = Progress(**{**state["progress"], "resumed_from": tuple(state["progress"]["resumed_from"])})
+            state = TrainerState(**{**content["progress"], "resumed_from": tuple(content["progress"]["resumed_from"])})
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} cannot be read: {error}",
                 "remove that folder to go on from an earlier one, or start over with --resume never",
             ) from None
-        self._require_same_task(path, state)
+        self._require_same_task(path, content)
         if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in adapter.items()}:
             raise CheckpointError(f"the checkpoint {path} holds an adapter of another shape", "use --resume never")
         with torch.no_grad():
@@ -210,7 +210,7 @@ class Checkpoints:
                 parameter.copy_(tensors[name])
         if optimizer is not None:
             _restore_optimizer(adapter, optimizer, moments)
-        return progress
+        return state
 
     def _require_same_task(self, path: Path, state: Mapping[str, Any]) -> None:
         if changed := changed_settings(state["settings"], self.settings):

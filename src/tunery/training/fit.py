@@ -27,12 +27,12 @@ from tunery.lora.dropout import DropoutClock
 from tunery.models.device import available_memory
 from tunery.models.load import Base
 from tunery.paths import RunPaths, write_atomic, write_folder
-from tunery.progress import Note, View
+from tunery.progress import Note, Progress
 from tunery.records.run_receipt import Receipt
 from tunery.startup import seconds_since_start
 from tunery.text import gigabytes
 from tunery.training.build_receipt import build_receipt
-from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.checkpoint import Checkpoints, TrainerState
 from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.decoder_layers import DecoderLayers, running_layers, try_compiling
 from tunery.training.guard import MicroBatchLimit, stop_signals
@@ -50,7 +50,7 @@ _RECOMPUTE = "recompute"
 
 @dataclass
 class _Log:
-    """Sends each line of metrics to the file, the trackers and the view.
+    """A Progress that sends each line of metrics to the file and the trackers too.
 
     Attributes:
         first_step: seconds from the start of the process to the end of the first step that was logged.
@@ -58,18 +58,18 @@ class _Log:
 
     writer: MetricsWriter
     sinks: Sequence[Sink]
-    view: View
+    progress: Progress
     first_step: float | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, task: Task, paths: RunPaths, done: int, view: View) -> Iterator[_Log]:
+    def open(cls, task: Task, paths: RunPaths, done: int, progress: Progress) -> Iterator[_Log]:
         """For a run with `done` steps behind it; what was logged later than that is dropped."""
         settings = task.model_dump(mode="json")
         sinks = open_sinks(task.train.report_to, task.name, settings, paths.root, first_step=done + 1)
         try:
             with MetricsWriter(paths.metrics, keep_until_step=done) as writer:
-                yield cls(writer, sinks, view)
+                yield cls(writer, sinks, progress)
         finally:
             for sink in sinks:
                 sink.close()
@@ -78,13 +78,19 @@ class _Log:
         self.writer.write(line)
         for sink in self.sinks:
             sink.log(line["step"], line)
-        self.view.log(line)
+        self.progress.log(line)
         if self.first_step is None and "train_loss" in line:
             self.first_step = round(seconds_since_start(), 2)
             self.note(Note(f"the first step was done {self.first_step:.1f} s after the start of the program"))
 
     def note(self, note: Note) -> None:
-        self.view.note(note)
+        self.progress.note(note)
+
+    def start(self, total: int, done: int) -> None:
+        self.progress.start(total, done)
+
+    def close(self) -> None:
+        self.progress.close()
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,9 @@ class FitResult:
     receipt: Receipt
 
 
-def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> FitResult:
+def fit(
+    task: Task, prepared: Prepared, base: Base, paths: RunPaths, progress: Progress, resume: Path | None
+) -> FitResult:
     """Train, save, read back, and write the receipt.
 
     Args:
@@ -105,10 +113,12 @@ def fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View,
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
     """
     with compiling(task.train.compile):
-        return _fit(task, prepared, base, paths, view, resume)
+        return _fit(task, prepared, base, paths, progress, resume)
 
 
-def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View, resume: Path | None) -> FitResult:
+def _fit(
+    task: Task, prepared: Prepared, base: Base, paths: RunPaths, progress: Progress, resume: Path | None
+) -> FitResult:
     started = time.perf_counter()
     plan = make_plan(task, prepared, base.model.config)
     attached = attach_adapter(task, base.model, reference=plan.objective.has_reference)
@@ -116,7 +126,7 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
     sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
-    _say_plan(view, plan, attached, base.info.name, model, sizing)
+    _say_plan(progress, plan, attached, base.info.name, model, sizing)
     checkpoints = Checkpoints(
         paths.checkpoints,
         task.model_dump(mode="json"),
@@ -124,23 +134,24 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
         adapter_config(base.model, base_model=base.info.name),
     )
     optimizer = make_optimizer(adapter, task.train)
-    progress = Progress(dtype=base.info.dtype)
+    state = TrainerState(dtype=base.info.dtype)
     limit = MicroBatchLimit(sizing.micro_rows, sizing.micro_tokens, noun=plan.objective.noun)
     if resume is not None:
-        progress, limit = _take_up(
-            checkpoints, resume, adapter, optimizer, limit, view, fixed=task.train.micro_batch_size != "auto"
+        state, limit = _take_up(
+            checkpoints, resume, adapter, optimizer, limit, progress, fixed=task.train.micro_batch_size != "auto"
         )
     recompute = sizing.gradient_checkpointing or (
-        progress.recomputing and task.train.gradient_checkpointing == "auto"
+        state.recomputing and task.train.gradient_checkpointing == "auto"
     )  # a resumed run goes on as it was
     write_atomic(paths.task, task.to_yaml())
     with (
-        _Log.open(task, paths, progress.step, view) as log,
+        _Log.open(task, paths, state.step, progress) as log,
         running_layers(base.model, recompute) as layers,
-        _workers(task, prepared, model, plan, attached.clock, layers, progress) as workers,
-        _shown(view, plan, progress),
+        _workers(task, prepared, model, plan, attached.clock, layers, state) as workers,
+        contextlib.closing(log),
         stop_signals() as stop,
     ):
+        log.start(plan.total_steps, state.step)
         loop = Loop(
             plan=plan,
             model=model,
@@ -151,8 +162,8 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
             validation=prepared.validation.first(task.train.eval_rows),
             limit=limit,
             checkpoints=checkpoints,
-            progress=progress,
-            watcher=log,
+            state=state,
+            progress=log,
             stop=stop,
             history=read_metrics(paths.metrics),
             workers=workers,
@@ -160,8 +171,10 @@ def _fit(task: Task, prepared: Prepared, base: Base, paths: RunPaths, view: View
             ahead=1 if model.device.type == "cuda" else 0,
         )
         if workers is not None:
-            view.note(Note(f"{workers.count} processes compute the rows of a step side by side (train.cpu_workers)"))
-        _set_up_layers(task, layers, model, adapter, loop, view)
+            progress.note(
+                Note(f"{workers.count} processes compute the rows of a step side by side (train.cpu_workers)")
+            )
+        _set_up_layers(task, layers, model, adapter, loop, progress)
         compiled_calls = calls()
         loop.run()
         loop.compiled = calls() > compiled_calls
@@ -197,18 +210,18 @@ def _take_up(
     adapter: Mapping[str, Tensor],
     optimizer: Optimizer,
     limit: MicroBatchLimit,
-    view: View,
+    progress: Progress,
     *,
     fixed: bool,
-) -> tuple[Progress, MicroBatchLimit]:
+) -> tuple[TrainerState, MicroBatchLimit]:
     """Load a checkpoint. Its micro-batch limit is kept, since another one would add in another order, unless the task
     fixes one."""
-    progress = checkpoints.load(path, adapter, optimizer)
-    progress.resumed_from = (*progress.resumed_from, progress.step)
-    if progress.micro_rows is not None and not fixed:
-        limit = MicroBatchLimit(progress.micro_rows, progress.micro_tokens, progress.halvings, noun=limit.noun)
-    view.note(Note(f"resuming from step {progress.step} ({path})"))
-    return progress, limit
+    state = checkpoints.load(path, adapter, optimizer)
+    state.resumed_from = (*state.resumed_from, state.step)
+    if state.micro_rows is not None and not fixed:
+        limit = MicroBatchLimit(state.micro_rows, state.micro_tokens, state.halvings, noun=limit.noun)
+    progress.note(Note(f"resuming from step {state.step} ({path})"))
+    return state, limit
 
 
 @contextlib.contextmanager
@@ -219,7 +232,7 @@ def _workers(
     plan: Plan,
     clock: DropoutClock,
     layers: DecoderLayers,
-    progress: Progress,
+    state: TrainerState,
 ) -> Iterator[Workers | None]:
     """Processes that compute beside this one, where they make a run faster. A resumed run keeps their number, since
     another one would add in another order, unless the task fixes it."""
@@ -229,7 +242,7 @@ def _workers(
         batches = [
             step_rows(train.rows, train.unit, task.seed, step, plan.config.batch_size) for step in range(SAMPLED_STEPS)
         ]
-        count = progress.cpu_workers or wanted_workers(model, batches, objective.unit, torch.get_num_threads())
+        count = state.cpu_workers or wanted_workers(model, batches, objective.unit, torch.get_num_threads())
     elif not can_fork(model):
         count = 1
     functions = {_RECOMPUTE: lambda _: layers.recompute(), **scoring_functions(model)}
@@ -241,17 +254,8 @@ def _workers(
             workers.close()
 
 
-@contextlib.contextmanager
-def _shown(view: View, plan: Plan, progress: Progress) -> Iterator[None]:
-    view.start(plan.total_steps, progress.step)
-    try:
-        yield
-    finally:
-        view.close()
-
-
 def _set_up_layers(
-    task: Task, layers: DecoderLayers, model: PackedModel, adapter: Mapping[str, Tensor], loop: Loop, view: View
+    task: Task, layers: DecoderLayers, model: PackedModel, adapter: Mapping[str, Tensor], loop: Loop, progress: Progress
 ) -> None:
     """Offer the last resort against running out of memory, and compile where that is asked for and works."""
     loop.limit.recomputing = layers.recomputing
@@ -259,7 +263,7 @@ def _set_up_layers(
         loop.limit.recompute = partial(_recompute, layers, loop.workers)
     if compiles(model.device):
         for remark in try_compiling(model, list(adapter.values())):
-            view.note(Note(remark))
+            progress.note(Note(remark))
 
 
 def _recompute(layers: DecoderLayers, workers: Workers | None) -> None:
@@ -269,12 +273,14 @@ def _recompute(layers: DecoderLayers, workers: Workers | None) -> None:
         workers.pool.call(_RECOMPUTE, [None] * workers.count)
 
 
-def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: PackedModel, sizing: Sizing) -> None:
+def _say_plan(
+    progress: Progress, plan: Plan, attached: Attached, base: str, model: PackedModel, sizing: Sizing
+) -> None:
     if start := attached.start:
-        view.note(Note(f"going on from the adapter {start.path}"))
+        progress.note(Note(f"going on from the adapter {start.path}"))
         if remark := start.remark(base):
-            view.note(Note(remark))
-    view.note(
+            progress.note(Note(remark))
+    progress.note(
         Note(
             f"training {len(attached.matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "
             f"{plan.objective.noun}s, "
@@ -282,11 +288,11 @@ def _say_plan(view: View, plan: Plan, attached: Attached, base: str, model: Pack
         )
     )
     if not model.flattened:
-        view.note(Note("this model's layers mix rows in their own way, so rows run one at a time"))
+        progress.note(Note("this model's layers mix rows in their own way, so rows run one at a time"))
     if sizing.gradient_checkpointing:
-        view.note(Note("activations are recomputed to fit in memory (train.gradient_checkpointing)"))
+        progress.note(Note("activations are recomputed to fit in memory (train.gradient_checkpointing)"))
     for reason in refusals():
-        view.note(Note(reason))
+        progress.note(Note(reason))
 
 
 def _save_adapter(base: Base, folder: Path) -> None:

@@ -18,9 +18,9 @@ from tunery.fast.packed_model import PackedModel
 from tunery.fast.shared_input import forget_outputs
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import is_out_of_memory
-from tunery.progress import Note, Watcher
+from tunery.progress import Note, Progress
 from tunery.training.advice import advise
-from tunery.training.checkpoint import Checkpoints, Progress
+from tunery.training.checkpoint import Checkpoints, TrainerState
 from tunery.training.data_parallel import Workers, backward_part, split
 from tunery.training.guard import (
     MicroBatchLimit,
@@ -198,7 +198,7 @@ class _Given:
 
 @dataclass
 class Loop:
-    """Everything a run needs; `run` takes it from `progress.step` to the end.
+    """Everything a run needs; `run` takes it from `state.step` to the end.
 
     Attributes:
         history: lines logged so far (from metrics.jsonl when resumed); advice reads them.
@@ -219,8 +219,8 @@ class Loop:
     validation: Sequence[Row]
     limit: MicroBatchLimit
     checkpoints: Checkpoints
+    state: TrainerState
     progress: Progress
-    watcher: Watcher
     stop: StopRequest
     history: list[dict[str, Any]]
     stopped: str = "finished"
@@ -240,26 +240,26 @@ class Loop:
             except WorkerLostError:
                 self._save()  # the update was not made: this is where the step began
                 raise
-        best = self.progress.best_step
-        if self.plan.restore_best and best is not None and best != self.progress.step:
+        best = self.state.best_step
+        if self.plan.restore_best and best is not None and best != self.state.step:
             self.checkpoints.load(self.checkpoints.path(best), self.adapter, None)
             self.restored_step = best
 
     def _train(self) -> None:
         advised: set[str] = set()
         given: deque[_Given] = deque()
-        while self.progress.step < self.plan.total_steps:
+        while self.state.step < self.plan.total_steps:
             if self._out_of_patience():
                 self.stopped = "early stopping"
                 break
-            number = self.progress.step + len(given) + 1
+            number = self.state.step + len(given) + 1
             given.append(self._give(number))
             ahead = 0 if self.stop or self._eventful(number) else self.ahead
             while len(given) > ahead:
                 self._settle(given.popleft())
             if given:
                 continue
-            done = self.progress.step == self.plan.total_steps
+            done = self.state.step == self.plan.total_steps
             improved = self._validate() if self._due(self.plan.eval_every, done) else False
             if improved or done or self._out_of_patience() or self.stop or self._due(self.plan.save_every):
                 self._save()
@@ -267,7 +267,7 @@ class Loop:
                 self._advise(advised)
             if self.stop and not done:
                 raise StoppedError(
-                    f"stopped after step {self.progress.step} of {self.plan.total_steps}; the checkpoint is written",
+                    f"stopped after step {self.state.step} of {self.plan.total_steps}; the checkpoint is written",
                     "run the same command again to go on from there",
                     signal_number=self.stop.signal_number or 2,
                 )
@@ -310,7 +310,7 @@ class Loop:
         self.optimizer.step()
         if self.limit.halvings > halvings:
             text = f"memory ran out: the step was computed again, {self.limit.describe()}"
-            self.watcher.note(Note(text, level="warn", code="out_of_memory"))
+            self.progress.note(Note(text, level="warn", code="out_of_memory"))
         return given
 
     def _skip_if_not_finite(self, gradient: Gradient) -> None:
@@ -327,25 +327,25 @@ class Loop:
         seconds, self._settled = now - max(given.started, self._settled), now
         self._count(result, seconds)
         if self.speed_check and (warning := self.speed_check.look(result.sums, seconds)):
-            self.watcher.note(warning)
-        progress = self.progress
-        if progress.step % self.plan.config.logging_steps == 0 or progress.step in (1, self.plan.total_steps):
+            self.progress.note(warning)
+        state = self.state
+        if state.step % self.plan.config.logging_steps == 0 or state.step in (1, self.plan.total_steps):
             self._log_step(result, given.rate, seconds)
 
     def _count(self, result: StepResult, seconds: float) -> None:
-        progress = self.progress
-        progress.step += 1
-        progress.seconds += seconds
-        progress.data_tokens += result.sums.data_tokens
-        progress.computed_tokens += result.sums.computed_tokens
-        progress.trained_tokens += result.sums.trained_tokens
-        progress.positions += result.sums.positions
-        progress.pairs += result.sums.pairs
-        progress.first_loss = result.loss if progress.first_loss is None else progress.first_loss
-        progress.last_loss = result.loss
-        progress.micro_rows, progress.micro_tokens = self.limit.rows, self.limit.tokens
-        progress.halvings, progress.recomputing = self.limit.halvings, self.limit.recomputing
-        progress.cpu_workers = 1 if self.workers is None else self.workers.count
+        state = self.state
+        state.step += 1
+        state.seconds += seconds
+        state.data_tokens += result.sums.data_tokens
+        state.computed_tokens += result.sums.computed_tokens
+        state.trained_tokens += result.sums.trained_tokens
+        state.positions += result.sums.positions
+        state.pairs += result.sums.pairs
+        state.first_loss = result.loss if state.first_loss is None else state.first_loss
+        state.last_loss = result.loss
+        state.micro_rows, state.micro_tokens = self.limit.rows, self.limit.tokens
+        state.halvings, state.recomputing = self.limit.halvings, self.limit.recomputing
+        state.cpu_workers = 1 if self.workers is None else self.workers.count
 
     def _log_step(self, result: StepResult, rate: float, seconds: float) -> None:
         self._log(
@@ -359,17 +359,17 @@ class Loop:
         )
 
     def _log(self, **values: float) -> None:
-        step = self.progress.step
+        step = self.state.step
         line = {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **values}
         self.history.append(line)
-        self.watcher.log(line)
+        self.progress.log(line)
 
     def _out_of_patience(self) -> bool:
         patience = self.plan.config.early_stopping_patience
-        return patience is not None and self.progress.bad_validations >= patience
+        return patience is not None and self.state.bad_validations >= patience
 
     def _due(self, every: int | None, done: bool = False) -> bool:
-        return every is not None and (done or self.progress.step % every == 0)
+        return every is not None and (done or self.state.step % every == 0)
 
     def _validate(self) -> bool:
         """Measure the validation loss; True if it is the best so far."""
@@ -377,26 +377,26 @@ class Loop:
             return False
         started = time.perf_counter()
         pool = None if self.workers is None else self.workers.pool
-        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool, self.watcher.note), self.validation)
-        progress = self.progress
-        require_finite_validation(loss, progress.step)
-        better = progress.best_loss is None or loss < progress.best_loss - self.plan.config.early_stopping_threshold
-        progress.bad_validations = 0 if better else progress.bad_validations + 1
-        progress.valid_loss = loss
+        loss, metrics = self.plan.objective.measure(Scorer(self.model, pool, self.progress.note), self.validation)
+        state = self.state
+        require_finite_validation(loss, state.step)
+        better = state.best_loss is None or loss < state.best_loss - self.plan.config.early_stopping_threshold
+        state.bad_validations = 0 if better else state.bad_validations + 1
+        state.valid_loss = loss
         if better:
-            progress.best_loss, progress.best_step = loss, progress.step
+            state.best_loss, state.best_step = loss, state.step
         named = {f"valid_{name}": value for name, value in metrics.items()}
         self._log(valid_loss=loss, **named, seconds=time.perf_counter() - started)
         return better and self.plan.restore_best
 
     def _save(self) -> None:
-        self.checkpoints.save(self.adapter, self.optimizer, self.progress)
-        best = self.progress.best_step if self.plan.restore_best else None
+        self.checkpoints.save(self.adapter, self.optimizer, self.state)
+        best = self.state.best_step if self.plan.restore_best else None
         self.checkpoints.prune(self.plan.config.save_limit, best)
 
     def _advise(self, given: set[str]) -> None:
         """Say what the curves show, each thing once."""
         for advice in advise(self.history):
             if advice.code not in given:
-                self.watcher.note(advice)
+                self.progress.note(advice)
                 given.add(advice.code)

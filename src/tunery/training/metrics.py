@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tunery.errors import CheckpointError, ConfigError, NotInstalledError
+from tunery.jsonl import JsonMapping, JsonObject, encode_line, parse_object
 from tunery.paths import disk_errors, write_atomic
 from tunery.versions import install_command
 
-Line = dict[str, Any]
 
-
-def read_metrics(path: Path) -> list[Line]:
+def read_metrics(path: Path) -> list[JsonObject]:
     """The lines of a metrics file, in order; none if there is no file.
 
     A last line that a crash left unfinished is passed over.
@@ -37,15 +35,11 @@ def read_metrics(path: Path) -> list[Line]:
     except FileNotFoundError:
         return []
     pieces = raw.split(b"\n")
-    lines: list[Line] = []
+    lines: list[JsonObject] = []
     for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
             continue
-        try:
-            line = json.loads(piece)  # bytes: decodes as UTF-8
-        except ValueError:
-            line = None
-        if isinstance(line, dict):
+        if (line := parse_object(piece)) is not None:
             lines.append(line)
         elif number < len(pieces):  # only what follows the last newline can be unfinished
             raise CheckpointError(f"{path}:{number}: not a line of metrics", "delete that line; the others are kept")
@@ -70,7 +64,7 @@ class MetricsWriter:
         with disk_errors(str(path)):
             self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by close)
 
-    def write(self, line: Mapping[str, Any]) -> None:
+    def write(self, line: JsonMapping) -> None:
         """Append one line.
 
         Raises:
@@ -92,11 +86,11 @@ class MetricsWriter:
         self.close()
 
 
-def _encode(line: Mapping[str, Any]) -> str:
+def _encode(line: JsonMapping) -> str:
     for key, value in line.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"metric {key} at step {line.get('step')} is {value}: only finite numbers are logged")
-    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    return encode_line(line)
 
 
 # --------------------------------------------------------------------------- trackers
@@ -105,7 +99,7 @@ def _encode(line: Mapping[str, Any]) -> str:
 class Sink(Protocol):
     """Somewhere else that metrics go."""
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: JsonMapping) -> None:
         """Record the numbers among `metrics`."""
         ...
 
@@ -121,7 +115,7 @@ class _TensorBoard:
         # purge_step hides what a crashed run logged after the checkpoint that this one goes on from
         self._writer = SummaryWriter(log_dir=str(run_dir / "tensorboard"), purge_step=first_step)
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: JsonMapping) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -135,7 +129,7 @@ class _Run:
     def __init__(self, run: Any):
         self._run = run
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: JsonMapping) -> None:
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
@@ -148,7 +142,7 @@ class _Guarded:
     def __init__(self, name: str, sink: Sink):
         self._name, self._sink, self._failed = name, sink, False
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: JsonMapping) -> None:
         numbers = {
             name: value
             for name, value in metrics.items()
@@ -179,7 +173,7 @@ _NEEDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio":
 
 
 def open_sinks(
-    names: Iterable[str], run_name: str, config: Mapping[str, Any], run_dir: Path, *, first_step: int = 1
+    names: Iterable[str], run_name: str, config: JsonMapping, run_dir: Path, *, first_step: int = 1
 ) -> list[Sink]:
     """Open the trackers of `train.report_to`. Call it before training, so that what is missing is known early.
 
@@ -240,17 +234,17 @@ def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first
     return _Run(module.init(project=project, name=run_name, config=config, **where))
 
 
-def training_lines(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+def training_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:
     """(step, training loss) of the lines that have both, in order."""
     return metric_lines(history, "train_loss")
 
 
-def validation_lines(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+def validation_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:
     """(step, validation loss) of the lines that have both, in order."""
     return metric_lines(history, "valid_loss")
 
 
-def metric_lines(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+def metric_lines(history: Sequence[JsonMapping], key: str) -> list[tuple[int, float]]:
     """(step, value) of the lines that have this number, in order."""
     pairs = [(line.get("step"), line.get(key)) for line in history]
     return [

@@ -30,7 +30,7 @@ PAUSE_SECONDS = 0.2
 
 
 class Counts(Protocol):
-    """What the number of operations follows from: a step's StepStats, or a whole run's Progress."""
+    """What the number of operations follows from: a step's StepStats, or a whole run's TrainerState."""
 
     computed_tokens: int
     positions: int

@@ -84,7 +84,7 @@ def test_trouble_on_the_way_leaves_no_trace_in_the_adapter(world: World, finishe
     folder = world.folder(finished)
     assert len(read_json(folder.run.receipt)["training"]["resumed_from"]) == 1
     task = load_task(folder.task).model_copy(update={"output": str(tmp_path)})
-    undisturbed = tunery.train(task, view=Console(quiet=True))
+    undisturbed = tunery.train(task, progress=Console(quiet=True))
     weights = [run / "adapter" / "adapter_model.safetensors" for run in (folder.run.root, undisturbed.path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tunery.serve.jobs.job_folder import JobFolder, append_line
-from tunery.serve.jobs.watch import Tail, Watch
+from tunery.jsonl import append_lines
+from tunery.serve.jobs.job_folder import JobFolder
+from tunery.serve.jobs.watch import Watch
 from tunery.serve.records import Checkpoint, Event, Job, Work
 from tunery.serve.store import Store
 
@@ -34,12 +35,12 @@ class Run:
         return Watch(self.store, JOB, self.folder, **more)
 
     def plan(self, total: int, eval_every: int | None = None) -> None:
-        append_line(
-            self.folder.status, {"kind": "plan", "total": total, "done": 0, "eval_every": eval_every, "at": 5.0}
+        append_lines(
+            self.folder.status, [{"kind": "plan", "total": total, "done": 0, "eval_every": eval_every, "at": 5.0}]
         )
 
     def note(self, text: str) -> None:
-        append_line(self.folder.status, {"kind": "note", "text": text, "level": "info", "at": 6.0})
+        append_lines(self.folder.status, [{"kind": "note", "text": text, "level": "info", "at": 6.0}])
 
     def step(self, step: int, loss: float = 1.0) -> None:
         line = {
@@ -52,10 +53,10 @@ class Run:
             "data_tokens_per_second": 9.0,
             "seconds": 2.0,
         }
-        append_line(self.folder.run.metrics, line)
+        append_lines(self.folder.run.metrics, [line])
 
     def validation(self, step: int, loss: float = 1.5) -> None:
-        append_line(self.folder.run.metrics, {"step": step, "valid_loss": loss, "valid_token_accuracy": 0.25})
+        append_lines(self.folder.run.metrics, [{"step": step, "valid_loss": loss, "valid_token_accuracy": 0.25}])
 
     def checkpoint(self, step: int) -> None:
         (self.folder.run.checkpoints / f"step-{step}").mkdir()
@@ -134,8 +135,8 @@ def test_where_all_rows_were_validated_the_full_loss_is_given(run: Run) -> None:
 
 def test_preference_metrics_keep_their_names(run: Run) -> None:
     run.plan(4, eval_every=1)
-    append_line(run.folder.run.metrics, {"step": 1, "train_loss": 0.6, "rewards_margin": 0.2, "seconds": 1.0})
-    append_line(run.folder.run.metrics, {"step": 1, "valid_loss": 0.5, "valid_rewards_margin": 0.3, "seconds": 1.0})
+    append_lines(run.folder.run.metrics, [{"step": 1, "train_loss": 0.6, "rewards_margin": 0.2, "seconds": 1.0}])
+    append_lines(run.folder.run.metrics, [{"step": 1, "valid_loss": 0.5, "valid_rewards_margin": 0.3, "seconds": 1.0}])
     run.watch.poll()
     (event,) = run.events()
     assert event.data == {
@@ -229,7 +230,7 @@ def test_events_are_in_the_order_of_the_steps_also_when_they_are_read_late(run: 
 
 def test_what_the_worker_says_becomes_an_event_of_its_level(run: Run) -> None:
     run.note("computing in float32")
-    append_line(run.folder.status, {"kind": "note", "text": "the loss rises", "level": "warn", "at": 7.5})
+    append_lines(run.folder.status, [{"kind": "note", "text": "the loss rises", "level": "warn", "at": 7.5}])
     run.watch.poll()
     said = [(event.message, event.level, event.created_at, event.type) for event in run.events()]
     assert said == [("computing in float32", "info", 6, "message"), ("the loss rises", "warn", 7, "message")]
@@ -259,29 +260,3 @@ def test_the_end_is_estimated_from_the_pace(run: Run) -> None:
     assert job is not None
     assert job.estimated_finish is not None
     assert before + 40 * 2 <= job.estimated_finish <= time.time() + 40 * 2
-
-
-def test_a_tail_gives_whole_lines_once_and_a_new_file_from_its_start(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    tail = Tail(path)
-    assert tail.read() == []
-    path.write_bytes(b'{"a": 1}\n{"a": 2')
-    assert tail.read() == [{"a": 1}]
-    with open(path, "ab") as file:
-        file.write(b'2}\nno json\n[3]\n{"a": 4}\n')
-    assert tail.read() == [{"a": 22}, {"a": 4}]
-    assert not tail.replaced
-    (tmp_path / "new").write_bytes(b'{"a": 5}\n{"a": 6}\n' * 9)
-    os.replace(tmp_path / "new", path)
-    assert len(tail.read()) == 18
-    assert tail.replaced
-    assert tail.read() == []
-    assert not tail.replaced
-
-
-def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b": ')
-    append_line(path, {"c": 3})
-    append_line(path, {"d": "ä"})
-    assert Tail(path).read() == [{"a": 1}, {"c": 3}, {"d": "ä"}]

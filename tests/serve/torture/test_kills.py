@@ -132,7 +132,7 @@ def test_kills_at_random_moments_change_no_byte_of_the_adapter(
     jobs = store.list(Job).data
     assert jobs
     task = load_task(JobFolder(home / "jobs" / jobs[0].id).task)
-    whole = tunery.train(task.model_copy(update={"output": str(tmp_path / "whole")}), view=Console(quiet=True))
+    whole = tunery.train(task.model_copy(update={"output": str(tmp_path / "whole")}), progress=Console(quiet=True))
     expected = (whole.path / "adapter" / "adapter_model.safetensors").read_bytes()
     for job in jobs:
         assert job.status == "succeeded"

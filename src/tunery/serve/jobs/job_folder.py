@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunery.paths import RunPaths, disk_errors, read_json, write_json
+from tunery.paths import RunPaths, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,6 @@ class JobFolder:
     def exported(self, step: int) -> Path:
         """The adapter folder of one checkpoint."""
         return self.checkpoints / f"step-{step}"
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to a JSON-lines file. A line that a crash left unfinished before it stays a line of its own."""
-    with disk_errors(str(path)), open(path, "a+b") as file:
-        end = file.seek(0, 2)
-        torn = b""
-        if end:
-            file.seek(end - 1)
-            torn = b"" if file.read(1) == b"\n" else b"\n"
-        file.write(torn + json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
 def read_error(folder: JobFolder) -> dict[str, Any] | None:

@@ -7,14 +7,12 @@ its last checkpoint.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tunery.config import Task
+from tunery.jsonl import Tail
 from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.records import Checkpoint, Event, Job, Work, derived_id
 from tunery.serve.store import Store
@@ -32,43 +30,6 @@ _NAMES = {
 """Our names in metrics.jsonl → OpenAI's. Those of preference training (rewards_…) are kept."""
 
 _LEFT_OUT = ("step", "epoch", "learning_rate", "grad_norm", "seconds")
-
-
-class Tail:
-    """The lines of a growing JSON-lines file, each given once.
-
-    Attributes:
-        replaced: the last `read` found another file under the name, and gave its lines from the start.
-    """
-
-    def __init__(self, path: Path):
-        self._path, self._at, self._inode = path, 0, -1
-        self.replaced = False
-
-    def read(self) -> list[dict[str, Any]]:
-        """The whole lines that have been added; those that are no JSON object are passed over."""
-        self.replaced = False
-        try:
-            with open(self._path, "rb") as file:
-                about = os.fstat(file.fileno())
-                if about.st_ino != self._inode or about.st_size < self._at:
-                    self.replaced = self._inode >= 0
-                    self._at, self._inode = 0, about.st_ino
-                file.seek(self._at)
-                added = file.read()
-        except FileNotFoundError:
-            return []
-        whole = added[: added.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return [line for piece in whole.splitlines() if (line := _object(piece)) is not None]
-
-
-def _object(piece: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(piece)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 class Watch:

@@ -34,9 +34,10 @@ from tunery.errors import (
     StoppedError,
     TuneryError,
 )
+from tunery.jsonl import append_lines
 from tunery.paths import disk_errors
 from tunery.progress import Note
-from tunery.serve.jobs.job_folder import JobFolder, append_line, write_error
+from tunery.serve.jobs.job_folder import JobFolder, write_error
 
 LOCK_SECONDS = 120
 """How long a worker waits for its predecessor, which may be writing its last checkpoint."""
@@ -141,7 +142,7 @@ def _train(folder: JobFolder) -> None:
     os.environ.update(JobSpec.read(folder).environment)
     _remove_leftovers(folder)
     task = load_task(folder.task)
-    train(task, view=StatusView(folder, task))
+    train(task, progress=StatusView(folder, task))
 
 
 def _remove_leftovers(folder: JobFolder) -> None:
@@ -184,7 +185,7 @@ class StatusView:
         """The run has ended."""
 
     def _write(self, **line: Any) -> None:
-        append_line(self._folder.status, {**line, "at": time.time()})
+        append_lines(self._folder.status, [{**line, "at": time.time()}])
 
 
 if __name__ == "__main__":
