@@ -34,7 +34,7 @@ ALLOWED = {
     ("serve/schemas/chat.py", "text"): "type of a part of OpenAI's message content",
     ("serve/schemas/jobs.py", "dpo"): "method.type of OpenAI's job, which has a section of that name",
     ("serve/jobs/translate.py", "lora"): "section of a task file",
-    ("hosted/given.py", "completion"): "key of a row in a person's file of answers",
+    ("evaluation/answers.py", "completion"): "key of a row in a person's file of answers",
     ("serve/jobs/validate.py", "completion"): "key of a row, by which completions are told from conversations",
 }
 """(file, word) → why it is no branch on a noun."""

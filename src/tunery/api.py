@@ -21,10 +21,10 @@ from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
 from tunery.export.card import write_card
 from tunery.fast.packed_model import PackedModel
-from tunery.hosted.consent import Consent
-from tunery.hosted.hosted_check import check_hosted
+from tunery.hosted.client import Consent
+from tunery.hosted.hosted_plan import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
-from tunery.hosted.state import require_local
+from tunery.hosted.recovery import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
 from tunery.progress import Note, Progress

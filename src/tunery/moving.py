@@ -11,7 +11,7 @@ from tunery import api
 from tunery.config_hosted import HostedConfig
 from tunery.console import Console
 from tunery.errors import ConfigError
-from tunery.hosted.consent import Consent
+from tunery.hosted.client import Consent
 from tunery.hosted.migrate import Migration, Move
 from tunery.hosted.migrate import migrate as move_here
 from tunery.progress import Progress

@@ -51,6 +51,21 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def hosted_state(self) -> Path:
+        """Where a hosted run stands (tunery.records.hosted_state)."""
+        return self.root / "hosted.json"
+
+    @property
+    def events(self) -> Path:
+        """What the server said of a hosted run's job."""
+        return self.root / "events.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """A hosted run's metrics as the server keeps them."""
+        return self.root / "results.csv"
+
+    @property
     def lock(self) -> Path:
         return self.root / ".lock"
 

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tunery.hosted.token_counter import TokenCounter
+from tunery.openai_api.token_counter import TokenCounter
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = "gpt-4.1-mini"

@@ -10,10 +10,10 @@ import pytest
 from tests.hosted.fake import MODEL, Failure, Fake
 from tunery.config_hosted import HostedConfig
 from tunery.errors import HostedError, ResumableError
+from tunery.evaluation.answers import Answer, AnswerBook, Question
 from tunery.hosted import client as client_module
-from tunery.hosted.ask import Answer, AnswerBook, Asker, ask_all
 from tunery.hosted.client import Service
-from tunery.hosted.questions import Question
+from tunery.hosted.querying import Asker, ask_all
 
 
 def film(number: int) -> Question:

@@ -12,12 +12,11 @@ import pytest
 from tests.hosted.fake import KEY, Failure, Fake
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError, ResumableError
+from tunery.evaluation.answers import Question
 from tunery.hosted import client as client_module
-from tunery.hosted.ask import Asker
-from tunery.hosted.client import Service, base_url
-from tunery.hosted.failures import HostedServer, explain
+from tunery.hosted.client import HostedServer, Service, base_url, explain
 from tunery.hosted.job import EventLog, create, retrieve, upload
-from tunery.hosted.questions import Question
+from tunery.hosted.querying import Asker
 
 
 def models(service: Service) -> list[str]:

@@ -15,7 +15,7 @@ from tunery.data.prompts import Prompts
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError, DataError
-from tunery.hosted.convert import lines, require_trainable
+from tunery.hosted.hosted_plan import lines, require_trainable
 
 
 def rows(examples: list[Example], wording: Prompts | None = None) -> list[dict[str, Any]]:

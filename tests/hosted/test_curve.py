@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from tunery.hosted.curve import Curve
+from tunery.openai_api.job_metrics import Curve
 
 
 def test_events_make_training_and_validation_lines() -> None:

@@ -12,7 +12,7 @@ from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError
 from tunery.hosted import client as client_module
 from tunery.hosted.client import Service
-from tunery.hosted.job import EventLog, Follower, cancel, create, require_access, retrieve, upload
+from tunery.hosted.job import EventLog, Poller, cancel, create, require_access, retrieve, upload
 
 ROWS = b'{"messages": []}\n' * 20_000
 METHOD = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 2000}}}
@@ -162,8 +162,8 @@ def test_following_is_patient_with_a_server_that_goes_away(
     told: list[str] = []
     statuses: list[str] = []
     log = EventLog(tmp_path / "events.jsonl")
-    follower = Follower(service, log, lambda e: told.append(e["id"]), lambda j: statuses.append(j["status"]))
-    done = follower.follow(job)
+    poller = Poller(service, log, lambda e: told.append(e["id"]), lambda j: statuses.append(j["status"]))
+    done = poller.poll(job)
     assert done["status"] == "succeeded"
     assert statuses == ["validating_files", "queued", "running", "succeeded"]
     assert told == [event["id"] for event in fake.events[job]]

@@ -6,8 +6,8 @@ import pytest
 
 from tunery.data.example import Example, Place
 from tunery.data.prompts import Prompts
-from tunery.hosted.evaluate import NO_LABEL, label_scores
-from tunery.hosted.questions import Question, questions, read_label
+from tunery.evaluation.answers import Question, questions
+from tunery.evaluation.label_reading import NO_LABEL, label_scores, read_label
 
 LABELS = ("good", "very good", "bad", "how-to")
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tunery.hosted.ask import Answer
+from tunery.evaluation.agreement import Pair, certainty, compare_sides, same
+from tunery.evaluation.answers import Answer, Question
+from tunery.evaluation.label_reading import common_labels
 from tunery.hosted.capture import Capture
-from tunery.hosted.equivalent import equivalent, mapping, target_name
-from tunery.hosted.given import common_labels
-from tunery.hosted.questions import Question
-from tunery.hosted.side_by_side import Pair, certainty, compare_sides, same
-from tunery.hosted.side_by_side_page import headline, metric_lines, page
+from tunery.hosted.comparison import headline, metric_lines
+from tunery.hosted.task_from_job import mapping, target_name, task_from_job
 from tunery.task_file import load_task
 
 
@@ -68,7 +67,7 @@ def test_agreement_of_labels() -> None:
     assert "gives the hosted model's label to 50.0% of 4 questions" in headline(result)
     names = [name for name, *_ in metric_lines(result)]
     assert names[:2] == ["Same as the reference", "Accuracy"]
-    assert page(result)["between"]["labels"] == ["bad", "good", "(none of them)"]
+    assert result["between"]["labels"] == ["bad", "good", "(none of them)"]
 
 
 def test_nothing_to_judge_by_leaves_agreement() -> None:
@@ -125,7 +124,7 @@ def test_labels_are_a_few_short_answers_again_and_again(answers: list[str], labe
 def test_a_job_that_tells_little_is_completed(tmp_path: Path, job: dict[str, Any], train: dict[str, Any]) -> None:
     job = {"id": "ftjob-1", "model": "gpt-4o", **job} if job else {}
     capture = Capture(tmp_path / "capture", job)
-    (tmp_path / "task.yaml").write_text(equivalent(capture, "smollm2-135m-instruct", Path("out"), "chat"))
+    (tmp_path / "task.yaml").write_text(task_from_job(capture, "smollm2-135m-instruct", Path("out"), "chat"))
     task = yaml.safe_load((tmp_path / "task.yaml").read_text())
     assert task["train"] == train
     assert task["data"]["validation"] == 0.1

@@ -11,9 +11,8 @@ import pytest
 
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError
-from tunery.hosted.estimate import billed_tokens
-from tunery.hosted.prices import Price, base_name, dollars, load_prices
-from tunery.hosted.token_counter import LONGEST_ROW, TokenCounter
+from tunery.hosted.costs import Price, base_name, billed_tokens, dollars, load_prices
+from tunery.openai_api.token_counter import LONGEST_ROW, TokenCounter
 
 COUNTED = {
     "The film is a delight from start to finish, and its two leads have never been better.": 19,

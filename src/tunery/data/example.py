@@ -113,3 +113,8 @@ class DataSet:
     overlap_removed: int = 0
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def held_out(self) -> tuple[str, list[Example]]:
+        """(split, rows) of the final evaluation: test if there are any, else validation."""
+        return ("test", self.test) if self.test else ("validation", self.validation)

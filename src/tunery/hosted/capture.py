@@ -16,11 +16,12 @@ import datetime
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.errors import CheckpointError, ConfigError, HostedError
 from tunery.hosted.client import Service
 from tunery.hosted.job import EventLog, as_job, content, retrieve
+from tunery.jsonl import JsonObject
 from tunery.paths import disk_errors, file_sha256, read_json, write_atomic, write_json
 from tunery.progress import Note, Say
 from tunery.versions import version_of
@@ -46,7 +47,7 @@ class Capture:
     """
 
     folder: Path
-    job: dict[str, Any]
+    job: JsonObject
     address: str = ""
 
     @property
@@ -106,11 +107,11 @@ def fetch(service: Service, source: str, folder: Path, files: dict[str, Path], n
     return capture
 
 
-def _job(service: Service, source: str) -> dict[str, Any]:
+def _job(service: Service, source: str) -> JsonObject:
     if not source.startswith("ft:"):
         return retrieve(service, source)
 
-    def search(client: OpenAI) -> dict[str, Any] | None:
+    def search(client: OpenAI) -> JsonObject | None:
         for number, job in enumerate(client.fine_tuning.jobs.list(limit=100)):
             if job.fine_tuned_model == source:
                 return as_job(job)
@@ -124,7 +125,7 @@ def _job(service: Service, source: str) -> dict[str, Any]:
     return found
 
 
-def _require_same_job(folder: Path, job: dict[str, Any]) -> None:
+def _require_same_job(folder: Path, job: JsonObject) -> None:
     try:
         there = read_json(folder / JOB).get("id")
     except FileNotFoundError:
@@ -162,7 +163,7 @@ def _fetch_rows(service: Service, file: str, target: Path, note: Say) -> None:
     note(Note(f"{target.name}: {len(found):,} bytes ({file})"))
 
 
-def _fetch_the_rest(service: Service, job: dict[str, Any], folder: Path, note: Say) -> None:
+def _fetch_the_rest(service: Service, job: JsonObject, folder: Path, note: Say) -> None:
     """What is good to have, and does not stand in the way if it cannot be had."""
     try:
         EventLog(folder / EVENTS).fetch(service, job["id"])

@@ -1,4 +1,7 @@
-"""A server that speaks OpenAI's API, through the official client: failures that pass are waited out, others told."""
+"""A server that speaks OpenAI's API, through the official client: failures that pass are waited out, others explained.
+
+Nothing is sent, and nothing spent, before a person has agreed to it (`require_consent`).
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,204 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from tunery.config_hosted import HostedConfig
-from tunery.errors import ConfigError, HostedError, NotInstalledError
-from tunery.hosted.failures import NO_CREDIT, NOT_TODAY, HostedServer, code_of, explain
+from tunery.errors import ConfigError, HostedError, NotInstalledError, ResumableError, TuneryError
 from tunery.progress import Note, Say
 from tunery.versions import install_command
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+NO_TRAINING = "training_not_available"
+
+NO_CREDIT = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
+"""Codes, mostly of 429, that no waiting mends."""
+
+ABOUT_A_QUESTION = (
+    "content_filter",
+    "content_policy_violation",
+    "moderation_blocked",
+    "context_length_exceeded",
+    "string_above_max_length",
+)
+"""Codes of 400 with which what a question says, or its length, is refused."""
+
+NOT_TODAY = ("daily_rate_limit_exceeded",)
+"""Codes of 429 that only hours of waiting mend."""
+
+WIND_DOWN = (
+    "OpenAI is closing fine-tuning: since 2026-05-07 an organisation that never used it cannot create jobs, since "
+    "2026-07-02 nor one without answers from a tuned model in the last 60 days, and from 2027-01-06 nobody. On "
+    "2027-01-14 gpt-4o, gpt-4o-mini, gpt-4.1, gpt-4.1-mini and everything tuned from them stop answering"
+)
+
+WAYS_OUT = (
+    "train an open model here (--set model=smollm2-135m-instruct, or one of the hub); on Azure, where existing "
+    "customers can train gpt-4.1 until at least 2027-04-14 (--set "
+    "hosted.base_url=https://RESOURCE.openai.azure.com/openai/v1 --set hosted.key_variable=AZURE_OPENAI_API_KEY); or "
+    "elsewhere (--set hosted.base_url=…). A model you tuned earlier can be moved here while it answers: "
+    "tunery migrate ftjob-…"
+)
+
+
+@dataclass(frozen=True)
+class HostedServer:
+    """Whom one talks to.
+
+    Attributes:
+        address: the base URL.
+        key_variable: the environment variable with the key.
+        key: never shown; taken out of what the server says.
+    """
+
+    address: str
+    key_variable: str
+    key: str = ""
+
+    def __repr__(self) -> str:  # the key stays out of logs and tracebacks
+        return f"Server({self.address})"
+
+    def without_key(self, text: str) -> str:
+        """A text for a person: in one line, the key taken out."""
+        text = " ".join(text.split())
+        return text.replace(self.key, "…") if self.key else text
+
+    @property
+    def is_openais(self) -> bool:
+        """OpenAI's own address, or one of its regions."""
+        return f".{urlsplit(self.address).hostname}".endswith(".api.openai.com")
+
+
+def code_of(error: Exception) -> str:
+    """The code of an error, "" where it has none."""
+    return str(getattr(error, "code", None) or "")
+
+
+def is_about_question(error: Exception) -> bool:
+    """Whether a question is refused for itself; the next one may be answered."""
+    about = re.match(r"(messages|prompt|tools)\b", str(getattr(error, "param", None) or ""))
+    return code_of(error) in ABOUT_A_QUESTION or (code_of(error) not in NO_CREDIT and about is not None)
+
+
+def is_gone(error: HostedError) -> bool:
+    """Whether what was asked for is there no longer."""
+    return getattr(error.__cause__, "status_code", None) in (404, 410)
+
+
+def said_by(error: Exception, server: HostedServer) -> str:
+    """What the server said, in one line and without the key."""
+    body = getattr(error, "body", None)
+    said = body.get("message") if isinstance(body, dict) else None
+    if isinstance(said, dict):  # some servers nest the error once more
+        said = said.get("message")
+    text = server.without_key(str(said or getattr(error, "message", "") or error))
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def explain(error: Exception, server: HostedServer, doing: str) -> TuneryError:
+    """The error for a person.
+
+    Args:
+        error: of the `openai` package.
+        doing: what failed, e.g. "uploading training.jsonl".
+    """
+    status, param = getattr(error, "status_code", None), getattr(error, "param", None)
+    said = said_by(error, server)
+    if status is None:
+        return _unreachable(error, server, doing)
+    if status == 401:
+        return ConfigError(
+            f"{server.address} refuses the key in {server.key_variable} (401): {said}",
+            f"set {server.key_variable} to a key of that server; keys are only read from the environment",
+        )
+    if status == 429 or code_of(error) in (*NO_CREDIT, *NOT_TODAY):
+        return _limited(error, server, doing, said)
+    if status == 403:
+        return _forbidden(error, server, doing, said)
+    if status == 404:
+        return HostedError(
+            f"{doing}: {server.address} does not know it (404): {said}",
+            "check the name, and that the key belongs to the project that owns it; an address ends in /v1",
+        )
+    if status >= 500 or status == 408:
+        return ResumableError(
+            f"{doing}: {server.address} failed again and again ({status}): {said}",
+            "run the same command again later; it goes on where it stopped",
+        )
+    return HostedError(
+        f"{doing}: {server.address} refuses it ({status}): {said}", param and f"the server names {param}"
+    )
+
+
+def _unreachable(error: Exception, server: HostedServer, doing: str) -> TuneryError:
+    cause = error.__cause__
+    words = server.without_key(str(cause or error)) or type(cause or error).__name__
+    return ResumableError(
+        f"{doing}: {server.address} could not be reached: {words}",
+        "check the network and the address (hosted.base_url, OPENAI_BASE_URL), then run the same command again; it "
+        "goes on where it stopped",
+    )
+
+
+def training_closed(server: HostedServer, said: str) -> HostedError:
+    """The server trains nothing for this account."""
+    return HostedError(f"{server.address} trains no models for this account: {said}. {WIND_DOWN}", WAYS_OUT)
+
+
+def _forbidden(error: Exception, server: HostedServer, doing: str, said: str) -> TuneryError:
+    if code_of(error) == NO_TRAINING or NO_TRAINING in said:
+        return training_closed(server, said)
+    return HostedError(
+        f"{doing}: {server.address} does not allow it to this key (403): {said}",
+        f"give the key in {server.key_variable} the rights to files, fine-tuning jobs and model answers, or use "
+        "another one",
+    )
+
+
+def _limited(error: Exception, server: HostedServer, doing: str, said: str) -> TuneryError:
+    code, status = code_of(error), getattr(error, "status_code", None)
+    if code in NO_CREDIT:
+        return ResumableError(
+            f"{doing}: the account at {server.address} has no credit left ({status} {code}): {said}",
+            "add credit or raise the limit there, then run the same command again; it goes on where it stopped",
+        )
+    if code in NOT_TODAY:
+        return ResumableError(
+            f"{doing}: the account at {server.address} has used up today's jobs ({status} {code}): {said}",
+            "run the same command again tomorrow; it goes on where it stopped",
+        )
+    return ResumableError(
+        f"{doing}: {server.address} is too busy or limits this key (429): {said}",
+        "run the same command again later, or ask for less at a time (--set hosted.parallel=1); it goes on where it "
+        "stopped",
+    )
+
+
+Consent = Callable[[Sequence[str]], bool | None]
+"""Shows what would be sent and what it would cost, and says whether to go on; None if nobody could be asked."""
+
+
+def require_consent(consent: Consent | None, sentences: Sequence[str]) -> None:
+    """Go on only with consent.
+
+    Raises:
+        ConfigError: it was refused, or nobody could be asked.
+    """
+    answer = consent(sentences) if consent is not None else None
+    if answer:
+        return
+    if answer is None:
+        raise ConfigError(
+            "\n".join((*sentences, "nothing was sent: it takes consent, and nobody could be asked")),
+            "agree with --yes (in Python: consent=lambda sentences: True)",
+        )
+    raise ConfigError("nothing was sent", "run the same command again whenever you like")
+
 
 T = TypeVar("T")
 
@@ -99,7 +288,7 @@ class Service:
             timeouts: how often a request is made again that was not answered in time; it may cost each time.
 
         Raises:
-            TuneryError: it was refused, or failed for too long (tunery.hosted.failures).
+            TuneryError: it was refused, or failed for too long (tunery.hosted.client).
         """
         import openai
 
@@ -158,14 +347,16 @@ def is_local(address: str) -> bool:
         return host == "localhost"
 
 
-def pause_after(error: Any, tries: int, passing: tuple[int, ...] = ()) -> float | None:
+def pause_after(error: Exception, tries: int, passing: tuple[int, ...] = ()) -> float | None:
     """Seconds to wait before a request that failed so is made again; None if that would be of no use.
 
     Half a second, doubled with each try and varied a little, so that many clients do not come back at once; longer
     where the server asks for it (Retry-After).
     """
+    import openai
+
     status = getattr(error, "status_code", None)
-    if status is None and not _is_connection(error):
+    if status is None and not isinstance(error, openai.APIConnectionError):
         return None
     if status is not None and status not in (408, 409, 429, *passing) and status < 500:
         return None
@@ -175,13 +366,7 @@ def pause_after(error: Any, tries: int, passing: tuple[int, ...] = ()) -> float 
     return max(own, _retry_after(getattr(error, "response", None)))
 
 
-def _is_connection(error: Any) -> bool:
-    import openai
-
-    return isinstance(error, openai.APIConnectionError)
-
-
-def _retry_after(response: Any) -> float:
+def _retry_after(response: object) -> float:
     """The pause that an answer asks for: milliseconds, seconds, or until a date; 0 where it asks for none."""
     headers = getattr(response, "headers", None) or {}
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
@@ -193,7 +378,7 @@ def _retry_after(response: Any) -> float:
     return 0.0 if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
 
 
-def _why(error: Any) -> str:
+def _why(error: Exception) -> str:
     status = getattr(error, "status_code", None)
     if status == 429:
         return "the server is busy or limits this key (429)"

@@ -1,25 +1,78 @@
-"""Everything about a hosted task that is settled before anything is sent: rows, questions, hyperparameters, cost."""
+"""Everything about a hosted task that is known before anything is sent: rows, questions, hyperparameters, cost.
+
+`tunery check` shows it.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import numpy as np
 
 from tunery.config import Task
-from tunery.data.example import DataSet
+from tunery.data.example import DataSet, Example
 from tunery.data.kinds import KINDS
 from tunery.data.prompts import Prompts
 from tunery.data.read import read_data
-from tunery.hosted.client import base_url
-from tunery.hosted.convert import lines, require_trainable
-from tunery.hosted.estimate import Estimate, billed_tokens, estimate_answers, row_lengths
-from tunery.hosted.evaluate import Exam, held_out, make_exam
-from tunery.hosted.failures import HostedServer
+from tunery.errors import ConfigError, DataError
+from tunery.hosted.client import HostedServer, base_url
+from tunery.hosted.costs import (
+    Price,
+    answers_sentence,
+    billed_tokens,
+    cost_words,
+    dollars,
+    estimate_answers,
+    load_prices,
+)
+from tunery.hosted.hosted_evaluation import Exam, make_exam
 from tunery.hosted.job_settings import method, require_meaning, suffix
-from tunery.hosted.prices import Price, load_prices
-from tunery.hosted.state import HostedState
-from tunery.hosted.token_counter import LONGEST_ROW, TokenCounter
+from tunery.jsonl import JsonMapping, JsonObject
+from tunery.openai_api.methods import FEWEST_ROWS
+from tunery.openai_api.token_counter import LONGEST_ROW, TokenCounter
 from tunery.paths import text_sha256
+from tunery.records.hosted_state import Estimate, HostedState
+from tunery.text import plural
+from tunery.training.build_receipt import read_section
+from tunery.training.check import histogram, label_counts
+
+PROBLEMS_SHOWN = 20
+
+
+def require_trainable(data: DataSet) -> None:
+    """Refuse rows that no server takes.
+
+    Raises:
+        ConfigError: the rows are plain text.
+        DataError: there are too few.
+    """
+    if refusal := KINDS[data.kind].hosted_refusal():
+        raise ConfigError(*refusal)
+    if len(data.train) < FEWEST_ROWS:
+        raise DataError(
+            f"there are {len(data.train)} training rows, and a hosted model needs at least {FEWEST_ROWS}",
+            "add rows, or hold out fewer (data.validation)",
+        )
+
+
+def lines(examples: Sequence[Example], prompts: Prompts) -> list[str]:
+    """One JSON object an example, in order.
+
+    Raises:
+        DataError: rows that a hosted model does not take, each with its place.
+    """
+    problems = [
+        f"{example.where}: {problem}"
+        for example in examples
+        for problem in KINDS[example.kind].hosted_problems(example)
+    ]
+    if problems:
+        shown = problems[:PROBLEMS_SHOWN]
+        more = [f"… and {len(problems) - len(shown):,} more"] if len(problems) > len(shown) else []
+        raise DataError("\n".join(["a hosted model does not take these rows:", *shown, *more]), "change or remove them")
+    return [json.dumps(KINDS[example.kind].to_openai(prompts, example), ensure_ascii=False) for example in examples]
 
 
 @dataclass(frozen=True)
@@ -41,7 +94,7 @@ class HostedPlan:
     data: DataSet
     prompts: Prompts
     files: dict[str, list[str]] = field(repr=False)
-    method: dict[str, Any]
+    method: JsonObject
     exam: Exam | None
     lengths: list[int] = field(repr=False)
     counter: TokenCounter
@@ -64,6 +117,19 @@ class HostedPlan:
             suffix=suffix(self.task),
             files={name: text_sha256(self.content(name)) for name in self.files},
         )
+
+    def cost_sentences(self) -> list[str]:
+        """What the job and its evaluation take, for a person, a line each."""
+        estimate, epochs = self.estimate, int(self.task.train.epochs)
+        about = "" if estimate.exact else "about "
+        told = [
+            f"training: {about}{estimate.training_tokens:,} tokens ({estimate.rows:,} rows, "
+            f"{plural(epochs, 'epoch')}){cost_words(estimate.training_cost)}",
+            *(answers_sentence(one, about) for one in estimate.answers if one.questions),
+        ]
+        if estimate.cost is None:
+            return [*told, f"what it costs together is not known ({estimate.prices})"]
+        return [*told, f"together {dollars(estimate.cost)} ({estimate.prices})"]
 
     def names(self, tuned: str) -> dict[str, str]:
         """Side → the name by which it answers."""
@@ -91,11 +157,12 @@ def make_plan(task: Task) -> HostedPlan:
     files = {"training": lines(data.train, prompts)}
     if data.validation:
         files["validation"] = lines(data.validation, prompts)
-    exam = _exam(task, data, prompts)
+    exam = make_exam(data, *data.held_out, prompts, task.evaluate) if task.evaluate.enabled else None
+    exam = exam if exam is not None and exam.questions else None
     counter = TokenCounter(model)
     prices = load_prices(task.hosted, HostedServer(address, "").is_openais)
     price = prices.of(model)
-    lengths = row_lengths(counter, files["training"])
+    lengths = [counter.row(json.loads(line)) for line in files["training"]]
     return HostedPlan(
         task=task,
         address=address,
@@ -110,16 +177,8 @@ def make_plan(task: Task) -> HostedPlan:
         price=price,
         estimate=_estimate(task, files, lengths, exam, counter, price, prices.words),
         too_long=[row.where for row, length in zip(data.train, lengths, strict=True) if length > LONGEST_ROW],
-        remarks=_remarks(data),
+        remarks=[note] if (note := KINDS[data.kind].hosted_note) else [],
     )
-
-
-def _exam(task: Task, data: DataSet, prompts: Prompts) -> Exam | None:
-    split, examples = held_out(data)
-    if not task.evaluate.enabled or not examples:
-        return None
-    exam = make_exam(data, split, examples, prompts, task.evaluate)
-    return exam if exam.questions else None
 
 
 def _estimate(
@@ -139,18 +198,82 @@ def _estimate(
         estimate_answers(counter, name, asked, price, longest, tuned=tuned)
         for name, tuned in ((model, False), (f"the model tuned from {model}", True))
     ]
+    answers = answers if asked else []
+    training = price.of_training(tokens)
+    parts = [training, *(one.cost for one in answers if one.questions)]
+    known = [part for part in parts if part is not None]
     return Estimate(
         exact=counter.exact,
         rows=len(lengths),
         validation_rows=len(files.get("validation", ())),
-        epochs=epochs,
         training_tokens=tokens,
-        training_cost=price.of_training(tokens),
-        answers=answers if asked else [],
+        training_cost=training,
+        answers=answers,
+        cost=sum(known) if len(known) == len(parts) else None,
+        currency="USD",
         prices=words,
     )
 
 
-def _remarks(data: DataSet) -> list[str]:
-    note = KINDS[data.kind].hosted_note
-    return [note] if note else []
+def check_hosted(task: Task, samples: int) -> JsonObject:
+    """As tunery.training.check.check; "hosted" stands in the place of "training".
+
+    Raises:
+        ConfigError, DataError: as tunery.hosted.hosted_plan.make_plan.
+    """
+    plan = make_plan(task)
+    data, lengths = plan.data, np.asarray(plan.lengths)
+    return {
+        "name": task.name,
+        "notes": data.notes,
+        "data": {
+            **read_section(data, plan.prompts.instruction),
+            **{
+                f"{name}_rows": len(rows)
+                for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test))
+            },
+            "dropped": 0,
+            "dropped_rows": [],
+            "truncated": len(plan.too_long),
+            "truncated_rows": plan.too_long,
+        },
+        "tokens": {
+            "all": int(lengths.sum()),
+            "exact": plan.counter.exact,
+            "shortest": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "mean": float(lengths.mean()),
+            "longest": int(lengths.max()),
+            "histogram": histogram(lengths),
+        },
+        "labels": label_counts(data),
+        "hosted": {
+            "model": plan.model,
+            "address": plan.address,
+            "method": plan.method,
+            "estimate": plan.estimate.as_json(),
+            "sentences": plan.cost_sentences(),
+        },
+        "remarks": plan.remarks,
+        "samples": [_pieces(json.loads(line)) for line in plan.files["training"][:samples]],
+        "sample_names": [example.where for example in data.train[:samples]],
+        "sample_sides": [None for _ in data.train[:samples]],
+        "sample_lines": [example.where.line for example in data.train[:samples]],
+    }
+
+
+def _pieces(row: JsonMapping) -> list[tuple[str, bool]]:
+    """A row's text in stretches that are trained and that are not."""
+    if "input" not in row:
+        return list(_conversation(row["messages"]))
+    answers = (("preferred", row["preferred_output"]), ("not preferred", row["non_preferred_output"]))
+    prompt = [(text, False) for text, _ in _conversation(row["input"]["messages"])]
+    return [*prompt, *(piece for name, answer in answers for piece in ((f"({name}) ", False), *_conversation(answer)))]
+
+
+def _conversation(messages: Iterable[JsonMapping]) -> Iterable[tuple[str, bool]]:
+    for message in messages:
+        yield f"{message['role']}: ", False
+        calls = "".join(json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ())
+        yield f"{message.get('content') or ''}{calls}", message["role"] == "assistant" and message.get("weight", 1) != 0
+        yield "\n", False

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tunery.config import Task
-from tunery.hosted.curve import Line
+from tunery.hosted.costs import dollars
 from tunery.hosted.hosted_plan import HostedPlan
 from tunery.hosted.job_settings import to_yaml
-from tunery.hosted.prices import dollars
-from tunery.hosted.state import HostedState
-from tunery.openai_api.methods import FEWEST_ROWS
+from tunery.jsonl import JsonMapping, JsonObject
+from tunery.openai_api.methods import FEWEST_ROWS, settled_hyperparameters
+from tunery.records.hosted_state import HostedState
 from tunery.records.run_receipt import HostedReceipt
 from tunery.text import plural
 from tunery.training.build_receipt import head_section, read_section
@@ -23,14 +22,14 @@ FEW_ROWS = 50
 """Fewer rows than OpenAI advises to begin with."""
 
 
-def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -> HostedReceipt:
+def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[JsonMapping]) -> HostedReceipt:
     """The receipt of a run whose job has succeeded.
 
     Args:
         lines: of metrics.jsonl.
     """
-    task = plan.task
-    facts: dict[str, Any] = {
+    task, begun, done = plan.task, state.job.get("created_at"), state.job.get("finished_at")
+    facts: JsonObject = {
         **head_section(task, to_yaml(task)),
         "model": {"name": task.model, "source": state.address},
         "data": {
@@ -47,20 +46,14 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[Line]) -
         "tokens": {"data": state.job.get("trained_tokens"), "estimated": plan.estimate.training_tokens},
         "training": _training(task, state, lines),
         "hosted": _hosted(state, plan),
-        "speed": _speed(state),
-        "versions": versions(),
+        "speed": {"total_seconds": done - begun if begun and done else None},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in ("tunery", "openai")}},
     }
     facts["warnings"] = _warnings(plan, state, facts)
     return HostedReceipt.of(facts)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of what talked to the server."""
-    names = ("tunery", "openai")
-    return {"python": platform.python_version(), **{name: version_of(name) for name in names}}
-
-
-def _training(task: Task, state: HostedState, lines: Sequence[Line]) -> dict[str, Any]:
+def _training(task: Task, state: HostedState, lines: Sequence[JsonMapping]) -> JsonObject:
     losses, validations = training_lines(lines), validation_lines(lines)
     best = min(validations, key=lambda pair: pair[1], default=None)
     settled = settled_hyperparameters(state.job)
@@ -81,19 +74,7 @@ def _training(task: Task, state: HostedState, lines: Sequence[Line]) -> dict[str
     }
 
 
-def settled_hyperparameters(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server settled on: in `method` where it fills that in, else in `hyperparameters`."""
-    method = job.get("method") or {}
-    asked = ((method.get(method.get("type")) or {}).get("hyperparameters")) or {}
-    settled = job.get("hyperparameters") or {}
-    names = {**settled, **asked}
-    return {
-        name: next((value for value in (asked.get(name), settled.get(name)) if value not in (None, "auto")), None)
-        for name in names
-    }
-
-
-def _hosted(state: HostedState, plan: HostedPlan) -> dict[str, Any]:
+def _hosted(state: HostedState, plan: HostedPlan) -> JsonObject:
     job = state.job
     billed = job.get("trained_tokens")
     return {
@@ -102,7 +83,7 @@ def _hosted(state: HostedState, plan: HostedPlan) -> dict[str, Any]:
         "model": state.model,
         "tuned_model": job.get("fine_tuned_model"),
         "method": state.method,
-        "files": state.uploaded,
+        "files": {name: file.as_json() for name, file in state.uploaded.items()},
         "result_files": job.get("result_files"),
         "billed_tokens": billed,
         "cost": None if billed is None else plan.price.of_training(billed),
@@ -111,13 +92,7 @@ def _hosted(state: HostedState, plan: HostedPlan) -> dict[str, Any]:
     }
 
 
-def _speed(state: HostedState) -> dict[str, Any]:
-    job = state.job
-    begun, done = job.get("created_at"), job.get("finished_at")
-    return {"total_seconds": done - begun if begun and done else None}
-
-
-def _warnings(plan: HostedPlan, state: HostedState, receipt: Mapping[str, Any]) -> list[str]:
+def _warnings(plan: HostedPlan, state: HostedState, receipt: JsonMapping) -> list[str]:
     found = list(plan.remarks)
     data = receipt["data"]
     if data["rows_skipped"]:

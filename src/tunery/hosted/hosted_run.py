@@ -11,24 +11,22 @@ from typing import TYPE_CHECKING
 from tunery.config import Task
 from tunery.data.read import read_more
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
+from tunery.evaluation.answers import AnswerBook
 from tunery.evaluation.record import show
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import read_evaluation
-from tunery.hosted.adopt import adopt, is_job
-from tunery.hosted.ask import AnswerBook
-from tunery.hosted.client import Service
-from tunery.hosted.consent import Consent, require_consent
-from tunery.hosted.estimate import answers_sentence, estimate_answers
-from tunery.hosted.evaluate import Exam, evaluate, make_exam
-from tunery.hosted.follow import failure, follow
+from tunery.hosted.client import Consent, Service, require_consent
+from tunery.hosted.costs import answers_sentence, estimate_answers
+from tunery.hosted.hosted_evaluation import Exam, evaluate, make_exam
 from tunery.hosted.hosted_plan import HostedPlan, make_plan
 from tunery.hosted.hosted_receipt import build_receipt
-from tunery.hosted.job import cancel, create, find, require_access, upload
+from tunery.hosted.job import cancel, create, failure, find, follow, require_access, upload
 from tunery.hosted.job_settings import suffix, to_yaml
-from tunery.hosted.state import HostedState, load_state, put_aside
+from tunery.hosted.recovery import is_job, load_state, put_aside, recover
 from tunery.paths import RunPaths, safe_name, write_atomic
 from tunery.progress import Note
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.hosted_state import HostedState
 from tunery.records.run_receipt import HostedReceipt
 from tunery.task_file import load_task
 from tunery.training.metrics import read_metrics
@@ -58,7 +56,7 @@ def train_hosted(
     for text in (*plan.data.notes, *plan.remarks):
         progress.note(Note(text))
     if is_job(resume):
-        adopt(Service(plan.task.hosted, progress.note), plan, paths, resume)
+        recover(Service(plan.task.hosted, progress.note), plan, paths, resume)
     state = _taken_up(plan, paths)
     if paths.receipt.exists():
         return _finished(plan, state, paths, progress, consent)
@@ -127,7 +125,7 @@ def _what_is_sent(plan: HostedPlan) -> list[str]:
     how = ", ".join(f"{name} {value}" for name, value in settings.items())
     return [
         f"to be sent to {plan.address}: {rows}, to train {plan.model} ({plan.method['type']}: {how})",
-        *plan.estimate.sentences(),
+        *plan.cost_sentences(),
     ]
 
 
@@ -146,13 +144,13 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         write_atomic(path, plan.content(name))
         state.uploaded[name] = upload(service, path)
         state.save(paths)
-        progress.note(Note(f"sent {name}.jsonl as {state.uploaded[name]['id']}"))
-    validation = {"validation_file": state.uploaded["validation"]["id"]} if "validation" in state.uploaded else {}
+        progress.note(Note(f"sent {name}.jsonl as {state.uploaded[name].id}"))
+    validation = {"validation_file": state.uploaded["validation"].id} if "validation" in state.uploaded else {}
     state.job = create(
         service,
         {
             "model": plan.model,
-            "training_file": state.uploaded["training"]["id"],
+            "training_file": state.uploaded["training"].id,
             **validation,
             "method": state.method,
             "seed": state.seed,
@@ -194,7 +192,7 @@ def cancel_hosted(task: Task, paths: RunPaths, progress: Progress) -> str:
         raise no_job
     service = Service(task.hosted.model_copy(update={"base_url": state.address}), progress.note)
     if not state.job_id:  # the answer that told of it may have been lost
-        state.job = find(service, state.uploaded["training"]["id"]) or {}
+        state.job = find(service, state.uploaded["training"].id) or {}
     if not state.job_id:
         raise no_job
     state.job = cancel(service, state.job_id)

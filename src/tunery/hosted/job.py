@@ -1,29 +1,41 @@
-"""A job's life on the server: may it be made, its files, the job itself, and what it says until it is done."""
+"""A job on the server: may it be made, its files, the job itself, and what it says until it is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tunery.errors import HostedError
+from pydantic import BaseModel
+
+from tunery.errors import DataError, HostedError, TuneryError
 from tunery.hosted import client as client_module
-from tunery.hosted.client import Service, is_local
-from tunery.hosted.failures import NO_TRAINING, code_of, said_by, training_closed
-from tunery.hosted.state import DONE
-from tunery.jsonl import append_lines, read_lines
+from tunery.hosted.client import NO_TRAINING, Service, code_of, is_local, said_by, training_closed
+from tunery.hosted.hosted_plan import HostedPlan
+from tunery.hosted.job_settings import to_yaml
+from tunery.jsonl import JsonMapping, JsonObject, append_lines, read_lines
+from tunery.openai_api.job_metrics import Curve
+from tunery.paths import RunPaths, write_atomic
 from tunery.progress import Note
+from tunery.records.hosted_state import HostedState, UploadedFile
 from tunery.text import similar_names
+from tunery.training.metrics import MetricsWriter, RunLog
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from tunery.progress import Progress
 
 NO_FILE = "file-tuneryasksifitmaytrain"
 """A file that does not exist: a job on it is refused, for this reason if nothing else stands in the way."""
 
 FOLLOW_PATIENCE = 1800.0
 """Seconds without an answer after which following a job is given up; the job does not mind."""
+
+DONE = ("succeeded", "failed", "cancelled")
+"""Statuses in which a job stays."""
 
 SHORTEST_LOOK, LONGEST_LOOK = 1.0, 20.0
 """Seconds between two looks at a job: short after news, longer while there are none."""
@@ -45,7 +57,7 @@ def require_access(service: Service, model: str) -> None:
 
     doing = f"asking whether {model} can be trained"
 
-    def probe(client: OpenAI) -> Any:
+    def probe(client: OpenAI) -> JsonObject | openai.APIStatusError:
         try:
             return as_dict(client.fine_tuning.jobs.create(model=model, training_file=NO_FILE))
         except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
@@ -74,7 +86,7 @@ def _models_there(service: Service, model: str) -> str:
     return f"models there: {', '.join([*close, *rest][:20])}"
 
 
-def upload(service: Service, path: Path) -> dict[str, Any]:
+def upload(service: Service, path: Path) -> UploadedFile:
     """Send a file of rows.
 
     Returns:
@@ -85,7 +97,7 @@ def upload(service: Service, path: Path) -> dict[str, Any]:
     """
     doing = f"uploading {path.name}"
 
-    def send(client: OpenAI) -> dict[str, Any]:
+    def send(client: OpenAI) -> JsonObject:
         patient = client.with_options(timeout=client_module.LONG_TIMEOUT)
         with open(path, "rb") as file:  # anew for each try: a dropped connection leaves it half read
             return as_dict(patient.files.create(file=file, purpose="fine-tune"))
@@ -95,7 +107,7 @@ def upload(service: Service, path: Path) -> dict[str, Any]:
     arrived = found.get("bytes")
     if arrived and arrived != size:
         raise HostedError(f"{doing}: {size:,} bytes were sent and {arrived:,} arrived", "run the same command again")
-    return {"id": found["id"], "bytes": arrived}
+    return UploadedFile(id=found["id"], bytes=arrived)
 
 
 def content(service: Service, file: str) -> bytes:
@@ -103,7 +115,7 @@ def content(service: Service, file: str) -> bytes:
     return service.call(f"fetching {file}", lambda client: client.files.content(file).content)
 
 
-def create(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
+def create(service: Service, request: JsonMapping) -> JsonObject:
     """Make the job, once.
 
     A request whose answer was lost may have made it: a job on the same training file, which only this run uses, is
@@ -111,7 +123,7 @@ def create(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
     """
     tries = 0
 
-    def make(client: OpenAI) -> dict[str, Any]:
+    def make(client: OpenAI) -> JsonObject:
         nonlocal tries
         if tries:
             client_module.sleep(SETTLING)
@@ -124,7 +136,7 @@ def create(service: Service, request: Mapping[str, Any]) -> dict[str, Any]:
     return find(service, request["training_file"]) or made
 
 
-def find(service: Service, training_file: str) -> dict[str, Any] | None:
+def find(service: Service, training_file: str) -> JsonObject | None:
     """The one job on a training file, which only one run uses; later ones that still go on are cancelled."""
     made = service.call("looking for the job", lambda client: _made_on(client, training_file))
     for job in made[1:]:
@@ -134,7 +146,7 @@ def find(service: Service, training_file: str) -> dict[str, Any] | None:
     return made[0] if made else None
 
 
-def _made_on(client: OpenAI, training_file: str) -> list[dict[str, Any]]:
+def _made_on(client: OpenAI, training_file: str) -> list[JsonObject]:
     """The jobs on a training file; those that still go on or have succeeded first, and of these the oldest."""
     import openai
 
@@ -146,7 +158,7 @@ def _made_on(client: OpenAI, training_file: str) -> list[dict[str, Any]]:
     return sorted(made, key=lambda job: job["status"] in ("failed", "cancelled"))
 
 
-def as_dict(answer: Any) -> dict[str, Any]:
+def as_dict(answer: BaseModel) -> JsonObject:
     """An object of the client as JSON values.
 
     Raises:
@@ -158,7 +170,7 @@ def as_dict(answer: Any) -> dict[str, Any]:
     return values
 
 
-def as_job(answer: Any) -> dict[str, Any]:
+def as_job(answer: BaseModel) -> JsonObject:
     """A job of the client as JSON values.
 
     Raises:
@@ -170,14 +182,14 @@ def as_job(answer: Any) -> dict[str, Any]:
     return values
 
 
-def retrieve(service: Service, job: str) -> dict[str, Any]:
+def retrieve(service: Service, job: str) -> JsonObject:
     """The job as it is now."""
     return service.call(
         f"looking at {job}", lambda client: as_job(client.fine_tuning.jobs.retrieve(job)), patience=FOLLOW_PATIENCE
     )
 
 
-def cancel(service: Service, job: str) -> dict[str, Any]:
+def cancel(service: Service, job: str) -> JsonObject:
     """Cancel the job; it is then described as it is."""
     return service.call(f"cancelling {job}", lambda client: as_job(client.fine_tuning.jobs.cancel(job)))
 
@@ -193,11 +205,11 @@ class EventLog:
         self.events = [event for event in read_lines(path) if "id" in event]
         self._seen = {event["id"] for event in self.events}
 
-    def fetch(self, service: Service, job: str) -> list[dict[str, Any]]:
+    def fetch(self, service: Service, job: str) -> list[JsonObject]:
         """Those that are new, written down."""
 
-        def newer(client: OpenAI) -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
+        def newer(client: OpenAI) -> list[JsonObject]:
+            found: list[JsonObject] = []
             for event in client.fine_tuning.jobs.list_events(job, limit=100):  # newest first, page by page
                 if event.id in self._seen:
                     break
@@ -213,7 +225,7 @@ class EventLog:
 
 
 @dataclass
-class Follower:
+class Poller:
     """Looks at a job until it is done.
 
     Attributes:
@@ -223,10 +235,10 @@ class Follower:
 
     service: Service
     log: EventLog
-    told: Callable[[dict[str, Any]], None]
-    changed: Callable[[dict[str, Any]], None]
+    told: Callable[[JsonObject], None]
+    changed: Callable[[JsonObject], None]
 
-    def follow(self, job_id: str) -> dict[str, Any]:
+    def poll(self, job_id: str) -> JsonObject:
         """Until the job is done; the job then."""
         pause, status = SHORTEST_LOOK, ""
         longest = 3 * SHORTEST_LOOK if is_local(self.service.address) else LONGEST_LOOK
@@ -242,3 +254,114 @@ class Follower:
                 return job
             pause = SHORTEST_LOOK if new else min(1.5 * pause, longest)
             client_module.sleep(pause)
+
+
+# --------------------------------------------------------------------------- following
+
+
+_STEP = re.compile(r"^Step \d+(/\d+)?:")
+"""What a metrics event says besides its data."""
+
+PAUSED = "the job is paused; it goes on when someone resumes it there"
+
+
+def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, progress: Progress) -> JsonObject:
+    """Until the job is done: the job then. metrics.jsonl holds all that is known of its steps."""
+    log = EventLog(paths.events)
+    curve = Curve(epochs=int(plan.task.train.epochs))
+    for event in log.events:  # of an earlier call: told already
+        curve.take(_data(event))
+    write_lines(paths.metrics, curve.lines())
+    settings, step = {"task": to_yaml(plan.task)}, max(curve.points, default=0)
+    with RunLog.open(plan.task, settings, paths, progress, step, keep_until_step=None) as run_log:
+        telling = _Telling(curve, run_log)
+        telling.show(step)
+
+        def changed(job: JsonObject) -> None:
+            state.job = job
+            state.save(paths)
+            if job["status"] == "paused":  # the one status of which no event tells
+                progress.note(Note(PAUSED))
+
+        job = Poller(service, log, telling.event, changed).poll(state.job_id or "")
+    for result in job.get("result_files") or ():
+        _take_results(service, str(result), curve, paths, progress)
+    write_lines(paths.metrics, curve.lines())
+    return job
+
+
+def _data(event: JsonMapping) -> JsonMapping:
+    data = event.get("data")
+    return data if isinstance(data, Mapping) else {}
+
+
+@dataclass
+class _Telling:
+    """Passes on what a job says: its metrics as lines of the log, its messages as notes."""
+
+    curve: Curve
+    log: RunLog
+    shown: bool = False
+
+    def event(self, event: JsonMapping) -> None:
+        """A new event."""
+        data, message = _data(event), str(event.get("message", ""))
+        lines = self.curve.take(data)
+        self.show(max(self.curve.points, default=0))
+        for line in lines:
+            self.log.log(line)
+        if not lines and not _STEP.match(message):
+            level = event.get("level")
+            text = message if level in (None, "info") else f"{level}: {message}"
+            self.log.note(Note(text, level=level if level in ("warn", "error") else "info", code="server"))
+
+    def show(self, done: int) -> None:
+        """Show the bar, once it is known how long it is."""
+        if not self.shown and self.curve.total_steps:
+            self.log.start(self.curve.total_steps, done)
+            self.shown = True
+
+
+def write_lines(path: Path, lines: Sequence[JsonMapping]) -> None:
+    """metrics.jsonl with just these lines."""
+    with MetricsWriter(path, keep_until_step=0) as writer:
+        for line in lines:
+            writer.write(line)
+
+
+def _take_results(service: Service, file: str, curve: Curve, paths: RunPaths, progress: Progress) -> None:
+    """A result file's steps; without it the events say enough."""
+    try:
+        found = content(service, file)
+    except HostedError as error:
+        progress.note(Note(f"the result file {file} could not be fetched: {error.message}"))
+        return
+    write_atomic(paths.results, found)
+    curve.take_csv(found)
+
+
+# --------------------------------------------------------------------------- the end
+
+
+def failure(job: JsonMapping, plan: HostedPlan) -> TuneryError:
+    """Why a job came to nothing, in words, with the rows of ours that the server names."""
+    if job["status"] == "cancelled":
+        return HostedError(f"{job['id']} was cancelled", "run the same command again for a new job")
+    error = job.get("error") or {}
+    code, param = str(error.get("code") or ""), str(error.get("param") or "")
+    said = f"{job['id']} failed: {error.get('message') or 'the server gives no reason'}" + (
+        f" ({code})" if code else ""
+    )
+    if param in ("training_file", "validation_file") or "_file" in code:
+        examples = plan.data.validation if param == "validation_file" or "validation" in code else plan.data.train
+        rows = [where.where for number in _numbers(said) for where in examples[number - 1 : number]]
+        named = f"that is {', '.join(rows[:5])}. " if rows else ""
+        return DataError(
+            said, f"{named}Mend the rows and run the same command again; they were sent as in the run's folder sent/"
+        )
+    return HostedError(said, "run the same command again for a new job")
+
+
+def _numbers(said: str) -> list[int]:
+    """The examples that a message names, counted from 1: "Example 100, message 2" → 100."""
+    return [int(number) for number in re.findall(r"(?i)\b(?:example|line|row)s? #?(\d+)", said) if int(number) > 0]

@@ -16,15 +16,13 @@ other setting that a person wrote down is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import yaml
 from pydantic import BaseModel
 
 from tunery.config import KindName, Task, all_settings
 from tunery.data.kinds import KINDS
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonObject
 from tunery.openai_api.methods import LARGEST_BATCH, LARGEST_EPOCHS, LONGEST_SUFFIX, method_of
 
 LARGEST_SEED = 2**31 - 1
@@ -54,16 +52,15 @@ def has_meaning(setting: str) -> bool:
     return inside and setting not in _NO_MEANING
 
 
-def given(settings: BaseModel, at: str = "") -> Iterator[str]:
+def given(settings: BaseModel, at: str = "") -> list[str]:
     """The settings that a person set, by their names, even where they set the default."""
-    for name in type(settings).model_fields:
-        if name not in settings.model_fields_set:
-            continue
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            yield from given(value, f"{at}{name}.")
-        else:
-            yield f"{at}{name}"
+    return [
+        name
+        for key in type(settings).model_fields
+        if key in settings.model_fields_set
+        for value in [getattr(settings, key)]
+        for name in (given(value, f"{at}{key}.") if isinstance(value, BaseModel) else [f"{at}{key}"])
+    ]
 
 
 def require_meaning(task: Task) -> None:
@@ -97,7 +94,7 @@ def require_meaning(task: Task) -> None:
         raise ConfigError(f"seed: {task.seed}; a hosted model takes at most {LARGEST_SEED}")
 
 
-def method(task: Task, kind: KindName) -> dict[str, Any]:
+def method(task: Task, kind: KindName) -> JsonObject:
     """The job's `method`: how it trains, with all hyperparameters.
 
     Raises:
@@ -114,7 +111,7 @@ def method(task: Task, kind: KindName) -> dict[str, Any]:
         )
     train = task.train
     multiplier_set = "learning_rate_multiplier" in train.model_fields_set
-    hyperparameters: dict[str, Any] = {
+    hyperparameters: JsonObject = {
         "n_epochs": int(train.epochs),
         "batch_size": train.batch_size,
         "learning_rate_multiplier": train.learning_rate_multiplier if multiplier_set else "auto",

@@ -5,29 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.config import KindName
 from tunery.config_hosted import HostedConfig
 from tunery.data.read import read_data
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
+from tunery.evaluation.answers import AnswerBook, Answered, Question, lines_from, read_answers
 from tunery.evaluation.tuned import TunedModel
-from tunery.hosted.ask import ANSWERS_LONGEST, AnswerBook, Asker, ask_all
-from tunery.hosted.beside import Finished, put_beside
 from tunery.hosted.capture import TRAINING, Capture, fetch, from_files, is_capture, open_capture
-from tunery.hosted.client import Service
-from tunery.hosted.consent import Consent, require_consent
-from tunery.hosted.equivalent import equivalent, target_name
-from tunery.hosted.estimate import answers_sentence, estimate_answers
-from tunery.hosted.failures import is_gone
-from tunery.hosted.given import Answered, lines_from, read_answers
-from tunery.hosted.moved_rows import MovedRows, read_rows
-from tunery.hosted.prices import load_prices
-from tunery.hosted.questions import Question
-from tunery.hosted.state import DONE
-from tunery.hosted.token_counter import TokenCounter
-from tunery.jsonl import append_lines
+from tunery.hosted.client import Consent, Service, is_gone, require_consent
+from tunery.hosted.comparison import Finished, compare_with_hosted
+from tunery.hosted.costs import answers_sentence, estimate_answers, load_prices
+from tunery.hosted.job import DONE
+from tunery.hosted.querying import ANSWERS_LONGEST, Asker, ask_all
+from tunery.hosted.task_from_job import MovedRows, read_rows, target_name, task_from_job
+from tunery.jsonl import JsonObject, append_lines
 from tunery.models.model_source import locate
+from tunery.openai_api.token_counter import TokenCounter
 from tunery.paths import file_sha256, safe_name, write_atomic
 from tunery.progress import Note
 from tunery.task_file import load_task
@@ -77,9 +72,9 @@ class Migration:
     folder: Path
     answers: int
     run: Finished | None = None
-    result: dict[str, Any] | None = None
+    result: JsonObject | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """For machines."""
         run = None if self.run is None else str(self.run.path)
         return {"folder": str(self.folder), "answers": self.answers, "run": run, "side_by_side": self.result}
@@ -117,7 +112,7 @@ def migrate(
     texts = [(question, answer) for question, answer in answered if answer.is_text]
     _tell_what_is_missing(capture, asked, texts, move, progress)
     run = train(task, move.overrides)
-    result = put_beside(capture, rows, texts, run, load(run.path), progress.note) if texts else None
+    result = compare_with_hosted(capture, rows, texts, run, load(run.path), progress.note) if texts else None
     return Migration(folder, len(answered), run, result)
 
 
@@ -160,7 +155,7 @@ def _task(move: Move, capture: Capture, to: str, kind: KindName) -> Path:
     folder = capture.folder.parent
     path = folder / f"{target_name(to)}.yaml"
     if not path.exists():  # one that a person has changed stays
-        write_atomic(path, equivalent(capture, to, folder, kind))
+        write_atomic(path, task_from_job(capture, to, folder, kind))
     task = load_task(path, move.overrides)
     read_data(task.data, task.seed)
     return path

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunery.config import KindName, ObjectiveName
+from tunery.jsonl import JsonMapping, JsonObject
 
 COMMON = ("n_epochs", "batch_size", "learning_rate_multiplier")
 """Hyperparameters of every method."""
@@ -68,3 +69,15 @@ METHODS: Mapping[str, JobMethod] = {
 def method_of(objective: ObjectiveName) -> JobMethod | None:
     """The method that minimises this; None if no server offers it."""
     return next((method for method in METHODS.values() if method.objective == objective), None)
+
+
+def settled_hyperparameters(job: JsonMapping) -> JsonObject:
+    """What the server settled on: in `method` where it fills that in, else in `hyperparameters`."""
+    method = job.get("method") or {}
+    asked = ((method.get(method.get("type")) or {}).get("hyperparameters")) or {}
+    settled = job.get("hyperparameters") or {}
+    names = {**settled, **asked}
+    return {
+        name: next((value for value in (asked.get(name), settled.get(name)) if value not in (None, "auto")), None)
+        for name in names
+    }

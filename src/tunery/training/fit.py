@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from tunery.errors import StoppedError
 from tunery.fast.attention_gpu import refusals
 from tunery.fast.compile import calls, compiles, compiling
 from tunery.fast.packed_model import PackedModel, optimize_model
+from tunery.jsonl import JsonMapping
 from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state, trainable_parameters
 from tunery.lora.dropout import DropoutClock
@@ -37,7 +37,7 @@ from tunery.training.data_parallel import Workers, start_workers
 from tunery.training.decoder_layers import DecoderLayers, running_layers, try_compiling
 from tunery.training.guard import MicroBatchLimit, stop_signals
 from tunery.training.loop import Loop, Plan, make_optimizer
-from tunery.training.metrics import MetricsWriter, Sink, open_sinks, read_metrics
+from tunery.training.metrics import RunLog, read_metrics
 from tunery.training.plan import make_plan
 from tunery.training.scoring import scoring_functions
 from tunery.training.sizing import SAMPLED_STEPS, Sizing, size_up
@@ -48,49 +48,20 @@ from tunery.training.worker_pool import can_fork, wanted_workers
 _RECOMPUTE = "recompute"
 
 
-@dataclass
-class _Log:
-    """A Progress that sends each line of metrics to the file and the trackers too.
+class _TimedLog(RunLog):
+    """A RunLog that tells how long the first step took to come.
 
     Attributes:
         first_step: seconds from the start of the process to the end of the first step that was logged.
     """
 
-    writer: MetricsWriter
-    sinks: Sequence[Sink]
-    progress: Progress
     first_step: float | None = None
 
-    @classmethod
-    @contextlib.contextmanager
-    def open(cls, task: Task, paths: RunPaths, done: int, progress: Progress) -> Iterator[_Log]:
-        """For a run with `done` steps behind it; what was logged later than that is dropped."""
-        settings = task.model_dump(mode="json")
-        sinks = open_sinks(task.train.report_to, task.name, settings, paths.root, first_step=done + 1)
-        try:
-            with MetricsWriter(paths.metrics, keep_until_step=done) as writer:
-                yield cls(writer, sinks, progress)
-        finally:
-            for sink in sinks:
-                sink.close()
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        self.writer.write(line)
-        for sink in self.sinks:
-            sink.log(line["step"], line)
-        self.progress.log(line)
+    def log(self, line: JsonMapping) -> None:
+        super().log(line)
         if self.first_step is None and "train_loss" in line:
             self.first_step = round(seconds_since_start(), 2)
             self.note(Note(f"the first step was done {self.first_step:.1f} s after the start of the program"))
-
-    def note(self, note: Note) -> None:
-        self.progress.note(note)
-
-    def start(self, total: int, done: int) -> None:
-        self.progress.start(total, done)
-
-    def close(self) -> None:
-        self.progress.close()
 
 
 @dataclass(frozen=True)
@@ -145,10 +116,11 @@ def _fit(
     )  # a resumed run goes on as it was
     write_atomic(paths.task, task.to_yaml())
     with (
-        _Log.open(task, paths, state.step, progress) as log,
+        _TimedLog.open(
+            task, task.model_dump(mode="json"), paths, progress, state.step, keep_until_step=state.step
+        ) as log,
         running_layers(base.model, recompute) as layers,
         _workers(task, prepared, model, plan, attached.clock, layers, state) as workers,
-        contextlib.closing(log),
         stop_signals() as stop,
     ):
         log.start(plan.total_steps, state.step)

@@ -12,13 +12,15 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from tunery.config import Task
 from tunery.errors import CheckpointError, ConfigError, NotInstalledError
 from tunery.jsonl import JsonMapping, JsonObject, encode_line, parse_object
-from tunery.paths import disk_errors, write_atomic
+from tunery.paths import RunPaths, disk_errors, write_atomic
+from tunery.progress import Note, Progress
 from tunery.versions import install_command
 
 
@@ -232,6 +234,59 @@ def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first
     run_name = os.environ.get(f"{name.upper()}_NAME") or run_name
     where = {"dir": str(run_dir)} if name == "wandb" else {}
     return _Run(module.init(project=project, name=run_name, config=config, **where))
+
+
+# --------------------------------------------------------------------------- a run's log
+
+
+class RunLog:
+    """A Progress that also writes each line of metrics to metrics.jsonl and to the trackers."""
+
+    def __init__(self, writer: MetricsWriter, sinks: Sequence[Sink], progress: Progress):
+        self._writer, self._sinks, self._progress = writer, sinks, progress
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        task: Task,
+        settings: JsonMapping,
+        paths: RunPaths,
+        progress: Progress,
+        done: int,
+        *,
+        keep_until_step: int | None,
+    ) -> Iterator[Self]:
+        """For as long as a run is trained; the progress is closed with it.
+
+        Args:
+            settings: of the task, for the trackers.
+            done: steps that the run has behind it.
+            keep_until_step: see MetricsWriter.
+        """
+        sinks = open_sinks(task.train.report_to, task.name, settings, paths.root, first_step=done + 1)
+        try:
+            with MetricsWriter(paths.metrics, keep_until_step=keep_until_step) as writer:
+                yield cls(writer, sinks, progress)
+        finally:
+            progress.close()
+            for sink in sinks:
+                sink.close()
+
+    def note(self, note: Note) -> None:
+        self._progress.note(note)
+
+    def start(self, total: int, done: int) -> None:
+        self._progress.start(total, done)
+
+    def log(self, line: JsonMapping) -> None:
+        self._writer.write(line)
+        for sink in self._sinks:
+            sink.log(line["step"], line)
+        self._progress.log(line)
+
+    def close(self) -> None:
+        self._progress.close()
 
 
 def training_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from tunery.serve.jobs.results import results_csv
+from tunery.openai_api.job_metrics import results_csv
 
 
 def test_the_table_has_openais_columns_a_line_a_step_and_empty_cells() -> None:

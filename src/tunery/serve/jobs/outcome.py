@@ -28,11 +28,11 @@ from tunery.errors import (
     TuneryError,
 )
 from tunery.jsonl import Tail
+from tunery.openai_api.job_metrics import FILENAME, results_csv
 from tunery.paths import read_json
 from tunery.serve.files import Files
 from tunery.serve.jobs.job_folder import JobFolder, read_error
 from tunery.serve.jobs.process import Worker, describe_exit, last_lines
-from tunery.serve.jobs.results import FILENAME, results_csv
 from tunery.serve.jobs.watch import Watch
 from tunery.serve.records import Event, Job, JobError, JobStatus, Model, Work, derived_id, new_id
 from tunery.serve.store import Store

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunery.config import Task
 from tunery.jsonl import Tail
+from tunery.openai_api.job_metrics import OPENAI_NAMES
 from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.records import Checkpoint, Event, Job, Work, derived_id
 from tunery.serve.store import Store
@@ -20,14 +21,6 @@ from tunery.training.checkpoint import checkpoint_steps
 
 PACE_STEPS = 20
 """Steps whose pace says when the job will be done."""
-
-_NAMES = {
-    "train_loss": "train_loss",
-    "train_token_accuracy": "train_mean_token_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_token_accuracy": "valid_mean_token_accuracy",
-}
-"""Our names in metrics.jsonl → OpenAI's. Those of preference training (rewards_…) are kept."""
 
 _LEFT_OUT = ("step", "epoch", "learning_rate", "grad_norm", "seconds")
 
@@ -117,7 +110,7 @@ class Watch:
             return
         if self._held is not None and self._held != step:
             self._release()
-        named = {_NAMES.get(name, name): value for name, value in line.items() if _is_shown(name)}
+        named = {OPENAI_NAMES.get(name, name): value for name, value in line.items() if _is_shown(name)}
         if "valid_loss" not in line:
             self._by_step[step] = named
             self._pace = [*self._pace, float(line.get("seconds", 0.0))][-PACE_STEPS:]

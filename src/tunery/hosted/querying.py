@@ -1,19 +1,17 @@
-"""Questions put to a model on a server, and its answers: each kept as it comes, so that none is asked or paid twice."""
+"""Questions put to a model on a server, several at a time; each answer is kept as it comes, and none is paid twice."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunery.evaluation.answers import Answer, AnswerBook, Question
 from tunery.hosted import client as client_module
-from tunery.hosted.client import Service
-from tunery.hosted.failures import explain, is_about_question, said_by
-from tunery.hosted.questions import Question
-from tunery.jsonl import append_lines, read_lines
+from tunery.hosted.client import Service, explain, is_about_question, said_by
+from tunery.jsonl import JsonObject
 from tunery.progress import Note, Say
 from tunery.text import plural
 
@@ -27,99 +25,6 @@ NOTES = 4
 """How often in a long series of questions it is said how far it is."""
 FEW = 20
 """Questions between two such remarks, at least."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to a question; a line of answers.jsonl, which also holds the question.
-
-    Attributes:
-        text: "" where it called a tool or was refused.
-        finish_reason: as the server says: stop, length (it was cut), tool_calls, content_filter.
-        tool_calls: in OpenAI's form.
-        logprobs: (token, log-probability) of the answer, where the server gives them.
-        seconds: until it was there, network included.
-        usage: tokens of the question and of the answer, where the server counts them.
-        refused: why the server did not take the question; "" if it did.
-    """
-
-    text: str
-    finish_reason: str = ""
-    tool_calls: tuple[dict[str, Any], ...] = ()
-    logprobs: tuple[tuple[str, float], ...] | None = None
-    seconds: float = 0.0
-    usage: dict[str, int] = field(default_factory=dict)
-    refused: str = ""
-
-    @property
-    def is_text(self) -> bool:
-        """Whether there is a text to compare."""
-        return not self.refused and not self.tool_calls
-
-
-class AnswerBook:
-    """The answers in a file, by model, question, and the length after which an answer was cut.
-
-    A question that was refused is one to be asked again by the next book on the file.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._answers: dict[tuple[str, str, int], Answer] = {}
-        for line in read_lines(path):
-            try:
-                key, answer = (line["model"], line["key"], line["longest"]), answer_of(line)
-            except (KeyError, TypeError, ValueError):  # of another program
-                continue
-            if not answer.refused:
-                self._answers[key] = answer
-
-    def get(self, model: str, question: Question, longest: int) -> Answer | None:
-        """The answer, if that question was put to that model before."""
-        return self._answers.get((model, question.key, longest))
-
-    def missing(self, model: str, questions: Iterable[Question], longest: int) -> list[Question]:
-        """Those that were not, each once."""
-        unique = {question.key: question for question in questions}
-        return [question for question in unique.values() if self.get(model, question, longest) is None]
-
-    def add(self, model: str, question: Question, longest: int, answer: Answer) -> None:
-        """Write an answer down."""
-        self._answers[model, question.key, longest] = answer
-        append_lines(self.path, [{**_line(model, question, answer), "longest": longest}])
-
-
-def _line(model: str, question: Question, answer: Answer) -> dict[str, Any]:
-    asked = {"prompt": question.prompt} if question.prompt else {"messages": list(map(dict, question.messages))}
-    said = asdict(answer)
-    return {
-        "key": question.key,
-        "model": model,
-        "where": question.where,
-        **asked,
-        **({"tools": list(question.tools)} if question.tools else {}),
-        "reference": question.reference,
-        "answer": said.pop("text"),
-        **{name: value for name, value in said.items() if value not in (None, "", (), {})},
-    }
-
-
-def answer_of(line: dict[str, Any]) -> Answer:
-    """The answer in a line of answers.jsonl.
-
-    Raises:
-        KeyError, TypeError, ValueError: there is none.
-    """
-    logprobs = line.get("logprobs")
-    return Answer(
-        text=str(line["answer"]),
-        finish_reason=str(line.get("finish_reason", "")),
-        tool_calls=tuple(line.get("tool_calls", ())),
-        logprobs=None if logprobs is None else tuple((str(token), float(value)) for token, value in logprobs),
-        seconds=float(line.get("seconds", 0.0)),
-        usage=dict(line.get("usage", {})),
-        refused=str(line.get("refused", "")),
-    )
 
 
 @dataclass
@@ -182,8 +87,8 @@ class Asker:
             return True
         return False
 
-    def _chat(self, client: OpenAI, question: Question) -> dict[str, Any]:
-        options: dict[str, Any] = {self.length_name: self.longest, "temperature": 0}
+    def _chat(self, client: OpenAI, question: Question) -> JsonObject:
+        options: JsonObject = {self.length_name: self.longest, "temperature": 0}
         if self.logprobs:
             options["logprobs"] = True
         if question.tools:
@@ -200,7 +105,7 @@ class Asker:
             "usage": _usage(reply.usage),
         }
 
-    def _complete(self, client: OpenAI, question: Question) -> dict[str, Any]:
+    def _complete(self, client: OpenAI, question: Question) -> JsonObject:
         reply = client.completions.create(
             model=self.model, prompt=question.prompt, max_tokens=self.longest, temperature=0
         )

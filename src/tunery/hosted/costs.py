@@ -1,11 +1,11 @@
-"""What a job and its answers cost, from a dated list of prices."""
+"""What a task would send and what it would cost, before anything is sent; prices from a dated list."""
 
 from __future__ import annotations
 
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,10 @@ from typing import Any
 
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError
+from tunery.evaluation.answers import Question
+from tunery.openai_api.token_counter import LONGEST_ROW, TokenCounter
+from tunery.records.hosted_state import AnswerEstimate
+from tunery.text import plural
 
 _MILLION = 1_000_000
 
@@ -107,3 +111,38 @@ def _price(where: str, model: str, values: Any) -> Price:
 def dollars(amount: float) -> str:
     """An amount for reading; small ones are not rounded to nothing."""
     return f"${amount:,.2f}" if amount >= 0.995 else f"${amount:.2g}" if amount > 0 else "$0"
+
+
+def answers_sentence(answers: AnswerEstimate, about: str = "about ") -> str:
+    """What asking one model takes, for a person."""
+    return (
+        f"{plural(answers.questions, 'question')} to {answers.model}: {about}{answers.asked:,} "
+        f"tokens asked, {about}{answers.answered:,} answered{cost_words(answers.cost)}"
+    )
+
+
+def cost_words(amount: float | None) -> str:
+    """ ", $1.20"; nothing where it is not known."""
+    return "" if amount is None else f", {dollars(amount)}"
+
+
+def billed_tokens(lengths: Sequence[int], epochs: int) -> int:
+    """Tokens that a job is billed for: those of the training file, times the epochs. A row beyond the longest that is
+    trained counts as cut."""
+    return epochs * sum(min(length, LONGEST_ROW) for length in lengths)
+
+
+def estimate_answers(
+    counter: TokenCounter, model: str, questions: Sequence[Question], price: Price, longest: int, *, tuned: bool
+) -> AnswerEstimate:
+    """What it takes to put questions to a model.
+
+    Args:
+        longest: an answer is cut after so many tokens; where the data hold no answer, it counts as that long.
+    """
+    asked = sum(
+        counter.text(one.prompt) if one.prompt else counter.prompt(one.messages, one.tools) for one in questions
+    )
+    answered = sum(min(counter.text(one.reference), longest) if one.reference else longest for one in questions)
+    cost = price.of_answers(asked, answered, tuned=tuned)
+    return AnswerEstimate(model=model, questions=len(questions), asked=asked, answered=answered, cost=cost)

@@ -1,4 +1,4 @@
-"""A job's metrics, from its events and its result file, as lines of metrics.jsonl."""
+"""The metrics of a fine-tuning job, as OpenAI names them in events and result files, and as metrics.jsonl does."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import binascii
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-Line = dict[str, Any]
+from tunery.jsonl import JsonMapping, JsonObject
 
-_TRAINING = {
+OPENAI_NAMES = {
     "train_loss": "train_loss",
-    "train_mean_token_accuracy": "train_token_accuracy",
-    "train_accuracy": "train_token_accuracy",  # so the result file calls it
-}
-_VALIDATION = {
+    "train_token_accuracy": "train_mean_token_accuracy",
     "valid_loss": "valid_loss",
-    "valid_mean_token_accuracy": "valid_token_accuracy",
+    "valid_token_accuracy": "valid_mean_token_accuracy",
 }
+"""Name in metrics.jsonl → in OpenAI's events and checkpoints. Those of preference training (rewards_…) are kept."""
+
+_TRAINING = {theirs: ours for ours, theirs in OPENAI_NAMES.items() if ours.startswith("train")}
+_TRAINING["train_accuracy"] = "train_token_accuracy"  # so the result file calls it
+_VALIDATION = {theirs: ours for ours, theirs in OPENAI_NAMES.items() if ours.startswith("valid")}
 _WHOLE_VALIDATION = {f"full_{theirs}": ours for theirs, ours in _VALIDATION.items()}
 """Over the whole validation file; the plain ones may be over a batch of it."""
 
@@ -40,7 +41,7 @@ class Curve:
     total_steps: int = 0
     points: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def take(self, data: Mapping[str, Any]) -> list[Line]:
+    def take(self, data: JsonMapping) -> list[JsonObject]:
         """Take in the data of a metrics event; the lines it makes, none if it says nothing of a step."""
         step, total = data.get("step"), data.get("total_steps")
         if isinstance(total, int):
@@ -67,12 +68,12 @@ class Curve:
                 point.setdefault(name, value)
         self.total_steps = max([self.total_steps, *self.points])
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[JsonObject]:
         """Every line, by step. Where validations of the whole file are known, those of batches are left out."""
         whole = any("full_valid_loss" in point for point in self.points.values())
         return [line for step in sorted(self.points) for line in self._lines_of(step, self.points[step], whole=whole)]
 
-    def _lines_of(self, step: int, point: Mapping[str, float], *, whole: bool) -> list[Line]:
+    def _lines_of(self, step: int, point: Mapping[str, float], *, whole: bool) -> list[JsonObject]:
         head = {"step": step, "epoch": round(self.epochs * step / self.total_steps, 4)} if self.total_steps else {}
         head = head or {"step": step}
         training = {name: point[name] for name in _TRAINING.values() if name in point}
@@ -82,17 +83,17 @@ class Curve:
         return [{**head, **part} for part in parts]
 
 
-def _pick(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+def _pick(data: JsonMapping, names: Mapping[str, str]) -> dict[str, float]:
     found = {ours: _number(data.get(theirs)) for theirs, ours in names.items() if _number(data.get(theirs)) is not None}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or value in (None, ""):
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return number if math.isfinite(number) else None
 
@@ -105,3 +106,33 @@ def _decoded(content: bytes) -> str:
         return base64.b64decode(content, validate=True).decode("utf-8-sig", errors="replace")
     except (binascii.Error, ValueError):
         return text
+
+
+COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_token_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_token_accuracy",
+}
+"""Column, as OpenAI names it → name in metrics.jsonl."""
+
+FILENAME = "step_metrics.csv"
+
+
+def results_csv(metrics: Iterable[JsonMapping]) -> bytes:
+    """A line a step; a cell stays empty where nothing was measured.
+
+    Args:
+        metrics: the lines of metrics.jsonl.
+    """
+    steps: dict[int, JsonObject] = {}
+    for line in metrics:
+        if "step" in line:
+            steps.setdefault(line["step"], {}).update(line)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for step in sorted(steps):
+        writer.writerow([steps[step].get(name, "") for name in COLUMNS.values()])
+    return text.getvalue().encode()

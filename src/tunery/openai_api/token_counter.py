@@ -1,4 +1,4 @@
-"""How many tokens a hosted model sees in a text: counted where its vocabulary is at hand, else estimated.
+"""How many tokens a model of OpenAI's sees in a text: counted where its vocabulary is at hand, else estimated.
 
 `tiktoken` counts exactly, but downloads its vocabulary when first asked. Nothing is downloaded here: it counts once
 the vocabulary lies in its cache. The estimate goes by the pieces into which these vocabularies split a text before
@@ -14,9 +14,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tunery.jsonl import JsonMapping
 
 PER_MESSAGE = 4
 """Tokens around a message: three that mark it off, and the role."""
@@ -58,16 +60,16 @@ class TokenCounter:
             return len(self._encoding.encode(text, disallowed_special=()))
         return round(sum(map(_estimate, _PIECE.findall(text))))
 
-    def conversation(self, messages: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> int:
+    def conversation(self, messages: Iterable[JsonMapping], tools: Iterable[JsonMapping] = ()) -> int:
         """Tokens of a whole conversation, with the marks around its messages."""
         described = sum(self.text(json.dumps(dict(tool), ensure_ascii=False)) for tool in tools)
         return described + sum(PER_MESSAGE + self._message(message) for message in messages)
 
-    def prompt(self, messages: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> int:
+    def prompt(self, messages: Iterable[JsonMapping], tools: Iterable[JsonMapping] = ()) -> int:
         """Tokens of a conversation that the model is asked to go on with."""
         return self.conversation(messages, tools) + BEFORE_ANSWER
 
-    def row(self, row: Mapping[str, Any]) -> int:
+    def row(self, row: JsonMapping) -> int:
         """Tokens of a line of a training file; of a pair, the prompt counts with both answers."""
         if "input" not in row:
             return self.conversation(row["messages"], row.get("tools") or ())
@@ -88,7 +90,7 @@ class TokenCounter:
             end = piece.end()
         return text
 
-    def _message(self, message: Mapping[str, Any]) -> int:
+    def _message(self, message: JsonMapping) -> int:
         texts = [str(message.get("content") or ""), *([message["name"]] if "name" in message else [])]
         calls = [call["function"] for call in message.get("tool_calls") or ()]
         texts += [text for call in calls for text in (call["name"], call.get("arguments") or "")]

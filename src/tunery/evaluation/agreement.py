@@ -6,12 +6,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tunery.evaluation.answers import Answer, Question
+from tunery.evaluation.label_reading import NO_LABEL, label_scores, read_label
 from tunery.evaluation.scores import text_scores
-from tunery.hosted.ask import Answer
-from tunery.hosted.evaluate import NO_LABEL, label_scores
-from tunery.hosted.questions import Question, read_label
+from tunery.jsonl import JsonObject
 from tunery.training.intervals import accuracy_interval
 
 SIDES = ("hosted", "local")
@@ -33,7 +32,7 @@ class Pair:
         return (self.hosted if side == "hosted" else self.local).text.strip()
 
 
-def compare_sides(pairs: Sequence[Pair], labels: tuple[str, ...], samples: int) -> dict[str, Any]:
+def compare_sides(pairs: Sequence[Pair], labels: tuple[str, ...], samples: int) -> JsonObject:
     """Agreement of both sides, and the scores of each.
 
     Args:
@@ -47,7 +46,7 @@ def compare_sides(pairs: Sequence[Pair], labels: tuple[str, ...], samples: int) 
         its probabilities are known; samples, those that differ first.
     """
     judged = [pair for pair in pairs if pair.question.reference]
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "rows": len(pairs),
         "with_reference": len(judged),
         "labels": list(labels),
@@ -68,14 +67,14 @@ def same(a: str, b: str) -> bool:
     return a.split() == b.split()
 
 
-def _share(hits: Sequence[bool]) -> dict[str, Any]:
+def _share(hits: Sequence[bool]) -> JsonObject:
     low, high = accuracy_interval(sum(hits), len(hits))
     return {"share": sum(hits) / len(hits), "interval": [low, high], "rows": len(hits)}
 
 
-def _agreement(pairs: Sequence[Pair], labels: tuple[str, ...]) -> dict[str, Any]:
+def _agreement(pairs: Sequence[Pair], labels: tuple[str, ...]) -> JsonObject:
     texts = {side: [pair.text(side) for pair in pairs] for side in SIDES}
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "exact": _share([same(pair.text("hosted"), pair.text("local")) for pair in pairs]),
         "chrf": text_scores(texts["local"], texts["hosted"])["chrf"],
     }
@@ -85,10 +84,10 @@ def _agreement(pairs: Sequence[Pair], labels: tuple[str, ...]) -> dict[str, Any]
     return found
 
 
-def _scores(pairs: Sequence[Pair], side: str, labels: tuple[str, ...]) -> dict[str, Any]:
+def _scores(pairs: Sequence[Pair], side: str, labels: tuple[str, ...]) -> JsonObject:
     texts, references = [pair.text(side) for pair in pairs], [pair.question.reference for pair in pairs]
     exact = _share([same(text, reference) for text, reference in zip(texts, references, strict=True)])
-    found: dict[str, Any] = {"exact": exact["share"], "exact_interval": exact["interval"]}
+    found: JsonObject = {"exact": exact["share"], "exact_interval": exact["interval"]}
     if not labels:
         return {**found, **text_scores(texts, references)}
     known = [i for i, reference in enumerate(references) if reference.strip() in labels]
@@ -97,7 +96,7 @@ def _scores(pairs: Sequence[Pair], side: str, labels: tuple[str, ...]) -> dict[s
     return {**found, **(label_scores([references[i].strip() for i in known], read, shown) if known else {})}
 
 
-def _by_certainty(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def _by_certainty(pairs: Sequence[Pair]) -> list[JsonObject]:
     known = [(pair, sure) for pair in pairs if (sure := certainty(pair.hosted)) is not None]
     groups = (
         (f"the hosted model was sure (tokens of {SURE:.0%} probability or more)", [p for p, s in known if s >= SURE]),
@@ -117,7 +116,7 @@ def certainty(answer: Answer) -> float | None:
     return math.exp(statistics.fmean(value for _, value in answer.logprobs))
 
 
-def _between(pairs: Sequence[Pair], labels: tuple[str, ...]) -> dict[str, Any]:
+def _between(pairs: Sequence[Pair], labels: tuple[str, ...]) -> JsonObject:
     """How often the hosted model's label (line) met each of the local one's (column)."""
     names = [*labels, NO_LABEL]
     counts = [[0] * len(names) for _ in names]
@@ -129,7 +128,7 @@ def _between(pairs: Sequence[Pair], labels: tuple[str, ...]) -> dict[str, Any]:
     return {"labels": names, "counts": counts}
 
 
-def _samples(pairs: Sequence[Pair], labels: tuple[str, ...], wanted: int) -> list[dict[str, Any]]:
+def _samples(pairs: Sequence[Pair], labels: tuple[str, ...], wanted: int) -> list[JsonObject]:
     def agree(pair: Pair) -> bool:
         if labels:
             return read_label(pair.text("hosted"), labels) == read_label(pair.text("local"), labels)

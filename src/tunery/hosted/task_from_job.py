@@ -1,4 +1,5 @@
-"""The task that trains a model here as a job trained one elsewhere.
+"""A captured job as a task here: its settings, its rows, and what the hosted model is asked.
+
 
 | job | task |
 | --- | --- |
@@ -15,15 +16,24 @@ What the server does not say is taken as three epochs and the defaults here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunery.config import USUAL_OBJECTIVE, EvaluateConfig, KindName, Task
+from tunery.config import USUAL_OBJECTIVE, DataConfig, EvaluateConfig, KindName, Task
+from tunery.data.example import DataSet, Example
+from tunery.data.kinds import KINDS
+from tunery.data.prompts import Prompts
+from tunery.data.read import read_data
+from tunery.errors import DataError
+from tunery.evaluation.answers import Question, question
+from tunery.evaluation.label_reading import common_labels
 from tunery.hosted.capture import TRAINING, VALIDATION, Capture
-from tunery.hosted.hosted_receipt import settled_hyperparameters
-from tunery.openai_api.methods import method_of
+from tunery.jsonl import JsonObject
+from tunery.openai_api.methods import method_of, settled_hyperparameters
 from tunery.paths import safe_name
 
 UNKNOWN_EPOCHS = 3
@@ -37,7 +47,7 @@ def target_name(to: str) -> str:
     return safe_name(Path(to).name if to.startswith((".", "/", "~")) else to)
 
 
-def equivalent(capture: Capture, to: str, output: Path, kind: KindName) -> str:
+def task_from_job(capture: Capture, to: str, output: Path, kind: KindName) -> str:
     """The task file for a captured job.
 
     Args:
@@ -46,7 +56,7 @@ def equivalent(capture: Capture, to: str, output: Path, kind: KindName) -> str:
         kind: of the rows.
     """
     asked = settled_hyperparameters(capture.job)
-    train: dict[str, Any] = {}
+    train: JsonObject = {}
     for theirs, ours, default in (
         ("n_epochs", "epochs", UNKNOWN_EPOCHS),
         ("batch_size", "batch_size", None),
@@ -119,3 +129,75 @@ def _head(capture: Capture) -> str:
         f"# What {whence} was trained with, for a model here; written by `tunery migrate`, and yours to change.\n"
         "# The learning rate is the one that suits the model, times the job's multiplier.\n\n"
     )
+
+
+def held_out_questions(data: DataSet, limit: int | None = None) -> list[Question]:
+    """The held-out rows of a job, at most `limit`, as its model is asked them; those with a tool call as answer not."""
+    found = (_as_asked(example) for example in data.validation)
+    return [one for one in found if one is not None][:limit]
+
+
+def _as_asked(example: Example) -> Question | None:
+    if KINDS[example.kind].templated:
+        return question(example, Prompts())
+    return Question(
+        example.where, (), reference=example.completion, shown=example.prompt, prompt=example.prompt
+    )  # such a model completes; it knows no conversations
+
+
+@dataclass(frozen=True)
+class MovedRows:
+    """See the module.
+
+    Attributes:
+        kind: of the rows.
+        asked: the held-out rows, as questions.
+        learnt: keys of the questions that the hosted model was trained on.
+        labels: where the answers are labels; () elsewhere.
+        problem: why training and validation file cannot be read as one set; "" if they can.
+    """
+
+    kind: KindName
+    asked: list[Question]
+    learnt: frozenset[str]
+    labels: tuple[str, ...]
+    problem: str = ""
+
+
+def read_rows(capture: Capture) -> MovedRows:
+    """What a captured job's files hold. Rows that cannot be read are left out; training names them, and stops.
+
+    Raises:
+        DataError: there is nothing to ask.
+    """
+    seed = int(capture.job.get("seed") or 0)
+    training, problem = str(capture.training), ""
+    try:
+        data = _read(training, str(capture.validation) if capture.validation else HELD_OUT, seed)
+    except DataError as error:
+        if capture.validation is None:
+            raise
+        alone, problem = _read(str(capture.validation), None, seed), str(error)
+        data = replace(alone, train=[], validation=alone.train)
+    try:
+        # alone, because of rows that are also in the validation file the hosted model has learnt all the same
+        learnt = _questions(_read(training, None, seed))
+    except DataError:
+        learnt = []
+    asked = held_out_questions(data)
+    labels = common_labels(one.reference for one in (*learnt, *(asked if capture.validation else ())))
+    return MovedRows(data.kind, asked, frozenset(one.key for one in learnt), labels, problem)
+
+
+def learnt_here(task: Task) -> frozenset[str]:
+    """Keys of the questions that a model trained on this task has learnt."""
+    return frozenset(one.key for one in _questions(read_data(task.data, task.seed)))
+
+
+def _read(train: str, validation: str | float | None, seed: int) -> DataSet:
+    return read_data(DataConfig(train=train, validation=validation, on_bad_row="skip"), seed)
+
+
+def _questions(data: DataSet) -> list[Question]:
+    rows: Sequence[Example] = data.train
+    return held_out_questions(replace(data, validation=list(rows)))

@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tunery.config import USUAL_OBJECTIVE, EvaluateConfig
 from tunery.data.example import DataSet, Example
@@ -18,19 +17,18 @@ from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.data.prompts import Prompts
 from tunery.errors import HostedError
+from tunery.evaluation.answers import Answer, AnswerBook, Question, questions
 from tunery.evaluation.compare import SIDES, telling_rows
-from tunery.evaluation.scores import classification_scores, text_scores
-from tunery.hosted.ask import Answer, AnswerBook, Asker, ask_all
+from tunery.evaluation.label_reading import NO_LABEL, label_scores, read_label
+from tunery.evaluation.scores import text_scores
 from tunery.hosted.client import Service, is_local
-from tunery.hosted.questions import Question, questions, read_label
-from tunery.hosted.token_counter import TokenCounter
+from tunery.hosted.querying import Asker, ask_all
+from tunery.jsonl import JsonObject
+from tunery.openai_api.token_counter import TokenCounter
 from tunery.progress import Say
 from tunery.records.evaluation_record import VERSION, Evaluation
 
 USAGE = ("prompt_tokens", "completion_tokens")
-
-NO_LABEL = "(none of them)"
-"""Stands for answers that give no label, or several."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,6 @@ def make_exam(data: DataSet, split: str, examples: Sequence[Example], prompts: P
     kind = KINDS[data.kind]
     limit = config.max_rows if kind.labelled else config.generate_rows
     return Exam(split, kind, data.labels, asked[:limit], left_out)
-
-
-def held_out(data: DataSet) -> tuple[str, list[Example]]:
-    """The rows of the final evaluation, as for a model trained here: test if there are any, else validation."""
-    return ("test", data.test) if data.test else ("validation", data.validation)
 
 
 def evaluate(
@@ -125,7 +118,7 @@ def _nothing_to_compare(said: dict[str, list[Answer]]) -> HostedError:
     )
 
 
-def _answering(answers: Sequence[Answer]) -> dict[str, Any]:
+def _answering(answers: Sequence[Answer]) -> JsonObject:
     """Time and tokens of one side's answers."""
     return {
         "median_seconds": statistics.median(answer.seconds for answer in answers),
@@ -136,12 +129,12 @@ def _answering(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _classification(
     exam: Exam, asked: Sequence[Question], answers: dict[str, list[str]], config: EvaluateConfig, counter: TokenCounter
-) -> dict[str, Any]:
+) -> JsonObject:
     labels = exam.labels
     read = {side: [read_label(text, labels) for text in answers[side]] for side in SIDES}
     truth = [question.reference for question in asked]
     shown = labels if all(None not in found for found in read.values()) else (*labels, NO_LABEL)
-    result: dict[str, Any] = {"labels": list(shown)}
+    result: JsonObject = {"labels": list(shown)}
     for side in SIDES:
         result[side] = label_scores(truth, read[side], shown)
     said = {side: [label or text for label, text in zip(read[side], answers[side], strict=True)] for side in SIDES}
@@ -159,26 +152,11 @@ def _classification(
     return result
 
 
-def label_scores(truth: Sequence[str], read: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
-    """As tunery.evaluation.scores.classification_scores, for labels read from answers.
-
-    Args:
-        read: the label of each answer; None counts as wrong, under NO_LABEL, which `labels` then ends with.
-    """
-    numbers = {label: index for index, label in enumerate(labels)}
-    scores = classification_scores(
-        [numbers[label] for label in truth], [numbers[label or NO_LABEL] for label in read], labels
-    )
-    real = [label for label in labels if label != NO_LABEL]
-    occurring = [scores["per_label"][label]["f1"] for label in real if label in {*truth, *read}]
-    return {**scores, "macro_f1": sum(occurring) / len(occurring), "unlabelled": sum(label is None for label in read)}
-
-
 def _text(
     exam: Exam, asked: Sequence[Question], answers: dict[str, list[str]], config: EvaluateConfig, counter: TokenCounter
-) -> dict[str, Any]:
+) -> JsonObject:
     references = [counter.first(question.reference, config.max_new_tokens) for question in asked]
-    result: dict[str, Any] = {"generated_rows": len(asked)}
+    result: JsonObject = {"generated_rows": len(asked)}
     for side in SIDES:
         result[side] = text_scores(answers[side], references) if asked else {}
     result["samples"] = [

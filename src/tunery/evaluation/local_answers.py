@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunery.errors import DataError
+from tunery.evaluation.answers import Answer, Question
 from tunery.evaluation.tuned import TunedModel
-from tunery.hosted.ask import Answer
-from tunery.hosted.questions import Question
 from tunery.inference.generate import Sampling, context_length, generate
 from tunery.progress import Note, Say
 

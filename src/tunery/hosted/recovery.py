@@ -1,4 +1,4 @@
-"""A run whose hosted.json was lost, taken up again by the name of its job."""
+"""A run that was begun earlier: read, set aside, or recovered by the name of its job where hosted.json was lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,53 @@ from tunery.hosted.client import Service
 from tunery.hosted.hosted_plan import HostedPlan
 from tunery.hosted.job import content, retrieve
 from tunery.hosted.job_settings import to_yaml
-from tunery.hosted.state import HostedState, load_state, put_aside
 from tunery.paths import RunPaths, write_atomic
+from tunery.records.hosted_state import HostedState, UploadedFile
+from tunery.records.typed_record import RecordError
+
+
+def put_aside(paths: RunPaths) -> None:
+    """Move what is known of an earlier job to a folder earlier-N."""
+    left = [path for path in (paths.metrics, paths.events, paths.results) if path.exists()]
+    number = 1
+    while (kept := paths.root / f"earlier-{number}").exists():
+        number += 1
+    for path in left:
+        kept.mkdir(exist_ok=True)
+        path.rename(kept / path.name)
+
+
+def require_local(paths: RunPaths) -> None:
+    """Refuse to train here in the folder of a hosted run.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if paths.hosted_state.exists():
+        raise ConfigError(
+            f"{paths.root} holds a run that is trained elsewhere",
+            "give this run its own name with --set name=NAME, or start over with --resume never (the earlier run is "
+            "kept under another name)",
+        )
+
+
+def load_state(paths: RunPaths) -> HostedState | None:
+    """What is written down; None for a run that has not begun.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return HostedState.read(paths.hosted_state)
+    except FileNotFoundError:
+        return None
+    except RecordError as error:
+        raise CheckpointError(
+            f"{paths.hosted_state} cannot be read: {error}",
+            "it names the job of this run: restore it, or name the job with --resume ftjob-… (the server lists it), or "
+            "start over with --resume never (the job itself goes on)",
+        ) from None
+
 
 FILES = ("training", "validation")
 
@@ -21,7 +66,7 @@ def is_job(resume: str) -> bool:
     return resume.startswith("ftjob-")
 
 
-def adopt(service: Service, plan: HostedPlan, paths: RunPaths, job_id: str) -> HostedState:
+def recover(service: Service, plan: HostedPlan, paths: RunPaths, job_id: str) -> HostedState:
     """The state of the run that made this job, written down anew unless it is there.
 
     Raises:
@@ -55,7 +100,7 @@ def _state_of(service: Service, plan: HostedPlan, job_id: str) -> HostedState:
         if (hashlib.sha256(sent).hexdigest() if file else None) != state.files.get(name):
             different.append(f"the {name} rows")
         if file:
-            state.uploaded[name] = {"id": str(file), "bytes": len(sent)}
+            state.uploaded[name] = UploadedFile(id=str(file), bytes=len(sent))
     if different:
         raise ConfigError(
             f"{job_id} was not made for this task, but for others in: {'; '.join(different)}",
