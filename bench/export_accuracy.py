@@ -25,7 +25,7 @@ from tunery.data.read import read_data
 from tunery.errors import TuneryError
 from tunery.evaluation.labels import LabelRows, label_rows, score_labels
 from tunery.evaluation.tuned import TunedModel
-from tunery.export.llama import ask_llama
+from tunery.export.llama_cpp import ask_llama
 from tunery.export.token_scores import make_probe
 from tunery.training.scoring import Scorer
 

@@ -19,7 +19,7 @@ from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError,
 from tunery.evaluation.compare import HeldOut, compare
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
-from tunery.export.card import write_card
+from tunery.export.hub import write_card
 from tunery.fast.packed_model import PackedModel
 from tunery.hosted.client import Consent
 from tunery.hosted.hosted_plan import check_hosted

@@ -16,8 +16,8 @@ from tests.evaluation.test_report import evaluation, receipt, run_dir
 from tunery.evaluation import proof
 from tunery.evaluation.proof import last_part
 from tunery.evaluation.record import read_run
-from tunery.export.card import write_card
-from tunery.export.hub_name import hub_id
+from tunery.export.hub import write_card
+from tunery.export.subject import hub_id
 
 
 def card(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], str]:

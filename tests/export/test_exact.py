@@ -9,7 +9,7 @@ import torch
 
 from tests.lora.test_attach import randomise
 from tests.shapes import SHAPES, tiny_model, token_ids
-from tunery.export import exact
+from tunery.export import token_scores
 from tunery.fast.adapters import apply_lora
 
 
@@ -30,7 +30,7 @@ def test_as_if_it_were_widened(shape: str, dtype: torch.dtype) -> None:
         apply_lora(each, rank=2, targets=targets)
         randomise(each)
     given = narrow(input_ids=token_ids(), use_cache=False).logits
-    with exact.compute_in_float32(narrow):
+    with token_scores.compute_in_float32(narrow):
         found = narrow(input_ids=token_ids(), use_cache=False).logits
         wide = {p.data_ptr(): p for p in narrow.parameters()}
     assert found.dtype == torch.float32
@@ -44,8 +44,8 @@ def test_a_wide_layer_is_taken_part_by_part(monkeypatch: pytest.MonkeyPatch) -> 
     model = torch.nn.Sequential(layer)
     x = torch.randn(3, 16)
     expected = torch.nn.functional.linear(x, layer.weight.float(), layer.bias.float())
-    monkeypatch.setattr(exact, "PART", 100)  # six rows at a time
-    with exact.compute_in_float32(model):
+    monkeypatch.setattr(token_scores, "PART", 100)  # six rows at a time
+    with token_scores.compute_in_float32(model):
         assert torch.allclose(model(x), expected, atol=1e-6)
     assert model[0] is layer
 
@@ -53,5 +53,5 @@ def test_a_wide_layer_is_taken_part_by_part(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_float32_model_is_left_alone() -> None:
     model = tiny_model("llama")
     before = [type(module) for module in model.modules()]
-    with exact.compute_in_float32(model):
+    with token_scores.compute_in_float32(model):
         assert [type(module) for module in model.modules()] == before

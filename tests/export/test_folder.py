@@ -18,8 +18,8 @@ import tunery
 from tests.export.runs import QUIET
 from tunery import paths
 from tunery.errors import ConfigError, ResumableError, TuneryError
-from tunery.export.room import memory_errors, place_with_room
-from tunery.export.target_folder import RECORD, check_target, sweep, write_export
+from tunery.export.export_run import RECORD, check_target, sweep, write_export
+from tunery.export.subject import memory_errors, place_with_room
 from tunery.export.targets import TARGETS
 
 
@@ -102,7 +102,7 @@ TERMINATED = """
 import sys, time
 from pathlib import Path
 from tunery.errors import StoppedError
-from tunery.export.target_folder import terminable, write_export
+from tunery.export.export_run import terminable, write_export
 
 def fill(folder):
     (folder / "part").write_bytes(bytes(1000))
@@ -149,8 +149,10 @@ def test_an_export_is_terminable(
 
 def test_a_gpu_without_room_leaves_the_models_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cuda": 10, "cpu": 1000}
-    monkeypatch.setattr("tunery.export.room.available_memory", lambda device: free[device.type])
-    monkeypatch.setattr("tunery.export.room.pick_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr("tunery.export.subject.available_memory", lambda device: free[device.type])
+    monkeypatch.setattr(
+        "tunery.export.subject.pick_device", lambda name: torch.device("cuda" if name == "auto" else name)
+    )
     assert place_with_room("auto", 5) == "cuda"
     assert place_with_room("auto", 500) == "cpu"
     with pytest.raises(ConfigError) as caught:

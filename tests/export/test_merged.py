@@ -91,7 +91,7 @@ def test_a_layer_that_the_files_hold_under_another_name(tmp_path: Path, monkeypa
 
     def renamed(self: FileWeights, *given: Any) -> None:
         read(self, *given)
-        self.stored = {name.replace("q_proj", "query"): tensor for name, tensor in self.stored.items()}
+        self._places = {name.replace("q_proj", "query"): place for name, place in self._places.items()}
 
     monkeypatch.setattr(FileWeights, "__init__", renamed)
     for to in ("merged", "gguf", "gguf-adapter", "ollama"):

@@ -14,7 +14,7 @@ from tests.export.runs import GEMMA_TEMPLATE, QUIET, byte_level, make_run, save_
 from tests.tiny import CHATML
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError
-from tunery.export.modelfile import find_pieces, go_template, read_modelfile, unsayable
+from tunery.export.targets.ollama import find_pieces, go_template, read_modelfile, unsayable
 from tunery.models.templates import PLAIN_TEMPLATE
 
 DEFAULT_SYSTEM = CHATML.replace(

@@ -93,21 +93,21 @@ def test_positions_of_a_probe_are_spread_over_the_answer() -> None:
 
 
 def test_what_could_not_be_measured_is_not_invented() -> None:
-    from tunery.export.update_check import _judge, _Slope
+    from tunery.export.verify import _kept, _Slope
     from tunery.show import _found
 
     nothing, sharp = _Slope(), _Slope()
     nothing.add(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4)), None)
-    assert _judge([("a", nothing)]).as_dict() == {
+    assert _kept([("a", nothing)]).as_dict() == {
         "layers": 1,
         "measured": 0,
         "mean_share": None,
         "least_share": None,
         "least_in": None,
     }
-    assert _found(_judge([("a", nothing)]).as_dict()).startswith("the update is found in 0 of 1 layer:")
+    assert _found(_kept([("a", nothing)]).as_dict()).startswith("the update is found in 0 of 1 layer:")
     sharp.add(np.zeros((4, 4)), np.ones((4, 4)), 0.75 * np.ones((4, 4)), None)
-    found = _judge([("a", nothing), ("b", sharp)]).as_dict()
+    found = _kept([("a", nothing), ("b", sharp)]).as_dict()
     assert _found(found) == "the update is found in 1 of 2 layers, 75% of it on average, least 75% in b"
 
 

@@ -1,1 +1,1 @@
-"""What a run becomes elsewhere: the model card."""
+"""What a run becomes elsewhere: exports, each verified by the program it is for, the model card, and the upload."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.config import Task
 from tunery.errors import ConfigError, ModelError
 from tunery.export.targets import DESTINATIONS
 from tunery.export.targets.base import Destination
+from tunery.jsonl import JsonObject
 from tunery.lora.targets import plain_modules
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Wanted:
         system: the run's system message.
     """
 
-    layers: Any
-    tokenizer: Any
+    layers: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     adapted: Sequence[str]
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]
@@ -65,7 +69,7 @@ class Finding:
     refused: bool
     message: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """For JSON."""
         return {"destination": self.destination, "refused": self.refused, "message": self.message}
 
@@ -126,7 +130,7 @@ def check_destinations(
     return [finding for destination in destinations for finding in findings(destination, wanted)]
 
 
-def _lost(model: str, layers: Any, adapted: Sequence[str]) -> list[str]:
+def _lost(model: str, layers: PreTrainedModel, adapted: Sequence[str]) -> list[str]:
     """Adapted weights that the base's files hold under no such name; none where the files are not on this machine."""
     from tunery.export.weights import FileWeights, lost_weights
     from tunery.models.model_source import locate

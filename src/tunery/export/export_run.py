@@ -1,29 +1,34 @@
 """Exporting a finished run: written to a temporary folder, loaded back by the program it is for, compared, and only
-then given its name."""
+then given its name. Nothing half written stays, whatever ends it."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Mapping
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+
+import psutil
 
 from tunery.console import Console
-from tunery.errors import ConfigError
+from tunery.errors import ConfigError, ResumableError, StoppedError, TuneryError
 from tunery.export import hub
-from tunery.export.card import write_card
 from tunery.export.destinations import Wanted
 from tunery.export.limits import ROWS
-from tunery.export.room import memory_errors
-from tunery.export.sample import Sample, draw_sample
-from tunery.export.subject import Subject, open_run
-from tunery.export.target_folder import RECORD, check_target, terminable, write_export
+from tunery.export.subject import Sample, Subject, draw_sample, memory_errors, open_run
 from tunery.export.targets import HUB, HUB_CONTENT, TARGETS
 from tunery.export.targets.base import Target
 from tunery.export.verify import score_tuned
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.variants import VARIANTS
-from tunery.paths import file_sha256, safe_name
+from tunery.paths import file_sha256, safe_name, write_folder
 from tunery.progress import Note, Progress
 from tunery.records.export_record import VERSION, ExportRecord
 from tunery.versions import version_of
@@ -41,7 +46,7 @@ class Export:
 
     path: Path
     record: ExportRecord
-    upload: dict[str, Any] | None = None
+    upload: JsonObject | None = None
 
 
 def export_run(
@@ -113,7 +118,7 @@ def _make(
     def fill(folder: Path) -> None:
         progress.note(Note(f"writing {target.name} ({dtype})"))
         more = target.write(subject, sample, dtype, folder)
-        write_card(subject.paths.root, folder, target.name)
+        hub.write_card(subject.paths.root, folder, target.name)
         progress.note(Note("loading it back and comparing"))
         verdict = target.read_back(subject, sample, tuned, dtype, folder, device)
         record = _record(subject, sample, target.name, dtype, verdict.as_dict(), notes + more, folder)
@@ -124,7 +129,7 @@ def _make(
 
 def _publish(
     target: Path, record: ExportRecord, repository: str, private: bool, dry_run: bool, progress: Progress
-) -> dict[str, Any]:
+) -> JsonObject:
     """Upload an export, or say what would be uploaded."""
     upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target, record["format"])}
     if not dry_run:
@@ -136,7 +141,7 @@ def _publish(
 # --------------------------------------------------------------------------- before anything is written
 
 
-def _check_hub_only(to: str, given: Mapping[str, Any]) -> None:
+def _check_hub_only(to: str, given: JsonMapping) -> None:
     if to != HUB and (settings := [name for name, value in given.items() if value]):
         raise ConfigError(f"{settings[0]} has no meaning for {to}: nothing is uploaded", "it belongs to --to hub")
 
@@ -185,7 +190,7 @@ def _preflight(subject: Subject, target: Target) -> list[str]:
 
 
 def _record(
-    subject: Subject, sample: Sample, form: str, dtype: str, verdict: dict[str, Any], notes: list[str], folder: Path
+    subject: Subject, sample: Sample, form: str, dtype: str, verdict: JsonObject, notes: list[str], folder: Path
 ) -> ExportRecord:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     receipt = subject.receipt
@@ -213,3 +218,99 @@ def _record(
             },
         }
     )
+
+
+# --------------------------------------------------------------------------- the folder
+
+RECORD = "export.json"
+"""Written beside every export: what it is, how it was compared, and the hash of each of its files."""
+
+_ELSEWHERE = "choose another folder with --out"
+
+
+def check_target(target: Path, root: Path) -> None:
+    """Refuse a folder that is not an export's to replace.
+
+    Args:
+        target: resolved.
+        root: the run directory.
+
+    Raises:
+        ConfigError: it holds the run, this process's own folder, or anything that is no export.
+    """
+    here = Path.cwd().resolve()
+    if target == here or target in here.parents:
+        raise ConfigError(f"{target} is the folder you are in, or holds it; it is not replaced", _ELSEWHERE)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / RECORD).is_file())):
+        raise ConfigError(f"{target} exists and holds no export; it is not replaced", _ELSEWHERE)
+    if target == root.resolve() or target in root.resolve().parents:
+        raise ConfigError(f"{target} holds the run itself", _ELSEWHERE)
+
+
+def write_export(target: Path, fill: Callable[[Path], None]) -> None:
+    """Have `fill` write an export into a temporary folder, which then takes the name; or leave nothing.
+
+    Raises:
+        ResumableError: the disk is full.
+        ConfigError: no permission.
+    """
+    sweep(target)
+    try:
+        write_folder(target, fill)
+    except (ResumableError, ConfigError) as error:
+        if isinstance(error.__cause__, OSError) and type(error) in _HINTS:
+            error.hint = _HINTS[type(error)]
+        raise
+
+
+_HINTS: dict[type[TuneryError], str] = {
+    ResumableError: f"nothing of it is kept; free some space and run the same command again, or {_ELSEWHERE}",
+    ConfigError: _ELSEWHERE,
+}
+"""What to do about a disk; those who write files in general speak of runs."""
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed exports left beside a target. One that had made way for its successor gets its name back."""
+    for leftover in sorted(target.parent.glob(f".{target.name}.*-*")):
+        match = re.fullmatch(r"\.(tmp|old)-(\d+)", leftover.name.removeprefix(f".{target.name}"))
+        if match is None or psutil.pid_exists(int(match[2])):
+            continue
+        if match[1] == "old" and not target.exists():
+            os.rename(leftover, target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. No error that somebody may handle."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within this context SIGTERM is an exception, so what is half written goes and programs that were started end.
+
+    In a thread other than the main one signals cannot be caught.
+
+    Raises:
+        StoppedError: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # cleaning up is not to be cut short
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Terminated:
+        raise StoppedError(
+            "the export was terminated; nothing of it is kept",
+            "run the same command again",
+            signal_number=signal.SIGTERM,
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

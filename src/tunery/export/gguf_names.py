@@ -15,12 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
 
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonMapping, JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Architecture:
     """
 
     arch: gguf.MODEL_ARCH
-    settings: Callable[[gguf.GGUFWriter, Any], None]
-    refusal: Callable[[Any], str | None]
+    settings: Callable[[gguf.GGUFWriter, PreTrainedConfig], None]
+    refusal: Callable[[PreTrainedConfig], str | None]
     rotated: tuple[tuple[str, str], ...] = ()
     norms_plus_one: bool = False
     head: bool = True
@@ -75,7 +79,7 @@ _NOT_WEIGHTS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 """Buffers that some releases store: causal masks, rotary frequencies."""
 
 
-def architecture_of(config: Any) -> Architecture:
+def architecture_of(config: PreTrainedConfig) -> Architecture:
     """llama.cpp's architecture for a model.
 
     Raises:
@@ -93,7 +97,7 @@ def architecture_of(config: Any) -> Architecture:
     return found
 
 
-def place_tensors(architecture: Architecture, config: Any, names: Sequence[str]) -> dict[str, TensorPlace]:
+def place_tensors(architecture: Architecture, config: PreTrainedConfig, names: Sequence[str]) -> dict[str, TensorPlace]:
     """Where each tensor goes, in the order given; buffers that hold no weights are left out.
 
     Raises:
@@ -113,7 +117,7 @@ def place_tensors(architecture: Architecture, config: Any, names: Sequence[str])
     return places
 
 
-def _place(architecture: Architecture, config: Any, name: str, there: str) -> TensorPlace:
+def _place(architecture: Architecture, config: PreTrainedConfig, name: str, there: str) -> TensorPlace:
     heads = next((setting for layer, setting in architecture.rotated if f".{layer}." in name), None)
     if heads is not None:
         return TensorPlace(there, order=_interleaved(getattr(config, heads), _head_size(config)))
@@ -131,28 +135,28 @@ def _interleaved(heads: int, size: int) -> np.ndarray:
     return np.arange(heads * size).reshape(heads, 2, size // 2).swapaxes(1, 2).reshape(-1)
 
 
-def _head_size(config: Any) -> int:
+def _head_size(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 # --------------------------------------------------------------------------- settings
 
 
-def _common(out: gguf.GGUFWriter, config: Any) -> None:
+def _common(out: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     out.add_context_length(_context(config))
     out.add_embedding_length(config.hidden_size)
     out.add_block_count(config.num_hidden_layers)
     out.add_head_count(config.num_attention_heads)
 
 
-def _context(config: Any) -> int:
+def _context(config: PreTrainedConfig) -> int:
     """The longest context. llama.cpp knows no window in Mistral's architecture; up to its length there is no
     difference."""
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
     return min(window or config.max_position_embeddings, config.max_position_embeddings)
 
 
-def _modern(out: gguf.GGUFWriter, config: Any) -> None:
+def _modern(out: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     """Llama and what came after it: RMS norms, grouped heads, rotary positions."""
     _common(out, config)
     size = _head_size(config)
@@ -165,7 +169,7 @@ def _modern(out: gguf.GGUFWriter, config: Any) -> None:
     _rope(out, rope_of(config))
 
 
-def _rope(out: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
+def _rope(out: gguf.GGUFWriter, rope: JsonMapping) -> None:
     out.add_rope_freq_base(float(rope.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", "default")
     if kind == "linear":
@@ -181,13 +185,13 @@ def _rope(out: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
             out.add_rope_scaling_yarn_beta_slow(float(rope["beta_slow"]))
 
 
-def rope_of(config: Any, layers: str = "full_attention") -> dict[str, Any]:
+def rope_of(config: PreTrainedConfig, layers: str = "full_attention") -> JsonObject:
     """The rotary settings; of a model with two kinds of layers (Gemma 3), those of one kind."""
     rope = dict(getattr(config, "rope_parameters", None) or {})
     return dict(rope[layers]) if isinstance(rope.get(layers), dict) else rope
 
 
-def rope_divisors(config: Any) -> np.ndarray | None:
+def rope_divisors(config: PreTrainedConfig) -> np.ndarray | None:
     """Llama 3's scaling as a divisor for each rotary frequency [head size / 2]; None for other models."""
     rope = rope_of(config)
     if rope.get("rope_type") != "llama3":
@@ -200,12 +204,12 @@ def rope_divisors(config: Any) -> np.ndarray | None:
     return (plain / scaled.double().numpy()).astype(np.float32)
 
 
-def _llama(out: gguf.GGUFWriter, config: Any) -> None:
+def _llama(out: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     _modern(out, config)
     out.add_vocab_size(config.vocab_size)
 
 
-def _gemma2(out: gguf.GGUFWriter, config: Any) -> None:
+def _gemma2(out: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     _modern(out, config)
     if config.attn_logit_softcapping:
         out.add_attn_logit_softcapping(config.attn_logit_softcapping)
@@ -214,7 +218,7 @@ def _gemma2(out: gguf.GGUFWriter, config: Any) -> None:
     out.add_sliding_window(config.sliding_window)
 
 
-def _gemma3(out: gguf.GGUFWriter, config: Any) -> None:
+def _gemma3(out: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     _modern(out, config)
     out.add_sliding_window(config.sliding_window)
     out.add_rope_freq_base_swa(float(rope_of(config, "sliding_attention").get("rope_theta", 10_000.0)))
@@ -222,7 +226,7 @@ def _gemma3(out: gguf.GGUFWriter, config: Any) -> None:
         out.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _gpt2(out: gguf.GGUFWriter, config: Any) -> None:
+def _gpt2(out: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     _common(out, config)
     out.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
     out.add_layer_norm_eps(config.layer_norm_epsilon)
@@ -231,7 +235,7 @@ def _gpt2(out: gguf.GGUFWriter, config: Any) -> None:
 # --------------------------------------------------------------------------- what cannot be computed
 
 
-def _rope_refusal(config: Any) -> str | None:
+def _rope_refusal(config: PreTrainedConfig) -> str | None:
     rope = rope_of(config)
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "linear", "yarn", "llama3"):
@@ -241,7 +245,7 @@ def _rope_refusal(config: Any) -> str | None:
     return None
 
 
-def _plain_llama_refusal(config: Any) -> str | None:
+def _plain_llama_refusal(config: PreTrainedConfig) -> str | None:
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act}"
     if _head_size(config) % 2:
@@ -249,7 +253,7 @@ def _plain_llama_refusal(config: Any) -> str | None:
     return _rope_refusal(config)
 
 
-def _qwen_refusal(config: Any) -> str | None:
+def _qwen_refusal(config: PreTrainedConfig) -> str | None:
     if getattr(config, "attention_bias", False) and config.model_type == "qwen3":
         return "attention_bias"
     if getattr(config, "sliding_window", None) is not None:
@@ -257,7 +261,7 @@ def _qwen_refusal(config: Any) -> str | None:
     return _plain_llama_refusal(config)
 
 
-def _gemma_refusal(config: Any) -> str | None:
+def _gemma_refusal(config: PreTrainedConfig) -> str | None:
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation != "gelu_pytorch_tanh":
         return f"activation {activation}"
@@ -268,11 +272,11 @@ def _gemma_refusal(config: Any) -> str | None:
     return _rope_refusal(config)
 
 
-def _alternating(period: int, largest: int) -> Callable[[Any], str | None]:
+def _alternating(period: int, largest: int) -> Callable[[PreTrainedConfig], str | None]:
     """Refusals of Gemma 2 and 3: every `period`-th layer sees everything; the model of `largest` layers scales queries
     by the width of a head's share instead of its size."""
 
-    def refusal(config: Any) -> str | None:
+    def refusal(config: PreTrainedConfig) -> str | None:
         layers = range(config.num_hidden_layers)
         kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in layers]
         if list(config.layer_types) != kinds:
@@ -288,7 +292,7 @@ def _alternating(period: int, largest: int) -> Callable[[Any], str | None]:
     return refusal
 
 
-def _gpt2_refusal(config: Any) -> str | None:
+def _gpt2_refusal(config: PreTrainedConfig) -> str | None:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
         return f"activation {config.activation_function}"
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:

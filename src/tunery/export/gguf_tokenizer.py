@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gguf
 from gguf import TokenType
 
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonMapping, JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d"
 _MODERN = (
@@ -75,7 +79,7 @@ class Vocabulary:
     space_first: bool = False
 
 
-def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     """Take a tokenizer of transformers apart.
 
     Args:
@@ -84,7 +88,10 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     Raises:
         ConfigError: it is of a family that llama.cpp has no name for.
     """
-    parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    from transformers import PreTrainedTokenizerFast
+
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)  # others are not loaded
+    parts: JsonObject = json.loads(tokenizer.backend_tokenizer.to_str())
     model = parts["model"]
     if model["type"] != "BPE":
         raise _unknown(f"its model is {model['type']}")
@@ -107,7 +114,7 @@ def _unknown(what: str) -> ConfigError:
     )
 
 
-def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+def _steps(pre_tokenizer: JsonMapping | None) -> list[JsonMapping]:
     if not pre_tokenizer:
         return []
     if pre_tokenizer["type"] == "Sequence":
@@ -115,7 +122,7 @@ def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return [pre_tokenizer]
 
 
-def _cut(steps: Sequence[Mapping[str, Any]]) -> str:
+def _cut(steps: Sequence[JsonMapping]) -> str:
     signature = []
     for step in steps:
         kind = step["type"]
@@ -135,14 +142,14 @@ def _cut(steps: Sequence[Mapping[str, Any]]) -> str:
     return CUTS[tuple(signature)]
 
 
-def _check_normalizer(normalizer: Mapping[str, Any] | None) -> None:
+def _check_normalizer(normalizer: JsonMapping | None) -> None:
     """NFC is let pass: llama.cpp does not compose letters, and hardly any text holds decomposed ones."""
     parts = normalizer.get("normalizers", [normalizer]) if normalizer else []
     if other := [part["type"] for part in parts if part["type"] != "NFC"]:
         raise _unknown(f"it rewrites text first ({', '.join(other)})")
 
 
-def _tokens(parts: Mapping[str, Any], rows: int, *, sentencepiece: bool) -> tuple[list[str], list[TokenType]]:
+def _tokens(parts: JsonMapping, rows: int, *, sentencepiece: bool) -> tuple[list[str], list[TokenType]]:
     tokens = [f"[PAD{i}]" for i in range(rows)]
     kinds = [TokenType.UNUSED] * rows
     for token, number in parts["model"]["vocab"].items():
@@ -162,11 +169,11 @@ def _tokens(parts: Mapping[str, Any], rows: int, *, sentencepiece: bool) -> tupl
     return tokens, kinds
 
 
-def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _merges(model: JsonMapping) -> list[tuple[str, str]]:
     return [tuple(m.split(" ", 1)) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]  # type: ignore[misc]
 
 
-def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
+def _scores(model: JsonMapping, tokens: Sequence[str]) -> list[float]:
     """SentencePiece joins the pair whose result scores highest; the first merge to make a token has rank 0."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(_merges(model)):
@@ -174,7 +181,7 @@ def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
     return [float(-ranks[token]) if token in ranks else LOWEST_SCORE for token in tokens]
 
 
-def _space_first(parts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> bool:
+def _space_first(parts: JsonMapping, steps: Sequence[JsonMapping]) -> bool:
     normalizer = parts.get("normalizer") or {}
     prepended = any(part["type"] == "Prepend" for part in normalizer.get("normalizers", [normalizer]) if part)
     metaspace = [step for step in steps if step["type"] == "Metaspace"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable
@@ -151,8 +152,7 @@ def numbers_of(name: str) -> Numbers:
 
 def bytes_of(shape: tuple[int, ...], kind: Type) -> int:
     """Size of a tensor in the file."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return int(np.prod(shape, dtype=np.int64)) // block * size
+    return math.prod(gguf.quants.quant_shape_to_byte_shape(shape, kind))
 
 
 def encode(numbers: np.ndarray, kind: Type) -> np.ndarray:

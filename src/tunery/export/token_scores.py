@@ -1,15 +1,25 @@
-"""What a model says at the answer tokens of some rows, and how far two models are apart there."""
+"""What a model says at the answer tokens of some rows, computed in float32, and how far two models are apart there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tunery.export.limits import KNOWN, POSITIONS, TIE, Limits
+from tunery.lora.layer import LoRAEmbedding, can_wrap
+from tunery.models.quantized import is_quantized
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 TINY = 1e-9
 """Probability below which the rest of a vocabulary counts as nothing."""
@@ -55,7 +65,7 @@ class TokenScores:
 
 
 @torch.no_grad()
-def score(model: Any, probes: Sequence[Probe], at: TokenScores | None = None) -> TokenScores:
+def score(model: PreTrainedModel | PeftModel, probes: Sequence[Probe], at: TokenScores | None = None) -> TokenScores:
     """What a causal language model of transformers says at the probes' places; rows run one at a time.
 
     Args:
@@ -165,3 +175,142 @@ def _divergence(p_logs: np.ndarray, q_logs: np.ndarray) -> np.ndarray:
     counts = p_rest > TINY
     rest = np.where(counts, p_rest, 1.0) * np.log(np.where(counts, p_rest, 1.0) / np.maximum(q_rest, TINY))
     return np.maximum(listed + np.where(counts, rest, 0.0), 0.0)
+
+
+# --------------------------------------------------------------------------- computing in float32
+
+WIDE = torch.float32
+
+PART = 1 << 23
+"""Weights widened at a time."""
+
+
+@contextlib.contextmanager
+def compute_in_float32(model: nn.Module) -> Iterator[None]:
+    """Within this context every layer of a model takes and gives float32, whatever its weights are stored in. For
+    evaluation only; afterwards the model is as it was.
+
+    Two models are compared by what their weights say, not by how a product in 16 bits happens to be rounded: in
+    bfloat16 an answer's log-probability moves with the order of a sum. Widening the whole model would take twice its
+    memory, so every layer's weight is widened when its turn comes, a large one part by part.
+    """
+    with contextlib.ExitStack() as undo:
+        for module in list(model.modules()):
+            _widen_module(module, undo)
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if (type(child) is nn.Linear or type(child) is Conv1D) and _has_narrow(child):
+                    _set(parent, name, _WideLinear(child), undo)
+        for layer in model.modules():
+            if isinstance(layer, LoRAEmbedding):
+                scale = float(getattr(layer.base, "scalar_embed_scale", layer.output_scale))
+                _set(layer, "output_scale", scale, undo)
+        yield
+
+
+def _widen_module(module: nn.Module, undo: contextlib.ExitStack) -> None:
+    """What a single layer needs, but for those that a _WideLinear replaces."""
+    if is_quantized(module):
+        _set(module, "compute_dtype", WIDE, undo)
+        return
+    if isinstance(module, nn.Embedding) and hasattr(module, "scalar_embed_scale"):
+        _set(module, "embed_scale", _exact_scale(module), undo)
+    if not _has_narrow(module) or type(module) in (nn.Linear, Conv1D):
+        return
+    if isinstance(module, nn.Embedding) and can_wrap(module):  # its input is what is looked up
+        before = module.register_forward_pre_hook(_widen_rows, with_kwargs=True)
+    else:
+        before = module.register_forward_pre_hook(_widen)
+    undo.callback(before.remove)
+    undo.callback(module.register_forward_hook(_restore).remove)
+
+
+def _set(owner: object, name: str, value: object, undo: contextlib.ExitStack) -> None:
+    """Set an attribute, and have it set back."""
+    if hasattr(owner, name):
+        undo.callback(setattr, owner, name, getattr(owner, name))
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+def _has_narrow(module: nn.Module) -> bool:
+    return any(_narrow(p) for p in module.parameters(recurse=False))
+
+
+def _narrow(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.dtype != WIDE
+
+
+def _exact_scale(module: nn.Embedding) -> Tensor:
+    """Some bases multiply an embedding's rows by a number, which their own format has rounded."""
+    return torch.tensor(module.scalar_embed_scale, dtype=WIDE, device=module.weight.device)
+
+
+class _WideLinear(nn.Module):
+    """y = W x + b in float32, W [out, in] (or [in, out], GPT-2's Conv1D) widened part by part."""
+
+    def __init__(self, layer: nn.Linear | Conv1D) -> None:
+        super().__init__()
+        self.layer = layer
+        self.flipped = isinstance(layer, Conv1D)
+        self.training = layer.training
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own."""
+        return self.layer.bias
+
+    @property
+    def in_features(self) -> int:
+        """Numbers that go in."""
+        return self.weight.shape[0 if self.flipped else 1]
+
+    @property
+    def out_features(self) -> int:
+        """Numbers that come out."""
+        return self.weight.shape[1 if self.flipped else 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out]."""
+        weight: Tensor = self.weight.detach()
+        if self.flipped:
+            weight = weight.t()
+        step = max(1, PART // weight.shape[1])
+        parts = [F.linear(x.to(WIDE), part.to(WIDE)) for part in weight.split(step)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return y if self.bias is None else y + self.bias.detach().to(WIDE)
+
+
+def _widen(module: nn.Module, _: object) -> None:
+    stored = {name: p.data for name, p in module.named_parameters(recurse=False)}
+    module.__dict__["_stored"] = stored
+    for name, parameter in module.named_parameters(recurse=False):
+        if _narrow(parameter):
+            parameter.data = stored[name].to(WIDE)
+
+
+def _widen_rows(
+    module: nn.Embedding, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> tuple[tuple[Tensor], dict[str, Tensor]]:
+    """Of an embedding's table only the rows that are looked up; the ids become places among them."""
+    ids = args[0] if args else kwargs["input"]
+    used, places = torch.unique(ids, return_inverse=True)
+    module.__dict__["_stored"] = {"weight": module.weight.data}
+    module.__dict__["_padding"] = module.padding_idx
+    module.padding_idx = None
+    module.weight.data = module.weight.data[used].to(WIDE)
+    return (places.view(ids.shape),), {}
+
+
+def _restore(module: nn.Module, _: object, output: object) -> None:
+    stored = module.__dict__.pop("_stored")
+    for name, parameter in module.named_parameters(recurse=False):
+        parameter.data = stored[name]
+    if "_padding" in module.__dict__:
+        module.padding_idx = module.__dict__.pop("_padding")

@@ -10,22 +10,42 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.export.safetensors_io import Stored, read_header
+from tunery.errors import ModelError
 from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Update, Variant
 from tunery.models.model_source import ModelSource
-from tunery.models.quantized import compute_dtype, is_quantized, unpacked_weight
+from tunery.models.quantized import compute_dtype, quantized_layers, unpacked_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SLICE = 1 << 22
 """Numbers merged at a time."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types, as safetensors names them, that are read as numbers; tensors of others are copied as they are."""
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class BaseWeights(Protocol):
@@ -45,51 +65,100 @@ class BaseWeights(Protocol):
         """A tensor, or some of its rows."""
         ...
 
+    def kind(self, name: str) -> str:
+        """The type of a tensor, as safetensors names it."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes of a tensor."""
+        ...
+
+    def key(self, name: str) -> str:
+        """The name of a tensor in safetensors files."""
+        ...
+
+    def files(self) -> dict[str, list[str]]:
+        """Names of its safetensors files → the tensors in each, in order; {} if it lies in none."""
+        ...
+
+    def metadata(self, file: str) -> Mapping[str, str]:
+        """Of a file of that name."""
+        ...
+
 
 class FileWeights:
-    """A base in safetensors files.
+    """A base in safetensors files, which are mapped into memory: what is read takes no memory of its own.
 
-    Attributes:
-        stored: by the state dict's names.
-        keys: the files' own names, by the state dict's; some releases leave the first part ("transformer.") out.
+    A file may name tensors in its own way: some releases leave the first part ("transformer.") out.
+
+    Raises:
+        ModelError: a file is damaged.
     """
 
     def __init__(self, source: ModelSource, model: nn.Module) -> None:
         prefix, known = f"{getattr(model, 'base_model_prefix', '')}.", set(model.state_dict())
-        self.files: dict[Path, list[str]] = {}
-        self.metadata: dict[Path, dict[str, str]] = {}
-        self.stored: dict[str, Stored] = {}
-        self.keys: dict[str, str] = {}
+        self._files: dict[str, list[str]] = {}
+        self._metadata: dict[str, dict[str, str]] = {}
+        self._places: dict[str, tuple[safe_open, str]] = {}
         for file in source.weight_files():
-            tensors, self.metadata[file] = read_header(file)
-            for key, tensor in tensors.items():
+            opened = _open(file)
+            self._metadata[file.name] = dict(sorted((opened.metadata() or {}).items()))
+            for key in opened.offset_keys():
                 name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in known), key)
-                self.stored[name], self.keys[name] = tensor, key
-                self.files.setdefault(file, []).append(name)
+                self._places[name] = opened, key
+                self._files.setdefault(file.name, []).append(name)
 
     def names(self) -> list[str]:
-        return list(self.stored)
+        return list(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.stored[name].shape
+        opened, key = self._places[name]
+        return tuple(opened.get_slice(key).get_shape())
 
     def dtype(self, name: str) -> torch.dtype | None:
-        return self.stored[name].dtype
+        return DTYPES.get(self.kind(name))
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        return self.stored[name].read(rows)
+        opened, key = self._places[name]
+        tensor = opened.get_tensor(key)
+        return tensor if rows is None else tensor[rows]
+
+    def kind(self, name: str) -> str:
+        opened, key = self._places[name]
+        return opened.get_slice(key).get_dtype()
+
+    def size(self, name: str) -> int:
+        return self.read(name).nbytes
+
+    def key(self, name: str) -> str:
+        return self._places[name][1] if name in self._places else name
+
+    def files(self) -> dict[str, list[str]]:
+        return {file: list(names) for file, names in self._files.items()}
+
+    def metadata(self, file: str) -> Mapping[str, str]:
+        return self._metadata.get(file) or _METADATA
+
+
+_METADATA = {"format": "pt"}
+"""Of a file whose base says nothing."""
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged: {error}", "copy or download the model again") from error
 
 
 class ModelWeights:
     """A base in memory whose linear layers are quantised: their weights are those that the products use."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers: dict[str, Any] = {
-            f"{name}.weight": module for name, module in model.named_modules() if is_quantized(module)
-        }
+        self.layers = {f"{name}.weight": layer for name, layer in quantized_layers(model)}
         kept = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
         persistent = model.state_dict()
-        self.tensors: dict[str, Any] = {
+        self.tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in persistent.items() if name in kept and name not in self.layers
         }
         # as they are now: who computes with the model later may widen its products
@@ -118,6 +187,21 @@ class ModelWeights:
         else:
             whole = self.tensors[name].detach().cpu()
         return whole if rows is None else whole[rows]
+
+    def kind(self, name: str) -> str:
+        return NAMES[self.dtype(name)]
+
+    def size(self, name: str) -> int:
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
+    def key(self, name: str) -> str:
+        return name
+
+    def files(self) -> dict[str, list[str]]:
+        return {}
+
+    def metadata(self, file: str) -> Mapping[str, str]:
+        return _METADATA
 
 
 @dataclass(frozen=True)
@@ -182,7 +266,7 @@ class MergedWeights:
         lost: adapted weights that the base's files hold in another form, so that nothing can be merged into them.
     """
 
-    def __init__(self, base: BaseWeights, model: Any, pieces: Mapping[str, LoRATensors]) -> None:
+    def __init__(self, base: BaseWeights, model: PreTrainedModel, pieces: Mapping[str, LoRATensors]) -> None:
         """
         Args:
             model: the base's layers, with or without memory for their weights.
@@ -256,7 +340,7 @@ def slices_of(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + step, shape[0]))
 
 
-def lost_weights(base: BaseWeights, model: Any, adapted: Sequence[str]) -> list[str]:
+def lost_weights(base: BaseWeights, model: PreTrainedModel, adapted: Sequence[str]) -> list[str]:
     """The weights of adapted layers that a base holds under no such name."""
     names = set(base.names())
     head, source = _tied(model)
@@ -269,7 +353,7 @@ def _was_conv(module: nn.Module) -> bool:
     return getattr(module, "source_cls", None) is Conv1D
 
 
-def _tied(model: Any) -> tuple[str | None, str | None]:
+def _tied(model: PreTrainedModel) -> tuple[str | None, str | None]:
     """The names of head and embedding if they share their weight, else None."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or embedding is None or head.weight is not embedding.weight:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
     from tunery.export.limits import Limits
-    from tunery.export.sample import Sample
-    from tunery.export.subject import Subject
+    from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
     from tunery.export.verify import Verdict
 

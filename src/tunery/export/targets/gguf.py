@@ -13,8 +13,7 @@ from tunery.paths import safe_name
 
 if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
-    from tunery.export.sample import Sample
-    from tunery.export.subject import Subject
+    from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
     from tunery.export.verify import Verdict
 
@@ -30,7 +29,7 @@ class Gguf(Merged):
     default_dtype = "f16"
 
     def require_runtime(self) -> None:
-        from tunery.export.llama import require_llama
+        from tunery.export.llama_cpp import require_llama
 
         require_llama()
 
@@ -52,7 +51,7 @@ class Gguf(Merged):
                     f"{', '.join(wanted.outer)} out of lora.targets"
                 )
                 found.append((True, message))
-            read_vocabulary(wanted.tokenizer, wanted.layers.get_input_embeddings().weight.shape[0])
+            read_vocabulary(wanted.tokenizer, wanted.layers.get_input_embeddings().get_parameter("weight").shape[0])
         except ConfigError as error:
             found.append((True, f"{error.message}: {error.hint}" if error.hint else error.message))
         return found
@@ -61,7 +60,7 @@ class Gguf(Merged):
         return LIMITS[f"gguf {dtype}"]
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
-        from tunery.export.gguf_model import write_model
+        from tunery.export.gguf_file import write_model
         from tunery.export.gguf_types import numbers_of
 
         write_model(subject, folder / f"{safe_name(subject.task.name)}-{dtype}.gguf", numbers_of(dtype))
@@ -70,12 +69,11 @@ class Gguf(Merged):
     def read_back(
         self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
-        from tunery.export.gguf_model import plan
+        from tunery.export.gguf_file import plan
         from tunery.export.gguf_names import architecture_of
         from tunery.export.gguf_types import NUMBERS
-        from tunery.export.llama import as_scores
-        from tunery.export.update_check import kept_in_gguf
-        from tunery.export.verify import MORE_BITS, ask, judge
+        from tunery.export.llama_cpp import as_scores
+        from tunery.export.verify import MORE_BITS, ask, judge, kept_in_gguf
 
         file = next(folder.glob("*.gguf"))
         entries = plan(architecture_of(subject.config), subject.config, subject.weights, NUMBERS[dtype])

@@ -11,8 +11,7 @@ from tunery.paths import safe_name
 
 if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
-    from tunery.export.sample import Sample
-    from tunery.export.subject import Subject
+    from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
     from tunery.export.verify import Verdict
 
@@ -27,7 +26,7 @@ class GgufAdapter(Gguf):
     adds_only = True
 
     def check_dtype(self, name: str) -> None:
-        from tunery.export.gguf_lora import check_numbers
+        from tunery.export.gguf_file import check_numbers
 
         check_numbers(name)
 
@@ -48,7 +47,7 @@ class GgufAdapter(Gguf):
         return found
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
-        from tunery.export.gguf_lora import write_adapter
+        from tunery.export.gguf_file import write_adapter
 
         write_adapter(subject, folder / f"{safe_name(subject.task.name)}-adapter-{dtype}.gguf", dtype)
         return ["tokenizer and chat template are those of the base's GGUF file; they must be the run's own"]
@@ -56,11 +55,10 @@ class GgufAdapter(Gguf):
     def read_back(
         self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
-        from tunery.export.gguf_model import write_model
+        from tunery.export.gguf_file import write_model
         from tunery.export.gguf_types import NUMBERS
-        from tunery.export.llama import as_scores
-        from tunery.export.update_check import kept_in_adapter
-        from tunery.export.verify import MORE_BITS, ask, judge
+        from tunery.export.llama_cpp import as_scores
+        from tunery.export.verify import MORE_BITS, ask, judge, kept_in_adapter
 
         file = next(folder.glob("*.gguf"))
         kept = kept_in_adapter(subject, file)

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import functools
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunery.errors import AdapterError
 from tunery.export.limits import LIMITS, Limits
 from tunery.export.targets.base import Remark, Target
+from tunery.jsonl import JsonObject
+from tunery.paths import read_json, write_json
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from tunery.export.destinations import Wanted
-    from tunery.export.sample import Sample
-    from tunery.export.subject import Subject
+    from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
-    from tunery.export.update_check import Kept
-    from tunery.export.verify import Verdict
+    from tunery.export.verify import Kept, Verdict
+    from tunery.export.weights import MergedWeights
+
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+LARGEST_FILE = 5_000_000_000
+"""Bytes in a file, where the base's own files give no split (it is quantised)."""
+
+_LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*", "notice*")
+"""Files that must travel with a copy of the weights."""
 
 
 class Merged(Target):
@@ -30,9 +45,9 @@ class Merged(Target):
     files = (
         "config.json",
         "generation_config.json",
-        "model.safetensors",
+        SINGLE,
         "model-*.safetensors",
-        "model.safetensors.index.json",
+        INDEX,
     )
     hub_library = "transformers"
     holds_base = True
@@ -50,16 +65,16 @@ class Merged(Target):
         return LIMITS[f"merged {dtype}"]
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
-        from tunery.export.merge_weights import write_merged
-
-        write_merged(subject, folder)
+        write_weights(subject.weights, folder)
+        _write_config(subject, folder)
+        subject.tokenizer.save_pretrained(folder)
+        _copy_beside(subject.source.folder, folder)
         return []
 
     def read_back(
         self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
-        from tunery.export.tokenizer_check import check_tokenizer
-        from tunery.export.verify import free_memory, judge, version
+        from tunery.export.verify import check_tokenizer, free_memory, judge, version
 
         check_tokenizer(subject, sample, folder)
         exported, kept = _score(subject, sample, tuned, dtype, folder, device)
@@ -67,29 +82,49 @@ class Merged(Target):
         return judge(tuned, exported, self.limits(dtype), version("transformers"), sample, kept, "the merged model")
 
 
+def _write_config(subject: Subject, folder: Path) -> None:
+    """The base's own configuration, with what the merge changed."""
+    config: JsonObject = read_json(subject.source.folder / "config.json")
+    config.pop("quantization_config", None)
+    config.pop("_name_or_path", None)  # where somebody's copy lay
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and subject.weights.untied:
+            part["tie_word_embeddings"] = False
+    if subject.quantized:
+        config["dtype"] = subject.numbers
+        config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy_beside(base: Path, folder: Path) -> None:
+    files = [base / "generation_config.json", *(file for pattern in _LEGAL for file in base.glob(pattern))]
+    for file in files:
+        if file.is_file() and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
 def _score(
     subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
 ) -> tuple[TokenScores, Kept]:
-    from tunery.export.exact import compute_in_float32
-    from tunery.export.token_scores import score
-    from tunery.export.update_check import kept_in_model
+    from tunery.export.token_scores import compute_in_float32, score
+    from tunery.export.verify import kept_in_model
 
     model = _load(folder, device)
-    kept = kept_in_model(subject.weights, dtype, functools.partial(_parameter, model))
+    kept = kept_in_model(subject.weights, dtype, model.get_parameter)
     with compute_in_float32(model):
         return score(model, sample.probes, tuned), kept
 
 
-def _load(folder: Path, device: str) -> Any:
+def _load(folder: Path, device: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tunery.export.room import place_with_room
-    from tunery.export.tokenizer_check import AGAIN
+    from tunery.export.subject import place_with_room
+    from tunery.export.verify import AGAIN
     from tunery.models.hf_logging import quiet
     from tunery.models.load import attention_settings
 
     place = place_with_room(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    local: JsonObject = {"local_files_only": True, "trust_remote_code": False}
     with quiet():
         more = attention_settings(AutoConfig.from_pretrained(folder, **local))
         both: Any = AutoModelForCausalLM.from_pretrained(
@@ -102,6 +137,105 @@ def _load(folder: Path, device: str) -> Any:
     return model.requires_grad_(False).eval().to(place)
 
 
-def _parameter(model: Any, name: str) -> torch.Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
+# --------------------------------------------------------------------------- safetensors
+
+
+def write_weights(weights: MergedWeights, folder: Path) -> None:
+    """Write the merged tensors as safetensors into an empty folder. Dtype, names of tensors and split into files are
+    the base's. One slice of one tensor is in memory at a time."""
+    base, files = weights.base, _layout(weights)
+    for file, names in files.items():
+        plans = {base.key(name): _planned(weights, name) for name in names}
+        write_file(folder / file, plans, base.metadata(file))
+    if len(files) > 1 or SINGLE not in files:
+        total = sum(base.size(weights.origin(name)) for names in files.values() for name in names)
+        places = {base.key(name): file for file, names in files.items() for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def _layout(weights: MergedWeights) -> dict[str, list[str]]:
+    """File → the tensors in it: as the base has them, a head that is no longer tied beside its embedding."""
+    files, known = weights.base.files(), set(weights.base.names())
+    if not files:
+        return _split(weights)
+    for name in weights.names():
+        if name not in known:
+            tensors = next(tensors for tensors in files.values() if weights.origin(name) in tensors)
+            tensors.insert(tensors.index(weights.origin(name)) + 1, name)
+    return files
+
+
+def _split(weights: MergedWeights) -> dict[str, list[str]]:
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name in weights.names():
+        size = weights.base.size(weights.origin(name))
+        if parts[-1] and held + size > LARGEST_FILE:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    if len(parts) == 1:
+        return {SINGLE: parts[0]}
+    return {f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts)}
+
+
+def _planned(weights: MergedWeights, name: str) -> Planned:
+    base, origin = weights.base, weights.origin(name)
+    return Planned(base.kind(origin), base.shape(origin), base.size(origin), _pieces(weights, name))
+
+
+def _pieces(weights: MergedWeights, name: str) -> Iterator[memoryview]:
+    if name not in weights.deltas:
+        yield as_bytes(weights.base.read(weights.origin(name)))
+        return
+    dtype = weights.dtype(name)
+    assert dtype is not None
+    for rows in weights.slices(name):
+        yield as_bytes(weights.wide(name, rows).to(dtype))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: its type as the format calls it, its shape, and its bytes in pieces."""
+
+    kind: str
+    shape: tuple[int, ...]
+    size: int
+    pieces: Iterable[bytes | memoryview]
+
+
+def write_file(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str]) -> None:
+    """Write a file, drawing each tensor's pieces when its turn comes."""
+    header: JsonObject = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": tensor.kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.size],
+        }
+        place += tensor.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    with open(file, "wb") as handle:
+        handle.write(len(text).to_bytes(8, "little"))
+        handle.write(text)
+        for name, tensor in tensors.items():
+            _write_pieces(handle, name, tensor)
+
+
+def _write_pieces(handle: BinaryIO, name: str, tensor: Planned) -> None:
+    written = 0
+    for piece in tensor.pieces:
+        handle.write(piece)
+        written += memoryview(piece).nbytes
+    if written != tensor.size:
+        raise AssertionError(f"{name}: {written} bytes instead of {tensor.size}")
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in the order of its elements."""
+    import torch
+
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -13,14 +13,12 @@ from tunery.export.targets.base import Target
 from tunery.export.targets.vllm import Vllm
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor, nn
 
     from tunery.export.destinations import Wanted
-    from tunery.export.sample import Sample
-    from tunery.export.subject import Subject
+    from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
-    from tunery.export.update_check import Kept
-    from tunery.export.verify import Verdict
+    from tunery.export.verify import Kept, Verdict
 
 
 class Peft(Target):
@@ -51,7 +49,7 @@ class Peft(Target):
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
         from tunery.evaluation.record import read_run
-        from tunery.export.hub_name import hub_id
+        from tunery.export.subject import hub_id
         from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
         from tunery.paths import read_json, write_json
 
@@ -66,8 +64,7 @@ class Peft(Target):
     def read_back(
         self, subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
     ) -> Verdict:
-        from tunery.export.tokenizer_check import check_tokenizer
-        from tunery.export.verify import free_memory, judge, version
+        from tunery.export.verify import check_tokenizer, free_memory, judge, version
 
         check_tokenizer(subject, sample, folder)
         exported, kept = _score(subject, sample, tuned, folder, device)
@@ -77,10 +74,8 @@ class Peft(Target):
 
 
 def _score(subject: Subject, sample: Sample, tuned: TokenScores, folder: Path, device: str) -> tuple[TokenScores, Kept]:
-    from tunery.export.exact import compute_in_float32
-    from tunery.export.token_scores import score
-    from tunery.export.update_check import kept_in_layers
-    from tunery.export.verify import load_stored
+    from tunery.export.token_scores import compute_in_float32, score
+    from tunery.export.verify import kept_in_layers, load_stored
     from tunery.models.hf_logging import quiet
     from tunery.models.quantized import bitsandbytes, installed
 
@@ -91,28 +86,28 @@ def _score(subject: Subject, sample: Sample, tuned: TokenScores, folder: Path, d
     base = subject.held if subject.held is not None else load_stored(subject, device)
     with quiet():
         model = PeftModel.from_pretrained(base, str(folder)).eval()
-    layers: Any = model.get_base_model()
+    layers = model.get_base_model()
     _require_same_extra(subject, layers)
     kept = kept_in_layers(subject, lambda path: _parts(layers.get_submodule(path)))
     with compute_in_float32(model):
         return score(model, sample.probes, tuned), kept
 
 
-def _require_same_extra(subject: Subject, layers: Any) -> None:
+def _require_same_extra(subject: Subject, layers: nn.Module) -> None:
     """What a variant has besides A and B must be in PEFT what it is in the run.
 
     Raises:
         AdapterError: it is not.
     """
     for path, piece in subject.pieces.items():
-        layer = layers.get_submodule(path)
+        layer: Any = layers.get_submodule(path)
         for key, tensor in piece.extra.items():
             there = getattr(layer, key)["default"].weight.detach().cpu().float()
             if not there.equal(tensor.float().cpu()):
                 raise AdapterError(f"{key} of {path} is not in the export")
 
 
-def _parts(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _parts(layer: Any) -> tuple[Tensor, Tensor, float]:
     """A, B and the scaling of a layer as PEFT holds them."""
     if "default" in layer.lora_embedding_A:
         A, B = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]

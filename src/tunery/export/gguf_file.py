@@ -1,4 +1,4 @@
-"""The merged model in one GGUF file, tokenizer and chat template inside, written tensor by tensor.
+"""GGUF files, written tensor by tensor: the merged model, tokenizer and chat template inside, or the adapter alone.
 
 The format: github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
 from torch import Tensor
 
 from tunery.errors import ConfigError
+from tunery.evaluation.record import read_run
 from tunery.export.gguf_names import Architecture, TensorPlace, architecture_of, place_tensors, rope_divisors
 from tunery.export.gguf_tokenizer import write_tokenizer
 from tunery.export.gguf_types import Numbers, bytes_of, encode
-from tunery.export.subject import Subject
+from tunery.export.subject import Subject, hub_id
 from tunery.export.weights import MergedWeights
+from tunery.lora.layer import LoRATensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 DIVISORS = "rope_freqs.weight"
@@ -86,7 +92,7 @@ def writer(file: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
         log.setLevel(level)
 
 
-def plan(architecture: Architecture, config: Any, weights: MergedWeights, numbers: Numbers) -> list[Entry]:
+def plan(architecture: Architecture, config: PreTrainedConfig, weights: MergedWeights, numbers: Numbers) -> list[Entry]:
     """The tensors of the file in order.
 
     Raises:
@@ -121,19 +127,12 @@ def _describe(out: gguf.GGUFWriter, subject: Subject, numbers: Numbers) -> None:
 
 def describe_run(out: gguf.GGUFWriter, subject: Subject) -> None:
     """Name, licence and base, as far as the run knows them; no path of this machine."""
-    from tunery.evaluation.record import read_run
-    from tunery.export.hub_name import hub_id
-
-    model: Mapping[str, Any] = subject.receipt["model"]
-    out.add_name(subject.task.name)
-    if model.get("license"):
-        out.add_license(str(model["license"]))
+    bases = None
     if base := hub_id(read_run(subject.paths.root)):
         owner, name = base.split("/")
-        out.add_base_model_count(1)
-        out.add_base_model_name(0, name)
-        out.add_base_model_organization(0, owner)
-        out.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
+        bases = [{"name": name, "organization": owner, "repo_url": f"https://huggingface.co/{base}"}]
+    licence = subject.receipt.model.license or None
+    gguf.Metadata(name=subject.task.name, license=licence, base_models=bases).set_gguf_meta_model(out)
 
 
 def stored(weights: MergedWeights, entry: Entry, rows: slice | None = None) -> np.ndarray:
@@ -158,3 +157,86 @@ def _encoded(weights: MergedWeights, entry: Entry) -> np.ndarray:
     for rows in weights.slices(entry.source):
         out[rows] = encode(stored(weights, entry, rows), entry.kind)
     return out
+
+
+# --------------------------------------------------------------------------- adapter
+
+ADAPTER_TYPES = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+}
+"""Dtypes of an adapter file."""
+
+
+def check_numbers(name: str) -> None:
+    """Refuse a dtype that no adapter file has.
+
+    Raises:
+        ConfigError: with those that there are.
+    """
+    if name.lower() not in ADAPTER_TYPES:
+        raise ConfigError(f"an adapter is not written as {name}", f"its dtypes are {', '.join(ADAPTER_TYPES)}")
+
+
+def write_adapter(subject: Subject, file: Path, numbers: str) -> None:
+    """Write the adapter as llama.cpp reads it: for each layer NAME.weight the tensors NAME.weight.lora_a [rank, in]
+    and NAME.weight.lora_b [out, rank], and one alpha; llama.cpp adds alpha / rank · B A x. An embedding's A is stored
+    as [vocabulary, rank], because rows of it are looked up.
+
+    Args:
+        numbers: of ADAPTER_TYPES.
+
+    Raises:
+        ConfigError: llama.cpp cannot apply it; see `adapter_refusal`.
+    """
+    if reason := adapter_refusal(subject):
+        raise ConfigError(f"llama.cpp cannot apply this adapter: {reason}", "use --to gguf, where it is merged")
+    architecture = architecture_of(subject.config)
+    kind = ADAPTER_TYPES[numbers]
+    alpha = _usual_alpha(subject.pieces)
+    with writer(file, architecture.name) as out:
+        out.add_type(gguf.GGUFType.ADAPTER)
+        describe_run(out, subject)
+        out.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        out.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+        for place, piece in placed_pieces(subject):
+            for letter, tensor in zip("ab", pair(place, piece, alpha), strict=True):
+                out.add_tensor(f"{place.name}.lora_{letter}", encode(tensor, kind), raw_dtype=kind)
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_tensors_to_file()
+
+
+def adapter_refusal(subject: Subject) -> str | None:
+    """Why llama.cpp cannot apply an adapter beside its base, or None.
+
+    It knows a tied head and embedding as one tensor, so an update of one would be applied to both.
+    """
+    if subject.weights.untied:
+        return "it changes the embedding or the head, which are one tensor in a GGUF file of this base"
+    return None
+
+
+def placed_pieces(subject: Subject) -> list[tuple[TensorPlace, LoRATensors]]:
+    """The adapter's parts with the tensors they belong to, in model order."""
+    names = [f"{path}.weight" for path in subject.pieces]
+    places = place_tensors(architecture_of(subject.config), subject.config, names)
+    return [(places[name], piece) for name, piece in zip(names, subject.pieces.values(), strict=True)]
+
+
+def pair(place: TensorPlace, piece: LoRATensors, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """A and B as they are stored, float32. What alpha / rank does not say of the scaling goes into B."""
+    A, B = piece.A.float().numpy(), piece.B.float().numpy()
+    factor = piece.settings.scaling * piece.settings.rank / alpha
+    if abs(factor - 1) > 1e-6:
+        B = B * np.float32(factor)
+    if place.order is not None:
+        B = B[place.order]
+    if place.name == EMBEDDING:
+        A = A.T
+    return np.ascontiguousarray(A), np.ascontiguousarray(B)
+
+
+def _usual_alpha(pieces: Mapping[str, LoRATensors]) -> float:
+    return Counter(piece.settings.alpha for piece in pieces.values()).most_common(1)[0][0]
