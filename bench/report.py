@@ -47,14 +47,14 @@ The peers:
 - **TRL + PEFT, its defaults** sets nothing but batch size, rank, targets, learning rate and schedule, seed and
   number of steps, and that there is no GPU, without which TRL does not start: float32 weights under bfloat16
   autocast, and gradient checkpointing. TRL leaves autocast on where a processor must emulate bfloat16; where the
-  number format is float32 it is switched off here, since a step would take ten times the processor time.
-- **TRL + PEFT, tuned by hand**: weights in the number format itself, no checkpointing, a smaller micro-batch
+  dtype is float32 it is switched off here, since a step would take ten times the processor time.
+- **TRL + PEFT, tuned by hand**: weights in the dtype itself, no checkpointing, a smaller micro-batch
   with accumulation. TRL's entropy and accuracy cannot be switched off.
 - **PEFT in a bare loop**: padded rows, logits at all positions, nothing around it.
 - **LitGPT**: its LoRA model with its fused qkv, its chunked head and cross-entropy, its adapter in the number
   format of the base.
 - **Unsloth** on its CPU backend, with the newest TRL and transformers that it allows. Set: what is set for TRL
-  tuned by hand, and the base's number format. Left: its loader, its LoRA, its loss in chunks. It promises SFT on a
+  tuned by hand, and the base's dtype. Left: its loader, its LoRA, its loss in chunks. It promises SFT on a
   CPU only; its DPO runs too.
 """
 

@@ -3,7 +3,7 @@
     make bench-serve                   # 16 rows over 4 adapters, on this machine's CPU or GPU, ten minutes
     make bench-serve ARGS="--quick"    # one round, printed
 
-tunery and PEFT compute the same prompts with the same adapters in the same number format, in turn, each in a process of
+tunery and PEFT compute the same prompts with the same adapters in the same dtype, in turn, each in a process of
 its own: in one, the helper threads of either slow the other (tunery.models.device.run_in_fresh_thread).
 Writes the section "Serving" of docs/benchmarks.md.
 """
@@ -114,7 +114,7 @@ def finish(items: queue.Queue[Any]) -> None:
 
 
 class Peft:
-    """PEFT with the same adapters in the base's number format, in another process."""
+    """PEFT with the same adapters in the base's dtype, in another process."""
 
     def __init__(self, folders: Sequence[Path], device: str, dtype: str, threads: int):
         self._process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))

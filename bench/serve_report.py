@@ -18,7 +18,7 @@ ABOUT = """\
 {questions} questions of {low} to {high} tokens, answered with {low} to {high} tokens, {rows} at a time. Prompts are
 random tokens, nothing shared. Adapters are random, rank {rank} on all linear layers, {adapters} of them; in the mixed
 batches every {adapters}th row has the same one. PEFT computes the same rows with `generate(adapter_names=…)`, its
-adapters in the number format of the base: rows of different lengths are padded, and a batch lasts until its longest
+adapters in the dtype of the base: rows of different lengths are padded, and a batch lasts until its longest
 answer ends, while with tunery a row that ends makes room for the next. Speeds count answered tokens, the prompts' time
 included. All are timed in turn, each side in a process of its own; the median of {rounds} rounds after one to warm up,
 ratios by round. The first token is that of a prompt of {first_prompt} tokens: alone, and while {others} other rows over

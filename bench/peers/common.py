@@ -55,7 +55,7 @@ class Workload:
         kind: "rows" or "pairs".
         base: folder of the base model, safetensors in bfloat16.
         adapter: folder of the adapter to start from, in PEFT's format: A random, B zero.
-        precision: number format to compute in, "bfloat16" or "float32".
+        precision: dtype to compute in, "bfloat16" or "float32".
         alpha, rank: of LoRA on all linear layers of the decoder, without dropout.
         learning_rate: of AdamW without weight decay, the same at every step.
         max_grad_norm: gradients are clipped to it.
@@ -80,7 +80,7 @@ class Workload:
 
     @classmethod
     def read(cls, folder: Path, precision: str | None = None) -> Workload:
-        """The workload in a folder, computed in another number format if one is given."""
+        """The workload in a folder, computed in another dtype if one is given."""
         facts = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
         if precision:
             facts["precision"] = precision
@@ -112,7 +112,7 @@ def options(description: str, *variants: str) -> argparse.Namespace:
     """The command line of a peer: the workload's folder, and which variant of the peer."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("workload", type=Path, help="folder with workload.json and rows.jsonl")
-    parser.add_argument("--precision", help="compute in this number format instead of the workload's")
+    parser.add_argument("--precision", help="compute in this dtype instead of the workload's")
     parser.add_argument("--variant", choices=variants or None, default=variants[0] if variants else None)
     return parser.parse_args()
 

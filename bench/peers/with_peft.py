@@ -1,6 +1,6 @@
 """PEFT in a bare loop: rows padded to the longest, logits at all positions, cross-entropy where a label is.
 
-The base is in the number format of the workload, the adapter in float32 (PEFT's rule), the loss in float32. Where a
+The base is in the dtype of the workload, the adapter in float32 (PEFT's rule), the loss in float32. Where a
 micro-batch is smaller than the batch, gradients add up to the mean over all trained tokens of the batch.
 """
 

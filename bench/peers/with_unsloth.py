@@ -1,6 +1,6 @@
 """Unsloth: its model class, its LoRA and its loss, under TRL's trainers as it changes them. On a CUDA device or a CPU.
 
-Set beyond what is set for TRL tuned by hand: the number format of the base, and whether activations are recomputed: on
+Set beyond what is set for TRL tuned by hand: the dtype of the base, and whether activations are recomputed: on
 a GPU by Unsloth's own way, on a CPU not at all.
 """
 
