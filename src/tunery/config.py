@@ -51,6 +51,9 @@ BUILT_IN_MODELS = {
 
 DEFAULT_BETA = 0.1
 
+MAX_LENGTH = 2048
+"""`data.max_length` left out, where the model's context is no shorter."""
+
 
 _OBJECTIVES = "objectives"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tunery.config import DataConfig
+from tunery.config import MAX_LENGTH, DataConfig
 from tunery.data import token_cache
 from tunery.data.batching import Row
 from tunery.data.example import DataSet, Example, Problem, Rendered
@@ -111,7 +111,7 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
     Raises:
         DataError: rows that the template refuses (`data.on_bad_row`), or no row left to train.
     """
-    limit = min(config.max_length or 2048, context)
+    limit = min(config.max_length or MAX_LENGTH, context)
     renderer = make_renderer(tokenizer, config, data.labels)
     train, validation, test = (
         tokenize_once(renderer, examples, limit, config.too_long, config.on_bad_row)

@@ -39,7 +39,6 @@ class TunedModel:
         task: the run's settings.
         renderer: turns messages into prompts exactly as in training.
         receipt: the run's receipt.
-        limit: the longest row of the run, in tokens.
     """
 
     base: Base
@@ -47,12 +46,16 @@ class TunedModel:
     task: Task
     renderer: Renderer
     receipt: Receipt = field(repr=False)
-    limit: int = 2048
 
     @property
     def model(self) -> Any:
         """The transformers model, adapter active."""
         return self.base.model
+
+    @property
+    def limit(self) -> int:
+        """The longest row of the run, in tokens."""
+        return self.receipt.data.limit
 
     @property
     def kind(self) -> Kind:
@@ -210,4 +213,4 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     renderer = same_renderer(paths, task, receipt, base.tokenizer)
     load_adapter(base.model, paths.adapter)
     flat = optimize_model(base.model)
-    return TunedModel(base, flat, task, renderer, receipt, receipt.data.max_length or 2048)
+    return TunedModel(base, flat, task, renderer, receipt)

@@ -95,23 +95,23 @@ def _would_train(task: Task, settled: Mapping[str, Any]) -> dict[str, Any]:
     from tunery import api
 
     lenient = task.model_copy(update={"data": task.data.model_copy(update={"on_bad_row": "skip"})})
-    report = api.check(lenient, samples=SAMPLES)
+    report = api.check_local(lenient, samples=SAMPLES)
     previews = [
         {
             "line": line,
             **({"title": _TITLES[side]} if side else {}),
             "pieces": [{"text": text, "trained": trained} for text, trained in pieces],
         }
-        for pieces, side, line in zip(report["samples"], report["sample_sides"], report["sample_lines"], strict=True)
+        for pieces, side, line in zip(report.samples, report.sample_sides, report.sample_lines, strict=True)
     ]
     return {
-        "tokens": report["tokens"]["all"],
-        "trained_tokens": report["tokens"]["trained"],
+        "tokens": report.tokens.all,
+        "trained_tokens": report.tokens.trained,
         "previews": previews,
-        "steps": report["training"]["steps"],
+        "steps": report.training.steps,
         "hyperparameters": dict(settled),
-        "seconds_estimate": report["training"]["seconds"],
-        "notes": [*report["remarks"]],
+        "seconds_estimate": report.training.seconds,
+        "notes": [*report.remarks],
     }
 
 
