@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.config import Task
 from tunery.console import Console
@@ -41,6 +41,9 @@ from tunery.training.plan import make_objective, select_rows
 from tunery.training.scoring import scoring
 from tunery.training.start import read_start
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class Run:
@@ -69,11 +72,11 @@ def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
     return load_task(task, overrides)
 
 
-def _context(config: Any) -> int:
+def _context(config: PreTrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
 
-def _prepare(task: Task, tokenizer: Any, config: Any) -> Prepared:
+def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Prepared:
     return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, _context(config)))
 
 

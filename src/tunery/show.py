@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tunery.evaluation.record import units
+from tunery.jsonl import JsonMapping
 from tunery.records.check_report import (
     AnyCheckReport,
     HostedCheckReport,
@@ -19,6 +20,7 @@ from tunery.records.check_report import (
     TrainedLengthsSection,
 )
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.export_record import KeptUpdate
 from tunery.records.run_receipt import HostedReceipt, Receipt
 from tunery.text import duration, file_size, gigabytes, plural
 
@@ -239,7 +241,7 @@ def migration(done: Migration) -> None:
     console.print(f"Adapter:      {done.run.path / 'adapter'}", soft_wrap=True)
 
 
-def _side_by_side(console: Console, result: Mapping[str, Any]) -> None:
+def _side_by_side(console: Console, result: JsonMapping) -> None:
     table = Table(title=f"\n{result['rows']:,} questions to both", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("hosted", justify="right")
@@ -302,14 +304,13 @@ def destinations(asked: Sequence[str], findings: Sequence[Finding]) -> None:
 def export(done: Export) -> None:
     """Print what `tunery export` wrote, and how far it is from the adapter."""
     console = _console()
-    record = done.record
-    comparison, difference = record["comparison"], record["comparison"]["difference"]
-    limits, update = comparison["limits"], comparison["update"]
+    record, comparison = done.record, done.record.comparison
+    difference, limits = comparison.difference, comparison.limits
     console.print(
         Text(
-            f"\n{record['format']} ({record['numbers']}), loaded back in {comparison['runtime']} and compared on "
-            f"{plural(difference['positions'], 'answer token')} of "
-            f"{plural(record['rows']['count'], 'row')} ({record['rows']['origin']})",
+            f"\n{record.format} ({record.numbers}), loaded back in {comparison.runtime} and compared on "
+            f"{plural(difference.positions, 'answer token')} of "
+            f"{plural(record.rows.count, 'row')} ({record.rows.origin})",
             style="bold",
         )
     )
@@ -323,27 +324,27 @@ def export(done: Export) -> None:
         limit = f"   limit {format(limits[key], form)}" if key in limits else ""
         console.print(f"  {name:<38}{format(difference[key], form):>10}{limit}")
     console.print(
-        f"  {plural(comparison['identical_prompts'], 'prompt')} and "
-        f"{plural(comparison['identical_texts'], 'text')} give the same tokens; "
-        f"{_found(update)}"
+        f"  {plural(comparison.identical_prompts, 'prompt')} and "
+        f"{plural(comparison.identical_texts, 'text')} give the same tokens; "
+        f"{_found(comparison.update)}"
     )
-    for name, file in record["files"].items():
-        console.print(Text(f"  {file_size(file['bytes']):>10}  {name}", style="dim"))
+    for name, file in record.files.items():
+        console.print(Text(f"  {file_size(file.bytes):>10}  {name}", style="dim"))
     console.print(Text(f"Export:   {done.path}"), soft_wrap=True)
     if done.upload:
         _upload(console, done.upload)
 
 
-def _found(update: Mapping[str, Any]) -> str:
+def _found(update: KeptUpdate) -> str:
     """In how many layers the update was found, and how much of it."""
-    words = f"the update is found in {update['measured']} of {plural(update['layers'], 'layer')}"
-    if not update["measured"]:
+    words = f"the update is found in {update.measured} of {plural(update.layers, 'layer')}"
+    if not update.measured:
         return f"{words}: it is smaller than what rounding does"
-    words += f", {update['mean_share']:.0%} of it on average"
-    return f"{words}, least {update['least_share']:.0%} in {update['least_in']}"
+    words += f", {update.mean_share:.0%} of it on average"
+    return f"{words}, least {update.least_share:.0%} in {update.least_in}"
 
 
-def _upload(console: Console, upload: Mapping[str, Any]) -> None:
+def _upload(console: Console, upload: JsonMapping) -> None:
     if upload["sent"]:
         console.print(Text(f"Hub:      {upload['address']}"), soft_wrap=True)
         return

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from tunery.data.kinds.base import Encoded
 from tunery.data.render import Renderer
 from tunery.data.source import ROW, bad_rows
 from tunery.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -95,12 +99,12 @@ class Prepared:
         return "validation", self.data.validation, self.validation
 
 
-def make_renderer(tokenizer: object, config: DataConfig, labels: Sequence[str]) -> Renderer:
+def make_renderer(tokenizer: PreTrainedTokenizerBase, config: DataConfig, labels: Sequence[str]) -> Renderer:
     """The renderer of a task."""
-    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system)  # type: ignore[arg-type]
+    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system)
 
 
-def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) -> Prepared:
+def prepare(data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
     """Tokenise all splits.
 
     Args:

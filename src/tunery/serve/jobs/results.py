@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+from tunery.jsonl import JsonMapping, JsonObject
 
 COLUMNS = {
     "step": "step",
@@ -19,13 +20,13 @@ COLUMNS = {
 FILENAME = "step_metrics.csv"
 
 
-def results_csv(metrics: Iterable[Mapping[str, Any]]) -> bytes:
+def results_csv(metrics: Iterable[JsonMapping]) -> bytes:
     """A line a step; a cell stays empty where nothing was measured.
 
     Args:
         metrics: the lines of metrics.jsonl.
     """
-    steps: dict[int, dict[str, Any]] = {}
+    steps: dict[int, JsonObject] = {}
     for line in metrics:
         if "step" in line:
             steps.setdefault(line["step"], {}).update(line)

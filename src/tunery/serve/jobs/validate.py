@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tunery.config import KindName
 from tunery.data.examine import Examined
@@ -42,7 +41,7 @@ class Facts:
     kind: KindName
     examples: int
     validation_examples: int
-    hyperparameters: dict[str, Any]
+    hyperparameters: dict[str, float]
     steps: int
     seconds: float
     warnings: list[str]
