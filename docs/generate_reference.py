@@ -1,4 +1,4 @@
-"""docs/reference.md from the settings in tunery.config and the commands in tunery.cli.
+"""docs/reference.md from the settings in tunery.config, the commands in tunery.cli and the records in tunery.records.
 
 python docs/generate_reference.py            write it
 python docs/generate_reference.py --check    exit 1 if it is not what would be written
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,14 +17,19 @@ from pydantic import BaseModel
 
 from tunery.cli import cli
 from tunery.config import Task, all_settings
-from tunery.records.run_receipt import VERSION, HostedReceipt, Receipt
+from tunery.records.check_report import VERSION as CHECK_VERSION
+from tunery.records.check_report import CheckReport, HostedCheckReport
+from tunery.records.evaluation_record import VERSION as EVALUATION_VERSION
+from tunery.records.evaluation_record import Evaluation
+from tunery.records.run_receipt import VERSION as RECEIPT_VERSION
+from tunery.records.run_receipt import HostedReceipt, Receipt
 
 TARGET = Path(__file__).with_name("reference.md")
 
 HEAD = """\
 # Reference
 
-<!-- Written by docs/generate_reference.py from config.py and cli.py in src/tunery. Change those, then run it. -->
+<!-- Written by docs/generate_reference.py from config.py, cli.py and records/ in src/tunery. Change them, run it. -->
 
 A task file is YAML. A setting that does not exist, or stands twice, is an error that names its line. Paths in the file
 are relative to the file; paths given with `--set` are relative to the current folder. Each run directory holds a
@@ -47,7 +52,7 @@ def describe_type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -
         return ", ".join(map(str, arguments))
     if origin is tuple:
         return f"list of {describe_type(arguments[0])}"
-    if origin is dict:
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "map"
     if origin is list:
         return "list" if arguments[0] is Any else f"list of {describe_type(arguments[0])}"
@@ -136,29 +141,80 @@ def receipt_part() -> Iterator[str]:
     """The fields of receipt.json."""
     yield "\n## The receipt\n\n"
     yield (
-        f"`receipt.json` in a run directory, format {VERSION}. In Python they are attributes too: "
+        f"`receipt.json` in a run directory, format {RECEIPT_VERSION}. In Python they are attributes too: "
         "`run.receipt.training.steps`. A field that a run lacks was not known to the version that trained it.\n"
     )
-    for title, model in (("A run that was trained here", Receipt), ("A hosted run: what differs", HostedReceipt)):
-        yield f"\n### {title}\n\n| field | values | meaning |\n| --- | --- | --- |\n"
-        for path, info in receipt_fields(model):
-            if model is Receipt or path not in dict(receipt_fields(Receipt)):
-                cells = (f"`{path}`", describe_type(info.annotation), info.description or "")
-                yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    yield from record_tables(Receipt, "A run that was trained here", HostedReceipt, "A hosted run: what differs")
 
 
-def receipt_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field that is not a section, by its path."""
+def evaluation_part() -> Iterator[str]:
+    """The fields of evaluation.json."""
+    yield "\n## The evaluation\n\n"
+    yield (
+        f"`evaluation.json` in a run directory, and what `tunery eval --json` prints, format {EVALUATION_VERSION}. In "
+        "Python: `run.evaluation.tuned.loss`. `base` and `tuned` have the same metrics.\n\n"
+    )
+    yield record_table((path, info) for path, info in record_fields(Evaluation) if not path.startswith("tuned."))
+
+
+def check_part() -> Iterator[str]:
+    """The fields of the check report."""
+    yield "\n## The check report\n\n"
+    yield (
+        f"What `tunery check --json` prints, format {CHECK_VERSION}. In Python: "
+        "`tunery.check(task).training.steps`. The lists `samples…` go together.\n"
+    )
+    yield from record_tables(
+        CheckReport, "A model that is trained here", HostedCheckReport, "A hosted model: what differs"
+    )
+
+
+def record_tables(local: type[BaseModel], title: str, hosted: type[BaseModel], hosted_title: str) -> Iterator[str]:
+    """The fields of a record, and those that its hosted form has besides."""
+    known = dict(record_fields(local))
+    yield f"\n### {title}\n\n{record_table(known.items())}"
+    more = [(path, info) for path, info in record_fields(hosted) if path not in known]
+    yield f"\n### {hosted_title}\n\n{record_table(more)}"
+
+
+def record_table(fields: Iterable[tuple[str, Any]]) -> str:
+    """Fields of a record as a table."""
+    rows = ["| field | values | meaning |", "| --- | --- | --- |"]
+    for path, info in fields:
+        cells = (f"`{path}`", describe_type(info.annotation), info.description or "")
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "".join(f"{row}\n" for row in rows)
+
+
+def record_fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field with its path: `a.b` in a section, `a[].b` in a list's entries, `a.*.b` in a map's."""
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from receipt_fields(info.annotation, f"{at}{name}.")
-        else:
+        section, entry = section_in(info.annotation)
+        if section is None or info.description:
             yield f"{at}{name}", info
+        if section is not None:
+            yield from record_fields(section, f"{at}{name}{entry}.")
+
+
+_ENTRIES = {list: "[]", dict: ".*"}
+
+
+def section_in(annotation: Any) -> tuple[type[BaseModel] | None, str]:
+    """The record that a field holds, and how its path says that it is the list's or the map's entry."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, ""
+    for argument in get_args(annotation):
+        section, entry = section_in(argument)
+        if section is not None:
+            return section, _ENTRIES.get(get_origin(annotation), "") + entry
+    return None, ""
 
 
 def reference() -> str:
     """The whole page."""
-    return HEAD + "".join([*settings_part(), *commands_part(), *receipt_part(), *exit_codes_part()])
+    return HEAD + "".join(
+        [*settings_part(), *commands_part(), *check_part(), *receipt_part(), *evaluation_part(), *exit_codes_part()]
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -33,6 +33,7 @@ from tunery.errors import (
 )
 from tunery.lora.attach import adapter_state
 from tunery.progress import Note
+from tunery.records.check_report import CheckReport
 from tunery.training.checkpoint import export_checkpoint
 
 
@@ -397,7 +398,9 @@ def test_every_kind_trains_evaluates_and_answers(project: Path, kind: str) -> No
 
 def test_check_tells_what_will_be_trained_without_training(project: Path) -> None:
     result = tunery.check("task.yaml")
-    json.dumps(result)
+    assert isinstance(result, CheckReport)
+    assert CheckReport.of(json.loads(json.dumps(result.as_json()))) == result
+    assert result.training.steps == result["training"]["steps"]
     assert result["data"]["train_rows"] == 64
     trained_rows = [sum(on for _, on in pieces) for pieces in result["samples"]]
     assert trained_rows == [1, 1, 1]

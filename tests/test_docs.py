@@ -111,7 +111,8 @@ def test_settings_in_the_pages_exist(page: Path, tmp_path: Path) -> None:
         whole = {"model": "m", **piece, "data": {"train": "rows.csv", **piece.get("data", {})}}
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(whole))
         load_task(tmp_path / f"{number}.yaml")
-    text = re.sub(r"^## The receipt$.*?^## ", "", text, flags=re.MULTILINE | re.DOTALL)  # its fields are no settings
+    records = r"^## The (?:check report|receipt|evaluation)$.*?(?=^## )"  # their fields are no settings
+    text = re.sub(records, "", text, flags=re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`((?:data|lora|train|evaluate)\.[a-z_.]+)(?:: [^`]*)?`", text)
     sections = {name.rpartition(".")[0] for name in SETTINGS}
     assert set(inline) <= SETTINGS | sections

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.config import Task
 from tunery.console import Console
@@ -28,6 +28,7 @@ from tunery.hosted.recovery import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
 from tunery.progress import Note, Progress
+from tunery.records.check_report import AnyCheckReport, CheckReport
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
@@ -39,6 +40,9 @@ from tunery.training.lr_test import RangeTest, range_test
 from tunery.training.plan import make_objective, select_rows
 from tunery.training.scoring import scoring
 from tunery.training.start import read_start
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,11 @@ def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
     return load_task(task, overrides)
 
 
-def _context(config: Any) -> int:
+def _context(config: PreTrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
 
-def _prepare(task: Task, tokenizer: Any, config: Any) -> Prepared:
+def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Prepared:
     return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, _context(config)))
 
 
@@ -169,7 +173,7 @@ def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
 def _require_same_start(task: Task, receipt: Receipt, paths: RunPaths) -> None:
     """Refuse to take a finished run for one that goes on from another adapter."""
     then, now = receipt.lora.start, read_start(task)
-    if now is not None and (then is None or now.hashes != (then["sha256"], then["config_sha256"])):
+    if now is not None and (then is None or now.hashes != (then.sha256, then.config_sha256)):
         raise ConfigError(
             f"{paths.root} holds a finished run that went on from another adapter than lies in {now.path} now",
             "give this run its own name with --set name=NAME, or start over with --resume never "
@@ -314,11 +318,20 @@ def _note_overlap(task: Task, examples: Sequence[Example], progress: Progress) -
         )
 
 
-def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> Mapping[str, Any]:
-    """Everything about a task that can be known before any compute; see tunery.training.check."""
+def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> AnyCheckReport:
+    """Everything about a task that can be known before any compute; see tunery.training.check.
+
+    Returns:
+        What `tunery check --json` prints: `report.training.steps` or `report["training"]["steps"]`.
+    """
     task = _as_task(task, overrides)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
+    return check_local(task, samples=samples)
+
+
+def check_local(task: Task, *, samples: int = 3) -> CheckReport:
+    """As `check`, of a task whose model is trained here."""
     return check_prepared(task, _prepare(task, load_tokenizer(task.model), load_config(task.model)), samples)
 
 

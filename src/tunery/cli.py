@@ -66,7 +66,7 @@ def main() -> None:
     sys.exit(_guarded(lambda: cli.main(standalone_mode=False)))
 
 
-def _guarded(work: Callable[[], Any]) -> int:
+def _guarded(work: Callable[[], object]) -> int:
     try:
         work()
         return 0
@@ -126,7 +126,7 @@ def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
     return asked
 
 
-def _print_json(value: Any) -> None:
+def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -170,11 +170,14 @@ def check(
         from tunery import api, show
     from tunery.console import Console
 
-    result = dict(api.check(task, overrides, samples=samples))
+    report = api.check(task, overrides, samples=samples)
+    result = report.as_json()
+    findings = []
     if destinations:
         from tunery.export.destinations import check_destinations
 
-        result["destinations"] = [f.as_dict() for f in check_destinations(task, destinations, overrides)]
+        findings = check_destinations(task, destinations, overrides)
+        result["destinations"] = [finding.as_dict() for finding in findings]
     curve = None
     if lr_test:
         curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet))
@@ -182,9 +185,9 @@ def check(
     if as_json:
         _print_json(result)
         return
-    show.check(result)
+    show.check(report)
     if destinations:
-        show.destinations(destinations, result["destinations"])
+        show.destinations(destinations, findings)
     if curve is not None:
         _print(f"\nLearning-rate range test (loss upwards, rate to the right):\n{curve.draw()}")
         _print(f"Suggested: --set train.learning_rate={curve.suggestion:g} ({curve.reason})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
@@ -16,8 +16,10 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from tunery.config_hosted import HOSTED_PREFIX, STRICT, HostedConfig
+from tunery.jsonl import JsonObject
 
 KindName = Literal["chat", "completion", "text", "classification", "preference", "feedback"]
 """What rows can be; tunery.data.kinds has a file for each."""
@@ -51,11 +53,14 @@ BUILT_IN_MODELS = {
 
 DEFAULT_BETA = 0.1
 
+MAX_LENGTH = 2048
+"""`data.max_length` left out, where the model's context is no shorter."""
+
 
 _OBJECTIVES = "objectives"
 
 
-def _of(*objectives: ObjectiveName) -> dict[str, Any]:
+def _of(*objectives: ObjectiveName) -> JsonObject:
     """For a field: the objectives that use the setting; others refuse it."""
     return {_OBJECTIVES: list(objectives)}
 
@@ -145,7 +150,7 @@ class DataConfig(_Settings):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _label_keys_are_text(cls, value: Any) -> Any:
+    def _label_keys_are_text(cls, value: object) -> object:
         if isinstance(value, dict):
             return {_as_label(key): _as_label(name) for key, name in value.items()}
         if isinstance(value, list):
@@ -154,12 +159,12 @@ class DataConfig(_Settings):
 
     @field_validator("validation", mode="before")
     @classmethod
-    def _no_zero_validation(cls, value: Any) -> Any:
+    def _no_zero_validation(cls, value: object) -> object:
         return None if value in (0, False) else value
 
     @field_validator("validation")
     @classmethod
-    def _whole_count(cls, value: Any) -> Any:
+    def _whole_count(cls, value: object) -> object:
         if isinstance(value, float) and value >= 1 and not value.is_integer():
             raise ValueError("a number of rows must be whole (or give a fraction below 1)")
         return value
@@ -170,7 +175,7 @@ class DataConfig(_Settings):
         return (self.train,) if isinstance(self.train, str) else self.train
 
 
-def _as_label(value: Any) -> str:
+def _as_label(value: object) -> str:
     if isinstance(value, bool):  # YAML reads yes, no, on, off as booleans
         return str(value).lower()
     return str(value)
@@ -227,7 +232,7 @@ class LoraConfig(_Settings):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_the_start_brings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_the_start_brings(self, handler: SerializerFunctionWrapHandler) -> JsonObject:
         values = handler(self)
         left_out = set(OF_THE_START) - self.model_fields_set if self.start is not None else ()
         return {name: value for name, value in values.items() if name not in left_out}
@@ -355,7 +360,7 @@ class TrainConfig(_Settings):
 
     @field_validator("quantize", mode="before")
     @classmethod
-    def _null_is_none(cls, value: Any) -> Any:
+    def _null_is_none(cls, value: object) -> object:
         return "none" if value in (None, False) else value
 
     @property
@@ -365,7 +370,7 @@ class TrainConfig(_Settings):
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _one_name(cls, value: Any) -> Any:
+    def _one_name(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
 
@@ -462,7 +467,7 @@ def sections(model: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], type[Bas
                 yield (name, *path), section
 
 
-def all_settings() -> list[tuple[str, Any]]:
+def all_settings() -> list[tuple[str, FieldInfo]]:
     """("lora.rank", FieldInfo) of every setting that is not itself a section, in file order."""
     known = dict(sections(Task))
     return [

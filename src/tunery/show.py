@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunery.evaluation.record import unit_of
+from tunery.evaluation.record import units
+from tunery.jsonl import JsonMapping
+from tunery.records.check_report import (
+    AnyCheckReport,
+    HostedCheckReport,
+    HostedLengthsSection,
+    PlannedJobSection,
+    PlannedTrainingSection,
+    TrainedLengthsSection,
+)
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.export_record import KeptUpdate
 from tunery.records.run_receipt import HostedReceipt, Receipt
 from tunery.text import duration, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
     from tunery.api import Run
+    from tunery.export.destinations import Finding
     from tunery.export.export_run import Export
     from tunery.hosted.migrate import Migration
 
@@ -45,22 +56,23 @@ def _console() -> Console:
 # --------------------------------------------------------------------------- check
 
 
-def check(result: Mapping[str, Any]) -> None:
+def check(report: AnyCheckReport) -> None:
     """Print what `tunery check` found."""
     console = _console()
-    for note in result["notes"]:
+    for note in report.notes:
         console.print(Text(note))
-    _check_rows(console, result)
-    _check_tokens(console, result["tokens"])
-    if "hosted" in result:
-        _check_hosted(console, result["hosted"])
+    _check_rows(console, report)
+    _check_tokens(console, report.tokens)
+    if isinstance(report, HostedCheckReport):
+        _planned_job(console, report.hosted)
     else:
-        _check_training(console, result["training"])
-    for remark in result["remarks"]:
+        _end_of_turn(console, report.tokens)
+        _planned_training(console, report.training)
+    for remark in report.remarks:
         console.print(Text(f"note: {remark}", style="yellow"))
-    if result["samples"]:
+    if report.samples:
         console.print(Text("\nRows as the model sees them; what is trained is ⟦marked⟧:", style="bold"))
-    for pieces, name in zip(result["samples"], result["sample_names"], strict=True):
+    for pieces, name in zip(report.samples, report.sample_names, strict=True):
         console.print(Text(f"── {name} {'─' * max(4, 36 - len(name))}", style="dim"))
         line = Text()
         for text, trained in pieces:
@@ -68,59 +80,61 @@ def check(result: Mapping[str, Any]) -> None:
         console.print(line)
 
 
-def _check_rows(console: Console, result: Mapping[str, Any]) -> None:
-    data, labels = result["data"], result["labels"]
-    table = Table(title=f"\n{result['name']}: {data['kind']}", title_justify="left", title_style="bold")
-    table.add_column(f"{result['training']['unit']}s" if "training" in result else unit_of(data))
+def _check_rows(console: Console, report: AnyCheckReport) -> None:
+    data = report.data
+    hosted = isinstance(report, HostedCheckReport)
+    table = Table(title=f"\n{report.name}: {data.kind}", title_justify="left", title_style="bold")
+    table.add_column(units(data.kind) if hosted else f"{report.training.unit}s")
     for split in ("train", "validation", "test"):
         table.add_column(split, justify="right")
-    table.add_row("all", *(f"{data[f'{split}_rows']:,}" for split in ("train", "validation", "test")))
-    for label, counts in labels.items():
+    table.add_row("all", *(f"{rows:,}" for rows in (data.train_rows, data.validation_rows, data.test_rows)))
+    for label, counts in report.labels.items():
         table.add_row(Text(label), *(f"{counts[split]:,}" for split in ("train", "validation", "test")))
     console.print(table)
-    for key, words in (
-        ("rows_skipped", "bad and skipped"),
-        ("duplicates", "training rows that repeat an earlier one"),
-        ("overlap_removed", "training rows removed because their text is held out"),
-        ("dropped", "dropped"),
-        ("truncated", f"cut to {data['max_length']:,} tokens" if "max_length" in data else "longer than is trained"),
+    for count, words in (
+        (data.rows_skipped, "bad and skipped"),
+        (data.duplicates, "training rows that repeat an earlier one"),
+        (data.overlap_removed, "training rows removed because their text is held out"),
+        (data.dropped, "dropped"),
+        (data.truncated, "longer than is trained" if hosted else f"cut to {report.data.limit:,} tokens"),
     ):
-        console.print(f"{data[key]:>8,}  {words}", style="yellow" if data[key] else "dim")
-    for place in [f"{row['where']}: {row['reason']}" for row in data["dropped_rows"][:3]] + data["truncated_rows"][:3]:
+        console.print(f"{count:>8,}  {words}", style="yellow" if count else "dim")
+    for place in [f"{row.where}: {row.reason}" for row in data.dropped_rows[:3]] + data.truncated_rows[:3]:
         console.print(Text(f"          {place}", style="dim"))
 
 
-def _check_tokens(console: Console, tokens: Mapping[str, Any]) -> None:
-    trained = (
-        f", of which {tokens['trained']:,} are trained ({tokens['trained_share']:.1%})" if "trained" in tokens else ""
-    )
-    about = "" if tokens.get("exact", True) else "about "
+def _check_tokens(console: Console, tokens: TrainedLengthsSection | HostedLengthsSection) -> None:
+    hosted = isinstance(tokens, HostedLengthsSection)
+    trained = "" if hosted else f", of which {tokens.trained:,} are trained ({tokens.trained_share:.1%})"
+    about = "about " if hosted and not tokens.exact else ""
     console.print(
-        f"\nTokens: {about}{tokens['all']:,}{trained}. "
-        f"A row has {tokens['shortest']:,} to {tokens['longest']:,}, half of them at most {tokens['median']:,.0f}."
+        f"\nTokens: {about}{tokens.all:,}{trained}. "
+        f"A row has {tokens.shortest:,} to {tokens.longest:,}, half of them at most {tokens.median:,.0f}."
     )
-    most = max(bin_["rows"] for bin_ in tokens["histogram"])
-    for bin_ in tokens["histogram"]:
+    most = max(bin_["rows"] for bin_ in tokens.histogram)
+    for bin_ in tokens.histogram:
         bar = "█" * round(30 * bin_["rows"] / most)
         console.print(f"{bin_['from']:>6,} – {bin_['to']:>6,}  {bar} {bin_['rows']:,}", style="dim")
-    if "end_of_turn_trained" not in tokens:
-        return  # a hosted model's template is its server's
-    if tokens["end_of_turn_trained"]:
-        console.print(Text(f"The end-of-turn token {tokens['end_of_turn_token']} is trained."))
+
+
+def _end_of_turn(console: Console, tokens: TrainedLengthsSection) -> None:
+    """Of a hosted model nothing is said: its template is its server's."""
+    if tokens.end_of_turn_trained:
+        console.print(Text(f"The end-of-turn token {tokens.end_of_turn_token} is trained."))
     else:
         console.print("No end-of-turn token is trained: the model may not know when to stop.", style="bold yellow")
 
 
-def _check_hosted(console: Console, hosted: Mapping[str, Any]) -> None:
-    method = hosted["method"]
+def _planned_job(console: Console, job: PlannedJobSection) -> None:
+    method = job.method
     settings = method[method["type"]]["hyperparameters"]
     console.print(
         Text(
-            f"\n{hosted['model']} at {hosted['address']}, {method['type']}: "
+            f"\n{job.model} at {job.address}, {method['type']}: "
             + ", ".join(f"{name} {value}" for name, value in settings.items())
         )
     )
-    for sentence in hosted["sentences"]:
+    for sentence in job.sentences:
         console.print(Text(sentence))
 
 
@@ -133,21 +147,21 @@ def _stored(quantization: str | None) -> str:
     return f", base in {quantization}" if quantization else ""
 
 
-def _check_training(console: Console, training: Mapping[str, Any]) -> None:
-    share = training["computed_share"]
+def _planned_training(console: Console, training: PlannedTrainingSection) -> None:
+    share = training.computed_share
     console.print(
-        f"\n{training['model']}: {training['trainable_parameters']:,} adapter parameters "
-        f"in {training['layers']} layers on a base of {training['parameters']:,} "
-        f"({training['precision']}{_stored(training['quantization'])} on {training['device']})."
+        f"\n{training.model}: {training.trainable_parameters:,} adapter parameters "
+        f"in {training.layers} layers on a base of {training.parameters:,} "
+        f"({training.precision}{_stored(training.quantization)} on {training.device})."
     )
     console.print(
-        f"{plural(training['steps'], 'step')} of {plural(training['batch_size'], training['unit'])}, "
-        f"learning rate {training['learning_rate']:g}; shared beginnings leave {share:.0%} of the tokens to compute."
+        f"{plural(training.steps, 'step')} of {plural(training.batch_size, training.unit)}, "
+        f"learning rate {training.learning_rate:g}; shared beginnings leave {share:.0%} of the tokens to compute."
     )
-    fits = training["memory_bytes"] <= training["available_bytes"]
+    fits = training.memory_bytes <= training.available_bytes
     console.print(
-        f"Estimate: {duration(training['seconds'])} of training and {gigabytes(training['memory_bytes'])} of memory "
-        f"({gigabytes(training['available_bytes'])} are free).",
+        f"Estimate: {duration(training.seconds)} of training and {gigabytes(training.memory_bytes)} of memory "
+        f"({gigabytes(training.available_bytes)} are free).",
         style="" if fits else "yellow",
     )
 
@@ -158,7 +172,7 @@ def _check_training(console: Console, training: Mapping[str, Any]) -> None:
 def evaluation(result: Evaluation) -> None:
     """Print base vs. tuned."""
     console = _console()
-    base, tuned, unit = result.base, result.tuned, unit_of(result.as_json())
+    base, tuned, unit = result.base, result.tuned, units(result.kind, result.unit)
     table = Table(title=f"\n{result.rows:,} held-out {unit}", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("base", justify="right")
@@ -227,7 +241,7 @@ def migration(done: Migration) -> None:
     console.print(f"Adapter:      {done.run.path / 'adapter'}", soft_wrap=True)
 
 
-def _side_by_side(console: Console, result: Mapping[str, Any]) -> None:
+def _side_by_side(console: Console, result: JsonMapping) -> None:
     table = Table(title=f"\n{result['rows']:,} questions to both", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("hosted", justify="right")
@@ -249,7 +263,7 @@ def _side_by_side(console: Console, result: Mapping[str, Any]) -> None:
 
 def _receipt(console: Console, receipt: Receipt) -> None:
     tokens, lora, training = receipt.tokens, receipt.lora, receipt.training
-    moved = sum(tensor["moved"] > 0 for tensor in lora.tensors.values())
+    moved = sum(tensor.moved > 0 for tensor in lora.tensors.values())
     speed, memory, reload = receipt.speed, receipt.memory, receipt.reload
     end = f"{tokens.end_of_turn_token} is trained" if tokens.end_of_turn_trained else "no end-of-turn token is trained"
     lines = [
@@ -275,29 +289,28 @@ def _receipt(console: Console, receipt: Receipt) -> None:
 # --------------------------------------------------------------------------- exports
 
 
-def destinations(asked: Sequence[str], findings: Sequence[Mapping[str, Any]]) -> None:
+def destinations(asked: Sequence[str], findings: Sequence[Finding]) -> None:
     """Print what destinations refuse."""
     console = _console()
     console.print()
     for name in asked:
-        own = [finding for finding in findings if finding["destination"] == name]
+        own = [finding for finding in findings if finding.destination == name]
         if not own:
             console.print(Text(f"{name}: nothing against it"))
         for finding in own:
-            console.print(Text(f"{name}: {finding['message']}", style="bold yellow" if finding["refused"] else ""))
+            console.print(Text(f"{name}: {finding.message}", style="bold yellow" if finding.refused else ""))
 
 
 def export(done: Export) -> None:
     """Print what `tunery export` wrote, and how far it is from the adapter."""
     console = _console()
-    record = done.record
-    comparison, difference = record["comparison"], record["comparison"]["difference"]
-    limits, update = comparison["limits"], comparison["update"]
+    record, comparison = done.record, done.record.comparison
+    difference, limits = comparison.difference, comparison.limits
     console.print(
         Text(
-            f"\n{record['format']} ({record['numbers']}), loaded back in {comparison['runtime']} and compared on "
-            f"{plural(difference['positions'], 'answer token')} of "
-            f"{plural(record['rows']['count'], 'row')} ({record['rows']['origin']})",
+            f"\n{record.format} ({record.numbers}), loaded back in {comparison.runtime} and compared on "
+            f"{plural(difference.positions, 'answer token')} of "
+            f"{plural(record.rows.count, 'row')} ({record.rows.origin})",
             style="bold",
         )
     )
@@ -311,27 +324,27 @@ def export(done: Export) -> None:
         limit = f"   limit {format(limits[key], form)}" if key in limits else ""
         console.print(f"  {name:<38}{format(difference[key], form):>10}{limit}")
     console.print(
-        f"  {plural(comparison['identical_prompts'], 'prompt')} and "
-        f"{plural(comparison['identical_texts'], 'text')} give the same tokens; "
-        f"{_found(update)}"
+        f"  {plural(comparison.identical_prompts, 'prompt')} and "
+        f"{plural(comparison.identical_texts, 'text')} give the same tokens; "
+        f"{_found(comparison.update)}"
     )
-    for name, file in record["files"].items():
-        console.print(Text(f"  {file_size(file['bytes']):>10}  {name}", style="dim"))
+    for name, file in record.files.items():
+        console.print(Text(f"  {file_size(file.bytes):>10}  {name}", style="dim"))
     console.print(Text(f"Export:   {done.path}"), soft_wrap=True)
     if done.upload:
         _upload(console, done.upload)
 
 
-def _found(update: Mapping[str, Any]) -> str:
+def _found(update: KeptUpdate) -> str:
     """In how many layers the update was found, and how much of it."""
-    words = f"the update is found in {update['measured']} of {plural(update['layers'], 'layer')}"
-    if not update["measured"]:
+    words = f"the update is found in {update.measured} of {plural(update.layers, 'layer')}"
+    if not update.measured:
         return f"{words}: it is smaller than what rounding does"
-    words += f", {update['mean_share']:.0%} of it on average"
-    return f"{words}, least {update['least_share']:.0%} in {update['least_in']}"
+    words += f", {update.mean_share:.0%} of it on average"
+    return f"{words}, least {update.least_share:.0%} in {update.least_in}"
 
 
-def _upload(console: Console, upload: Mapping[str, Any]) -> None:
+def _upload(console: Console, upload: JsonMapping) -> None:
     if upload["sent"]:
         console.print(Text(f"Hub:      {upload['address']}"), soft_wrap=True)
         return

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import ValidationError
 
 from tunery.config import BUILT_IN_MODELS, Task, all_settings, sections
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonObject
 from tunery.paths import safe_name
 from tunery.text import similar_names
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 FieldPath = tuple[str, ...]
 
@@ -34,10 +38,10 @@ class _Marks:
         return f"{self.file}:{line}:{'.'.join(field) or '(top)'}"
 
 
-def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: FieldPath = ()) -> Any:
+def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: FieldPath = ()) -> object:
     """PyYAML's own scalars, but with line numbers kept and duplicate keys refused."""
     if isinstance(node, yaml.MappingNode):
-        result: dict[Any, Any] = {}
+        result: dict[object, object] = {}
         merges = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
         loader.flatten_mapping(node)  # `<<: *name` puts the named keys first, and own keys then replace them
         for key_node, value_node in node.value:
@@ -57,7 +61,7 @@ def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: Fiel
     return loader.construct_object(node, deep=True)
 
 
-def _parse(text: str, marks: _Marks) -> Any:
+def _parse(text: str, marks: _Marks) -> object:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -66,7 +70,7 @@ def _parse(text: str, marks: _Marks) -> Any:
         loader.dispose()
 
 
-def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
+def _read_yaml(path: Path, marks: _Marks) -> JsonObject:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -90,7 +94,7 @@ def _read_yaml(path: Path, marks: _Marks) -> dict[str, Any]:
     return value
 
 
-def _apply_override(values: dict[str, Any], assignment: str) -> FieldPath:
+def _apply_override(values: JsonObject, assignment: str) -> FieldPath:
     key, equals, raw = assignment.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {assignment}: not of the form key=value", "for example --set lora.rank=8")
@@ -120,7 +124,7 @@ def _did_you_mean(field: FieldPath) -> str:
     return f"known here: {known}"
 
 
-def _explain(error: Any, field: FieldPath) -> str:
+def _explain(error: ErrorDetails, field: FieldPath) -> str:
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         return f"unknown setting; {_did_you_mean(field)}"
@@ -159,7 +163,7 @@ def _anchored(field: FieldPath, only: set[FieldPath] | None) -> bool:
     return only is None or field in only
 
 
-def _anchor(values: dict[str, Any], base: Path, only: set[FieldPath] | None = None) -> None:
+def _anchor(values: JsonObject, base: Path, only: set[FieldPath] | None = None) -> None:
     """Make the paths among `values` absolute, seen from `base`."""
     data = values.get("data")
     if isinstance(data, dict):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tunery.data.source import EXTENSIONS, Item, RawRow, Source, shown_path
@@ -19,7 +20,7 @@ _BATCH_ROWS = 1000
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[^:\s]+))?")
 
 
-def _library(module: str, shown: str) -> Any:
+def _library(module: str, shown: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -7,11 +7,13 @@ The form is that of OpenAI's fine-tuning files (messages with role, content, wei
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import UnionType
 from typing import Any
 
-from tunery.data.example import Problem
+from tunery.data.example import ExampleFields, Problem
 from tunery.data.source import known_here
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.text import did_you_mean
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -32,13 +34,13 @@ class Report:
         self.problems.append(Problem(self.file, self.line, field, message, fix))
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """What a value is, in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    names: tuple[tuple[Any, str], ...] = (
+    names: tuple[tuple[type | UnionType, str], ...] = (
         (int | float, "a number"),
         (str, "a text"),
         (list, "a list"),
@@ -47,7 +49,7 @@ def describe(value: Any) -> str:
     return next((name for type_, name in names if isinstance(value, type_)), f"a {type(value).__name__}")
 
 
-def report_missing(report: Report, row: Mapping[str, Any], key: str, at: str = "") -> None:
+def report_missing(report: Report, row: JsonMapping, key: str, at: str = "") -> None:
     """Note that `row` (found at the path `at`) lacks a key, and which one may have been meant."""
     report.add(f"{at}{key}", "missing", did_you_mean(key, row) or f"add {key} to the row")
 
@@ -55,7 +57,7 @@ def report_missing(report: Report, row: Mapping[str, Any], key: str, at: str = "
 # --------------------------------------------------------------------------- conversations
 
 
-def read_list(report: Report, field: str, value: Any, fix: str) -> list[Any] | None:
+def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] | None:
     """A list, which a table may hold as JSON text."""
     if isinstance(value, str):
         try:
@@ -70,7 +72,7 @@ def read_list(report: Report, field: str, value: Any, fix: str) -> list[Any] | N
     return None
 
 
-def read_conversation(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def read_conversation(report: Report, row: JsonMapping, columns: Mapping[str, str]) -> ExampleFields:
     """The fields of a chat example; {} where there is a problem."""
     key = columns["messages"]
     if key not in row:
@@ -93,12 +95,12 @@ def read_conversation(report: Report, row: Mapping[str, Any], columns: Mapping[s
     return {"messages": tuple(messages[: trained[-1] + 1]), "tools": tools}
 
 
-def read_messages(report: Report, field: str, value: list[Any], calls: set[str]) -> list[dict[str, Any]]:
+def read_messages(report: Report, field: str, value: Sequence[object], calls: set[str]) -> list[JsonObject]:
     """The messages of a list. `calls`: ids of the tool calls made before it, to which its own are added."""
     return [read_message(report, f"{field}[{index}]", message, calls) for index, message in enumerate(value)]
 
 
-def read_message(report: Report, at: str, message: Any, calls: set[str]) -> dict[str, Any]:
+def read_message(report: Report, at: str, message: object, calls: set[str]) -> JsonObject:
     """A message in OpenAI's form, without keys that are null (tables fill absent ones so). `calls`: ids seen so far."""
     if not isinstance(message, dict):
         report.add(at, f"a message is an object, not {describe(message)}", 'write {"role": …, "content": …}')
@@ -107,7 +109,7 @@ def read_message(report: Report, at: str, message: Any, calls: set[str]) -> dict
     role = _role(report, f"{at}.{names['role']}", message)
     for key in sorted(set(message) - set(_MESSAGE_KEYS)):
         _unknown_key(report, at, key)
-    result: dict[str, Any] = {"role": role}
+    result: JsonObject = {"role": role}
     if "tool_calls" in message:
         result["tool_calls"] = _tool_calls(report, f"{at}.tool_calls", message["tool_calls"], role, calls)
     _weight(report, f"{at}.weight", message, role, result)
@@ -121,7 +123,7 @@ def read_message(report: Report, at: str, message: Any, calls: set[str]) -> dict
     return result
 
 
-def _from_sharegpt(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _from_sharegpt(message: JsonObject) -> tuple[JsonObject, dict[str, str]]:
     """The message with our keys, and our key → the key in the file."""
     if "role" in message or "from" not in message:
         return message, {"role": "role", "content": "content"}
@@ -131,7 +133,7 @@ def _from_sharegpt(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, s
     return message, {"role": "from", "content": "value"}
 
 
-def _role(report: Report, field: str, message: dict[str, Any]) -> str:
+def _role(report: Report, field: str, message: JsonObject) -> str:
     role = message.get("role")
     if role is None:
         report.add(field, "missing", f"one of {', '.join(_ROLES)}")
@@ -153,7 +155,7 @@ def _unknown_key(report: Report, at: str, key: str) -> None:
         report.add(f"{at}.{key}", "unknown key", known_here(key, _MESSAGE_KEYS))
 
 
-def _weight(report: Report, field: str, message: dict[str, Any], role: str, result: dict[str, Any]) -> None:
+def _weight(report: Report, field: str, message: JsonObject, role: str, result: JsonObject) -> None:
     weight = message.get("weight")
     if weight is None:
         return
@@ -167,7 +169,7 @@ def _weight(report: Report, field: str, message: dict[str, Any], role: str, resu
         result["weight"] = int(weight)
 
 
-def _content(report: Report, field: str, message: dict[str, Any], result: dict[str, Any]) -> str:
+def _content(report: Report, field: str, message: JsonObject, result: JsonObject) -> str:
     """The message's text. A refusal is what the assistant says; it stands in for absent content."""
     content, role = message.get("content"), result["role"]
     if isinstance(content, list):
@@ -190,23 +192,24 @@ def _content(report: Report, field: str, message: dict[str, Any], result: dict[s
     return content
 
 
-def _joined_parts(report: Report, field: str, parts: list[Any]) -> str:
+def _joined_parts(report: Report, field: str, parts: Sequence[object]) -> str:
     texts = []
     for index, part in enumerate(parts):
         at = f"{field}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        text = part.get("text") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(text, str):
             what = "not a text part" if kind in (None, "text") else f"parts of type {str(kind)[:40]} are not supported"
             report.add(at, what, 'write {"type": "text", "text": …}')
         else:
-            texts.append(part["text"])
+            texts.append(text)
     return "".join(texts)
 
 
 # --------------------------------------------------------------------------- tools
 
 
-def _tool_call_id(report: Report, field: str, message: dict[str, Any], role: str, calls: set[str]) -> None:
+def _tool_call_id(report: Report, field: str, message: JsonObject, role: str, calls: set[str]) -> None:
     call = message.get("tool_call_id")
     if role != "tool":
         if call is not None:
@@ -218,7 +221,7 @@ def _tool_call_id(report: Report, field: str, message: dict[str, Any], role: str
         report.add(field, f"no earlier message makes the tool call {str(call)[:40]!r}", known)
 
 
-def _tool_calls(report: Report, field: str, entries: Any, role: str, calls: set[str]) -> list[dict[str, Any]]:
+def _tool_calls(report: Report, field: str, entries: object, role: str, calls: set[str]) -> list[JsonObject]:
     if role != "assistant":
         report.add(field, "only the assistant calls tools", "remove it, or write role assistant")
     result = []
@@ -238,7 +241,7 @@ def _tool_calls(report: Report, field: str, entries: Any, role: str, calls: set[
     return result
 
 
-def _function(report: Report, at: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _function(report: Report, at: str, entry: JsonObject) -> JsonObject:
     """The function of a tool or of a tool call, which share the form {type: function, function: {name, …}}."""
     if entry.get("type") != "function":
         report.add(f"{at}.type", "missing" if entry.get("type") is None else "unknown type", 'write "type": "function"')
@@ -251,7 +254,7 @@ def _function(report: Report, at: str, entry: dict[str, Any]) -> dict[str, Any]:
     return function
 
 
-def _arguments(report: Report, field: str, function: dict[str, Any]) -> None:
+def _arguments(report: Report, field: str, function: JsonObject) -> None:
     arguments = function.get("arguments")
     example = r'write the arguments as JSON in a text: "{\"city\": \"Oslo\"}"'
     if not isinstance(arguments, str):
@@ -263,7 +266,7 @@ def _arguments(report: Report, field: str, function: dict[str, Any]) -> None:
         report.add(field, "not valid JSON", example)
 
 
-def read_tools(report: Report, key: str, value: Any) -> tuple[dict[str, Any], ...]:
+def read_tools(report: Report, key: str, value: object) -> tuple[JsonObject, ...]:
     """The tools offered, in OpenAI's form; none for null."""
     if value is None or value == "":
         return ()

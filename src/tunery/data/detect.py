@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from tunery.config import DataConfig, KindName
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.data.source import known_here, printable
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Shape:
         return KINDS[self.kind]
 
 
-def detect(values: Sequence[dict[str, Any] | str], config: DataConfig) -> Shape:
+def detect(values: Sequence[JsonObject | str], config: DataConfig) -> Shape:
     """Find kind and columns, from the settings where they say so and else from the usual names.
 
     Args:
@@ -55,7 +56,7 @@ def detect(values: Sequence[dict[str, Any] | str], config: DataConfig) -> Shape:
     return Shape(kind.name, columns, _notes(kind, columns, names, config))
 
 
-def check_columns(shape: Shape, values: Sequence[dict[str, Any] | str], shown: str) -> None:
+def check_columns(shape: Shape, values: Sequence[JsonObject | str], shown: str) -> None:
     """Raise ConfigError when a file lacks a column that `shape` needs."""
     names = column_names(values)
     if not names:
@@ -71,7 +72,7 @@ def check_columns(shape: Shape, values: Sequence[dict[str, Any] | str], shown: s
             )
 
 
-def column_names(values: Iterable[dict[str, Any] | str]) -> list[str]:
+def column_names(values: Iterable[JsonObject | str]) -> list[str]:
     """All column names of some rows, in order of appearance."""
     return list(dict.fromkeys(key for value in values if isinstance(value, dict) for key in value))
 
@@ -102,7 +103,7 @@ def _found(kind: Kind, names: Sequence[str], config: DataConfig) -> dict[str, st
     return {role: columns[0] for role, columns in candidates.items() if columns}
 
 
-def _find_kind(names: list[str], rows: Sequence[dict[str, Any]], plain: bool, config: DataConfig) -> Kind:
+def _find_kind(names: list[str], rows: Sequence[JsonObject], plain: bool, config: DataConfig) -> Kind:
     possible = _possible_kinds(config)
     if plain and len(possible) == len(KINDS):
         return next(kind for kind in possible if kind.plain_text)

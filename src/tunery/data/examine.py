@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tunery.config import DataConfig, KindName
 from tunery.data.detect import Shape, detect
@@ -13,6 +14,9 @@ from tunery.data.kinds.values import label_map
 from tunery.data.prepare import make_renderer, render_all
 from tunery.data.read import Log, OpenedSource, collected_labels
 from tunery.errors import TuneryError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILE = "(file)"
 """The field of a problem that concerns a whole file; its line is 0."""
@@ -44,7 +48,7 @@ class Examined:
 def examine_files(
     paths: Sequence[str],
     config: DataConfig,
-    tokenizer: object | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     split: str = "train",
     like: Examined | None = None,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from tunery.config import KindName
+from tunery.jsonl import JsonMapping
 
-Message = Mapping[str, Any]
+Message = JsonMapping
+"""A message in OpenAI's form: role, content (a text), and on some name, weight (0 or 1), tool_calls, tool_call_id,
+reasoning_content. A conversation that somebody asks a model is of the same form, before anything has read it."""
+
+Tool = JsonMapping
+"""A tool in OpenAI's form: {type: function, function: {name, description, parameters, …}}; parameters are a JSON
+schema."""
 
 
 class Place(str):
@@ -42,13 +48,26 @@ class Example:
     kind: KindName
     where: Place
     messages: tuple[Message, ...] = ()
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Tool, ...] = ()
     prompt: str = ""
     completion: str = ""
     text: str = ""
     label: str = ""
     chosen: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
+
+
+class ExampleFields(TypedDict, total=False):
+    """What a row says: the fields of an Example besides its kind and its place."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    prompt: str
+    completion: str
+    text: str
+    label: str
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from tunery.data.arrow import open_folder, open_hub, parquet_rows
 from tunery.data.example import Problem
@@ -38,6 +38,7 @@ from tunery.data.source import (
     undecodable,
 )
 from tunery.errors import ConfigError, DataError
+from tunery.jsonl import JsonObject
 from tunery.paths import file_sha256
 from tunery.text import plural
 
@@ -89,7 +90,7 @@ class _Json:
         self._faults: list[tuple[str, str, str]] = []
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _object(self, pairs: list[tuple[str, object]]) -> JsonObject:
         value = dict(pairs)
         if len(value) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -100,7 +101,7 @@ class _Json:
     def _constant(self, name: str) -> None:
         self._faults.append((ROW, f"{name} is not JSON", "write null, or a number"))
 
-    def decode(self, text: str, at: int = 0) -> tuple[Any, int]:
+    def decode(self, text: str, at: int = 0) -> tuple[object, int]:
         """The value that starts at `at`, and where it ends. Raises ValueError, a json.JSONDecodeError if it can."""
         self._faults.clear()
         try:
@@ -108,20 +109,21 @@ class _Json:
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
-    def item(self, value: Any, text: str, shown: str, line: int) -> Item:
+    def item(self, value: object, text: str, shown: str, line: int) -> Item:
         """The row, or its problems, of a value just decoded from `text`."""
         faults = list(self._faults)
         if undecodable(text):
             faults.append((ROW, *NOT_UTF8))
         elif "\\ud" in text.lower() and not _encodable(value):
             faults.append((ROW, "half of a surrogate pair (\\ud8xx) stands alone", "write the character itself"))
-        if not isinstance(value, dict):
+        row = RawRow(line, value) if isinstance(value, dict) else None
+        if row is None:
             example = '{"text": "…"}'
             faults.append((ROW, f"a row is an object, not {_json_type(value)}", f"write it like {example}"))
-        return [Problem(shown, line, *fault) for fault in faults] or RawRow(line, value)
+        return [Problem(shown, line, *fault) for fault in faults] if row is None or faults else row
 
 
-def _encodable(value: Any) -> bool:
+def _encodable(value: object) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -129,7 +131,7 @@ def _encodable(value: Any) -> bool:
     return True
 
 
-def _json_type(value: Any) -> str:
+def _json_type(value: object) -> str:
     names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tunery.data.example import Message
+from tunery.jsonl import JsonMapping, JsonObject
 
 
-def plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
+def plain_message(message: Message, knows_developer: bool) -> JsonObject:
     """A message as chat templates expect it: no `weight`, no key that is null, content a text (a refusal, where the
     assistant gave that instead), tool arguments as an object."""
     plain = {key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None}
@@ -24,7 +24,7 @@ def plain_message(message: Message, knows_developer: bool) -> dict[str, Any]:
     return plain
 
 
-def _as_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+def _as_text(content: str | Sequence[JsonMapping] | None) -> str:
     """The text of a message's content, which may come in parts."""
     if content is None or isinstance(content, str):
         return content or ""
@@ -33,5 +33,5 @@ def _as_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
     return "".join(part[part["type"]] for part in content)
 
 
-def _as_object(arguments: Any) -> Any:
+def _as_object(arguments: object) -> object:
     return json.loads(arguments) if isinstance(arguments, str) and arguments else arguments

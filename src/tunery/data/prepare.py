@@ -6,10 +6,11 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunery.config import DataConfig
+from tunery.config import MAX_LENGTH, DataConfig
 from tunery.data import token_cache
 from tunery.data.batching import Row
 from tunery.data.example import DataSet, Example, Problem, Rendered
@@ -18,6 +19,9 @@ from tunery.data.kinds.base import Encoded
 from tunery.data.render import Renderer
 from tunery.data.source import ROW, bad_rows
 from tunery.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -95,12 +99,12 @@ class Prepared:
         return "validation", self.data.validation, self.validation
 
 
-def make_renderer(tokenizer: object, config: DataConfig, labels: Sequence[str]) -> Renderer:
+def make_renderer(tokenizer: PreTrainedTokenizerBase, config: DataConfig, labels: Sequence[str]) -> Renderer:
     """The renderer of a task."""
-    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system)  # type: ignore[arg-type]
+    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system)
 
 
-def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) -> Prepared:
+def prepare(data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
     """Tokenise all splits.
 
     Args:
@@ -111,7 +115,7 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: object, context: int) 
     Raises:
         DataError: rows that the template refuses (`data.on_bad_row`), or no row left to train.
     """
-    limit = min(config.max_length or 2048, context)
+    limit = min(config.max_length or MAX_LENGTH, context)
     renderer = make_renderer(tokenizer, config, data.labels)
     train, validation, test = (
         tokenize_once(renderer, examples, limit, config.too_long, config.on_bad_row)

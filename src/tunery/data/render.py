@@ -13,15 +13,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunery.data.example import Example, Message, Rendered
+from tunery.data.example import Example, Message, Rendered, Tool
 from tunery.data.kinds import KINDS
 from tunery.data.messages import plain_message
 from tunery.data.prompts import Prompts
 from tunery.errors import DataError
+from tunery.jsonl import JsonObject
 from tunery.paths import text_sha256
 from tunery.text import plural
 
@@ -90,7 +91,7 @@ class Renderer(Prompts):
 
     # ----------------------------------------------------------------- conversations
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The text after which the model answers, for messages and tools in OpenAI's form (as in a row, or a request).
 
         Raises:
@@ -99,14 +100,12 @@ class Renderer(Prompts):
         with _template_errors("the conversation"):
             return self._template(messages, tools, add_generation_prompt=True)
 
-    def plain(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
+    def plain(self, messages: Iterable[Message]) -> list[JsonObject]:
         """Messages as the chat template gets them."""
         knows_developer = "developer" in str(self.tokenizer.chat_template)
         return [plain_message(message, knows_developer) for message in messages]
 
-    def _template(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
-    ) -> str:
+    def _template(self, messages: Sequence[Message], tools: Sequence[Tool], add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
             self.plain(messages),
             tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
@@ -134,7 +133,7 @@ class Renderer(Prompts):
         self,
         messages: Sequence[Message],
         answer: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool],
         desirable: bool,
     ) -> Rendered:
         """A conversation that ends with an answer; only that is trained."""
@@ -147,9 +146,7 @@ class Renderer(Prompts):
             )
         return replace(rows[0], desirable=desirable)
 
-    def render_conversation(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> list[Rendered]:
+    def render_conversation(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Rendered]:
         """A conversation whose assistant messages are trained, but for those with weight 0."""
         messages = list(messages)
         trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
@@ -165,9 +162,7 @@ class Renderer(Prompts):
                 rows.append(Rendered(upto, ((start, end),)))
         return [*rows, Rendered(whole, tuple(together))]
 
-    def _answer_span(
-        self, messages: list[Message], turn: int, tools: Sequence[Mapping[str, Any]], upto: str
-    ) -> tuple[int, int]:
+    def _answer_span(self, messages: list[Message], turn: int, tools: Sequence[Tool], upto: str) -> tuple[int, int]:
         """Where the answer of message `turn` stands in `upto`, the conversation rendered up to and with it."""
         prompt = self._template(messages[:turn], tools, add_generation_prompt=True)
         start = _common_length(prompt, upto)
@@ -182,7 +177,7 @@ class Renderer(Prompts):
         self.remarks.add("the template writes no end-of-turn token after an answer, so none is trained")
         return start, len(upto)
 
-    def _check_rendered(self, message: Message, answer: str, tools: Sequence[Mapping[str, Any]], prompt: str) -> None:
+    def _check_rendered(self, message: Message, answer: str, tools: Sequence[Tool], prompt: str) -> None:
         for call in message.get("tool_calls") or ():
             if call["function"]["name"] not in answer:
                 raise DataError(
@@ -328,5 +323,5 @@ def _common_length(a: str, b: str) -> int:
     return next(i for i in range(shorter) if a[i] != b[i])
 
 
-def _find(whole: Any, part: Any) -> int:
+def _find(whole: Sequence[int], part: Sequence[int]) -> int:
     return next((i for i in range(len(whole)) if list(whole[i : i + len(part)]) == list(part)), 0)

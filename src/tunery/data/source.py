@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from tunery.data.example import Problem
 from tunery.errors import ConfigError, DataError
+from tunery.jsonl import JsonObject
 from tunery.text import did_you_mean, plural, similar_names
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
@@ -27,7 +28,7 @@ class RawRow(NamedTuple):
     """One raw row: the line it starts on, from 1, and its fields (or its text, from a plain text file)."""
 
     line: int
-    value: dict[str, Any] | str
+    value: JsonObject | str
 
 
 Item = RawRow | list[Problem]

@@ -15,13 +15,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from tunery.data.batching import Row
 from tunery.data.example import Example
 from tunery.errors import TuneryError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.paths import cache_dir, write_atomic
 from tunery.versions import version_of
 
@@ -66,7 +68,7 @@ def _code_sha256() -> bytes:
     return digest.digest()
 
 
-def load(key: str, examples: Sequence[Example]) -> tuple[dict[str, Any], dict[str, int]] | None:
+def load(key: str, examples: Sequence[Example]) -> tuple[JsonObject, dict[str, int]] | None:
     """An entry: what `store` was given, with the places of `examples`, and the remarks; None without a sound one."""
     from safetensors import SafetensorError, safe_open
 
@@ -106,7 +108,7 @@ def _cut_apart(arrays: Mapping[str, np.ndarray], examples: Sequence[Example]) ->
     ]
 
 
-def store(key: str, tokenized: Mapping[str, Any], examples: Sequence[Example], remarks: Mapping[str, int]) -> None:
+def store(key: str, tokenized: JsonMapping, examples: Sequence[Example], remarks: Mapping[str, int]) -> None:
     """Keep tokenised rows. A cache that cannot be written costs time, nothing else.
 
     Args:
@@ -142,7 +144,7 @@ def store(key: str, tokenized: Mapping[str, Any], examples: Sequence[Example], r
         _prune()
 
 
-def _join(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+def _join(parts: Sequence[np.ndarray], dtype: DTypeLike) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 

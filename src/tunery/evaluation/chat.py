@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, field
-from typing import Any
 
 from tunery.errors import ConfigError, TuneryError
 from tunery.evaluation.tuned import TunedModel
@@ -27,7 +26,7 @@ class Conversation:
 
     tuned: TunedModel
     system: str | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, float] = field(default_factory=dict)
     sides: tuple[str, ...] = ("tuned",)
     messages: list[dict[str, str]] = field(default_factory=list)
 
@@ -81,7 +80,7 @@ class Conversation:
 
     def reply(self, line: str) -> None:
         """Answer one line."""
-        asked: Any = line
+        asked: str | list[dict[str, str]] = line
         if self.remembers:
             opening = [{"role": "system", "content": self.system}] if self.system and not self.messages else []
             self.messages += [*opening, {"role": "user", "content": line}]

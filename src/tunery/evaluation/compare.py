@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,10 @@ from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.fast.packed_model import PackedModel
 from tunery.inference.generate import Sampling, context_length, generate
+from tunery.jsonl import JsonObject
 from tunery.lora.attach import disabled
 from tunery.progress import Note, Say
-from tunery.records.evaluation_record import VERSION, Evaluation
+from tunery.records.evaluation_record import VERSION, Evaluation, EvaluationSample, Metrics
 from tunery.training.objectives.base import Objective, loss_metrics
 from tunery.training.scoring import Scorer, Scores
 
@@ -69,32 +69,48 @@ def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say)
         raise DataError("there is no held-out row to evaluate on", "set data.validation or data.test")
     started = time.perf_counter()
     measure = _label_measures if held_out.kind.labelled else _answer_measures
-    result = measure(score, held_out, config, note)
-    return Evaluation.of(
-        {
-            "version": VERSION,
-            "kind": held_out.kind.name,
-            "objective": held_out.objective.name,
-            "unit": held_out.objective.noun,
-            "split": held_out.split,
-            **result,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
+    measured = measure(score, held_out, config, note)
+    return Evaluation(
+        version=VERSION,
+        kind=held_out.kind.name,
+        objective=held_out.objective.name,
+        unit=held_out.objective.noun,
+        split=held_out.split,
+        rows=measured.rows,
+        base=measured.sides["base"],
+        tuned=measured.sides["tuned"],
+        samples=measured.samples,
+        seconds=round(time.perf_counter() - started, 2),
+        **measured.more,
     )
 
 
-def _side(model: PackedModel, side: str) -> contextlib.AbstractContextManager[Any]:
+@dataclass(frozen=True)
+class _Measured:
+    """What both sides make of so many rows.
+
+    Attributes:
+        more: fields of the Evaluation that not every kind of rows has.
+    """
+
+    rows: int
+    sides: dict[str, Metrics]
+    samples: list[EvaluationSample]
+    more: JsonObject
+
+
+def _side(model: PackedModel, side: str) -> contextlib.AbstractContextManager[None]:
     return disabled(model.model) if side == "base" else contextlib.nullcontext()
 
 
-def _label_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
+def _label_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> _Measured:
     labels = held_out.renderer.labels
     examples = held_out.examples[: config.max_rows]
     given = label_rows(held_out.renderer, examples, held_out.limit, held_out.too_long)
     left_out = len(examples) - len(given.examples)
     if left_out:
         note(Note(f"{left_out:,} held-out rows are too long and left out"))
-    result: dict[str, Any] = {"rows": len(given.examples), "left_out": left_out, "labels": list(labels)}
+    sides: dict[str, Metrics] = {}
     said: dict[str, list[str]] = {}
     right: dict[str, list[bool]] = {}
     for side in SIDES:
@@ -104,19 +120,18 @@ def _label_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, no
         predicted, share = scores.predicted, scores.probability
         right[side] = (predicted == given.truth).tolist()
         judged = classification_scores(given.truth.tolist(), predicted.tolist(), labels)
-        result[side] = {**loss_metrics(scores.loss), **judged}
+        sides[side] = Metrics.of({**loss_metrics(scores.loss), **judged})
         said[side] = [f"{labels[k]} ({share[i, k]:.0%})" for i, k in enumerate(predicted)]
-    chosen = telling_rows(right, config.samples)
-    result["samples"] = [
-        {
-            "where": (example := held_out.examples[given.examples[i]]).where,
-            "prompt": example.text,
-            "reference": example.label,
+    samples = [
+        EvaluationSample(
+            where=(example := held_out.examples[given.examples[i]]).where,
+            prompt=example.text,
+            reference=example.label,
             **{side: said[side][i] for side in SIDES},
-        }
-        for i in chosen
+        )
+        for i in telling_rows(right, config.samples)
     ]
-    return result
+    return _Measured(len(given.examples), sides, samples, {"left_out": left_out, "labels": list(labels)})
 
 
 def telling_rows(right: Mapping[str, Sequence[bool]], wanted: int) -> list[int]:
@@ -162,42 +177,54 @@ def _answers(
 
 
 def _samples(
-    held_out: HeldOut, questions: Sequence[_Question], answers: dict[str, list[str]], config: EvaluateConfig
-) -> list[dict[str, Any]]:
+    held_out: HeldOut,
+    questions: Sequence[_Question],
+    answers: dict[str, list[str]],
+    rejected: Mapping[int, Row],
+    config: EvaluateConfig,
+) -> list[EvaluationSample]:
+    """The first questions with both answers.
+
+    Args:
+        rejected: the row with the worse answer, of the examples that have one.
+    """
     decode = held_out.renderer.tokenizer.decode
-    return [
-        {
-            "where": question.where,
-            "prompt": decode(question.ids, skip_special_tokens=True),
-            "reference": question.reference,
+    samples = []
+    for i, question in enumerate(questions[: config.samples]):
+        sample = EvaluationSample(
+            where=question.where,
+            prompt=str(decode(question.ids, skip_special_tokens=True)),
+            reference=question.reference,
             **{side: answers[side][i] for side in SIDES},
-        }
-        for i, question in enumerate(questions[: config.samples])
-    ]
+        )
+        if question.example in rejected:
+            sample.rejected = _answer_text(held_out, rejected[question.example], config.max_new_tokens)[1]
+        samples.append(sample)
+    return samples
 
 
-def _answer_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> dict[str, Any]:
+def _answer_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> _Measured:
     model, objective = score.model, held_out.objective
     rows = held_out.rows.first(config.max_rows)
     wanted = [row for row in rows if row.desirable is not False]
     questions = _questions(model, held_out, wanted, config)
     units = len(rows) // objective.unit
-    result: dict[str, Any] = {"rows": units, "generated_rows": len(questions), **objective.settings()}
     answers: dict[str, list[str]] = {}
     scores: dict[str, Scores] = {}
+    sides: dict[str, Metrics] = {}
     for side in SIDES:
         note(Note(f"measuring {units:,} {objective.noun}s and writing {len(questions)} answers with the {side} model"))
         with _side(model, side):
             scores[side] = score(rows)
             answers[side], overlap = _answers(model, held_out, questions, config)
-        result[side] = {**objective.judge(scores[side], scores["base"], rows), **overlap}
-    result["base"].pop("rewards_accuracy", None)  # the base's rewards are all zero
-    result["samples"] = _samples(held_out, questions, answers, config)
+        judged = {**objective.judge(scores[side], scores["base"], rows), **overlap}
+        if side == "base":
+            for name in ("rewards_accuracy", "rewards_accuracy_interval"):  # the base's rewards are all zero
+                judged.pop(name, None)
+        sides[side] = Metrics.of(judged)
     rejected = {row.example: row for row in rows if row.desirable is False}
-    for sample, question in zip(result["samples"], questions, strict=False):
-        if question.example in rejected:
-            sample["rejected"] = _answer_text(held_out, rejected[question.example], config.max_new_tokens)[1]
-    return result
+    samples = _samples(held_out, questions, answers, rejected, config)
+    return _Measured(units, sides, samples, {"generated_rows": len(questions), **objective.settings()})
 
 
 def _one_per_example(rows: Sequence[Row]) -> list[Row]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
 
 
-def render_page(template: str, values: Mapping[str, Any], package: str = "tunery.evaluation") -> str:
+def render_page(template: str, values: Mapping[str, object], package: str = "tunery.evaluation") -> str:
     """A page's HTML text.
 
     Args:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tunery.evaluation.record import NOTHING, RunRecord, as_number, items, listed, pick, show
+from tunery.jsonl import JsonMapping
 from tunery.paths import safe_name
 
-Receipt = Mapping[str, Any]
+Receipt = JsonMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _rows(receipt: Receipt) -> Check:
     return Check(False, "Not every row was used whole", f"Of {read} rows read: {told}.")
 
 
-def _dropped(data: Any) -> Any:
+def _dropped(data: object) -> object:
     return next((value for key in ("dropped", "dropped_too_long") if (value := pick(data, key)) is not None), None)
 
 
@@ -282,7 +282,7 @@ def facts(receipt: Receipt) -> list[tuple[str, list[Fact]]]:
     return [(title, kept) for title, found in groups if (kept := [fact for fact in found if fact])]
 
 
-def reproduction(record: RunRecord) -> dict[str, Any]:
+def reproduction(record: RunRecord) -> dict[str, object]:
     """Commands and versions with which the run can be repeated."""
     receipt = record.receipt
     versions = [(name, str(version)) for name, version in items(pick(receipt, "versions"))]

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunery.config import KindName
 from tunery.data.kinds import KINDS
 from tunery.errors import CheckpointError, ConfigError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.paths import RunPaths, file_sha256
 from tunery.training.intervals import accuracy_interval
 from tunery.training.metrics import read_metrics
@@ -88,9 +90,9 @@ class RunRecord:
     """What a run directory says, as read: {} or [] or "" for a file that is not there."""
 
     root: Path
-    metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any]
-    receipt: dict[str, Any]
+    metrics: list[JsonObject]
+    evaluation: JsonObject
+    receipt: JsonObject
     task_yaml: str
     receipt_sha256: str
 
@@ -122,7 +124,7 @@ def read_run(run_dir: Path) -> RunRecord:
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> JsonObject:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -134,26 +136,26 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def pick(value: Any, *keys: str) -> Any:
+def pick(value: object, *keys: str) -> Any:
     """`value[key1][key2]…`, or None where a step is missing, null, or not an object."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def as_number(value: Any) -> float | None:
+def as_number(value: object) -> float | None:
     """`value` if it is a finite number (booleans are not), else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def items(value: Any) -> list[tuple[str, Any]]:
+def items(value: object) -> list[tuple[str, Any]]:
     """The entries of an object; none if it is anything else."""
     return [(str(key), entry) for key, entry in value.items()] if isinstance(value, Mapping) else []
 
 
-def listed(value: Any) -> list[Any]:
+def listed(value: object) -> list[Any]:
     """The entries of a list; none if it is anything else."""
     return list(value) if isinstance(value, list | tuple) else []
 
@@ -161,7 +163,7 @@ def listed(value: Any) -> list[Any]:
 # --------------------------------------------------------------------------- words and numbers
 
 
-def show(value: Any, form: str = "score") -> str:
+def show(value: object, form: str = "score") -> str:
     """A number for reading; a dash where there is none.
 
     Args:
@@ -214,7 +216,7 @@ class MetricRow:
     verdict: str
 
 
-def metric_rows(evaluation: Mapping[str, Any]) -> list[MetricRow]:
+def metric_rows(evaluation: JsonMapping) -> list[MetricRow]:
     """Every known metric that the evaluation has, in a fixed order."""
     rows = []
     for metric in METRICS:
@@ -233,24 +235,32 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[MetricRow]:
     return rows
 
 
-def unit_of(evaluation: Mapping[str, Any]) -> str:
+def units(kind: KindName, noun: str = "") -> str:
+    """What rows of a kind are: "rows" or "pairs".
+
+    Args:
+        noun: "row" or "pair"; earlier runs do not say, and then it follows from the kind.
+    """
+    return f"{noun or KINDS[kind].noun}s"
+
+
+def unit_of(evaluation: JsonMapping) -> str:
     """What the held-out rows are: "rows" or "pairs"."""
-    kind = KINDS.get(pick(evaluation, "kind"))
-    noun = pick(evaluation, "unit") or (kind.noun if kind else "row")  # earlier runs do not say
-    return f"{noun}s"
+    noun, kind = pick(evaluation, "unit"), KINDS.get(pick(evaluation, "kind"))
+    return units(kind.name, noun) if kind else f"{noun or 'row'}s"
 
 
-def compares_answers(evaluation: Mapping[str, Any]) -> bool:
+def compares_answers(evaluation: JsonMapping) -> bool:
     """Whether answers were judged against each other."""
     return unit_of(evaluation) == "pairs"
 
 
-def judges_answers(evaluation: Mapping[str, Any]) -> bool:
+def judges_answers(evaluation: JsonMapping) -> bool:
     """Whether answers have rewards: they were compared, or marked good and bad."""
     return compares_answers(evaluation) or pick(evaluation, "tuned", "rewards_accuracy") is not None
 
 
-def interval_of(evaluation: Mapping[str, Any], side: str) -> tuple[float, float, float] | None:
+def interval_of(evaluation: JsonMapping, side: str) -> tuple[float, float, float] | None:
     """(accuracy, low, high) of "base" or "tuned", the range being Wilson's 95 %; None if it is not known. Of pairs,
     accuracy is the share in which the preferred answer is the likelier."""
     accuracy = as_number(pick(evaluation, side, "preference_accuracy" if compares_answers(evaluation) else "accuracy"))
@@ -288,7 +298,7 @@ def headline(record: RunRecord) -> str:
     return "This run has not been evaluated yet, so nothing can be said about its quality."
 
 
-def _overlap_headline(evaluation: Mapping[str, Any], rows: str) -> str:
+def _overlap_headline(evaluation: JsonMapping, rows: str) -> str:
     """Of answers alone, as a model that lies elsewhere gives them."""
     before, after = (as_number(pick(evaluation, side, "chrf")) for side in ("base", "tuned"))
     if before is None or after is None:
@@ -300,7 +310,7 @@ def _overlap_headline(evaluation: Mapping[str, Any], rows: str) -> str:
     return said if after > before else f"{said} The training did not bring them closer."
 
 
-def _preference_headline(evaluation: Mapping[str, Any], count: str) -> str:
+def _preference_headline(evaluation: JsonMapping, count: str) -> str:
     favoured = as_number(pick(evaluation, "tuned", "rewards_accuracy"))
     interval = _favoured_interval(evaluation)
     if favoured is None or interval is None:
@@ -318,7 +328,7 @@ def _preference_headline(evaluation: Mapping[str, Any], count: str) -> str:
     return said if favoured > 0.5 else f"{said} It made things worse."
 
 
-def _favoured_interval(evaluation: Mapping[str, Any]) -> tuple[float, float] | None:
+def _favoured_interval(evaluation: JsonMapping) -> tuple[float, float] | None:
     """The 95 % interval of `rewards_accuracy`: as written, else that of a share of so many rows."""
     written = listed(pick(evaluation, "tuned", "rewards_accuracy_interval"))
     if len(written) == 2:

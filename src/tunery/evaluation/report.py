@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tunery.evaluation.charts import Interval, Series, interval_chart, line_chart, smooth
 from tunery.evaluation.page import render_page
@@ -30,6 +28,7 @@ from tunery.evaluation.record import (
     show,
     unit_of,
 )
+from tunery.jsonl import JsonMapping
 from tunery.paths import RunPaths, write_atomic
 from tunery.training.advice import advise
 from tunery.training.metrics import metric_lines, training_lines, validation_lines
@@ -48,7 +47,7 @@ _PAIR_COLUMNS = (
 """What a table of validations says besides the loss: (key in metrics.jsonl, heading, form)."""
 
 
-def _curves(record: RunRecord) -> dict[str, Any]:
+def _curves(record: RunRecord) -> dict[str, object]:
     """The charts, each in a wide and a narrow version (the page shows one by the width of the screen)."""
     train, valid = training_lines(record.metrics), validation_lines(record.metrics)
     rates = [
@@ -107,7 +106,7 @@ def _curves(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _interval_charts(evaluation: Mapping[str, Any]) -> list[str]:
+def _interval_charts(evaluation: JsonMapping) -> list[str]:
     rows = [
         Interval(name, *found, color=color)
         for side, name, color in (("base", "base", 3), ("tuned", "tuned", 1))
@@ -125,7 +124,7 @@ def _interval_charts(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _per_label(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _per_label(evaluation: JsonMapping) -> list[dict[str, object]]:
     tuned, base = pick(evaluation, "tuned", "per_label"), pick(evaluation, "base", "per_label")
     names = list(dict.fromkeys([name for name, _ in (*items(tuned), *items(base))]))
     return [
@@ -141,7 +140,7 @@ def _per_label(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _matrices(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _matrices(evaluation: JsonMapping) -> list[dict[str, object]]:
     """Confusion matrices of base and tuned, each cell with its share of the row (for the shade)."""
     labels = [str(label) for label in listed(pick(evaluation, "labels"))]
     found = []
@@ -173,7 +172,7 @@ def _matrices(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _samples(evaluation: JsonMapping) -> list[dict[str, object]]:
     """The answers side by side, each with whether it is the reference's (None unless it is a classifier's)."""
     shown = []
     for sample in listed(pick(evaluation, "samples")):
@@ -198,7 +197,7 @@ def _label_of(answer: str) -> str:
     return re.sub(r" \(\d+%\)$", "", answer.strip())
 
 
-def _big_numbers(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _big_numbers(evaluation: JsonMapping) -> list[dict[str, object]]:
     """The two or three metrics that tell most, with the uncertainty where it is known."""
     wanted = ("loss", "perplexity", "chrf")
     if pick(evaluation, "tuned", "accuracy") is not None:
@@ -214,7 +213,7 @@ def _big_numbers(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return numbers
 
 
-def _page(record: RunRecord) -> dict[str, Any]:
+def _page(record: RunRecord) -> dict[str, object]:
     evaluation, receipt = record.evaluation, record.receipt
     return {
         "name": record.name,

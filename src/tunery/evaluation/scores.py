@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tunery.errors import DataError
+from tunery.jsonl import JsonObject
 from tunery.training.intervals import accuracy_interval
 
 
-def classification_scores(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:
+def classification_scores(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> JsonObject:
     """Accuracy, precision, recall and F1 of a classifier.
 
     Args:

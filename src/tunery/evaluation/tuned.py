@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunery.config import Task
-from tunery.data.example import Place
+from tunery.data.example import Message, Place
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
 from tunery.data.prepare import make_renderer
@@ -18,6 +18,7 @@ from tunery.errors import AdapterError, CheckpointError, ConfigError
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.inference.generate import Sampling, generate, stream
+from tunery.jsonl import JsonMapping
 from tunery.lora.adapter import load_adapter
 from tunery.lora.attach import disabled
 from tunery.models.load import Base, load_base
@@ -27,6 +28,9 @@ from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt, recei
 from tunery.records.typed_record import RecordError
 from tunery.task_file import load_task
 from tunery.training.scoring import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -39,7 +43,6 @@ class TunedModel:
         task: the run's settings.
         renderer: turns messages into prompts exactly as in training.
         receipt: the run's receipt.
-        limit: the longest row of the run, in tokens.
     """
 
     base: Base
@@ -47,12 +50,16 @@ class TunedModel:
     task: Task
     renderer: Renderer
     receipt: Receipt = field(repr=False)
-    limit: int = 2048
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """The transformers model, adapter active."""
         return self.base.model
+
+    @property
+    def limit(self) -> int:
+        """The longest row of the run, in tokens."""
+        return self.receipt.data.limit
 
     @property
     def kind(self) -> Kind:
@@ -65,7 +72,7 @@ class TunedModel:
         with disabled(self.model):
             yield self
 
-    def _prompt(self, asked: str | Sequence[Mapping[str, Any]]) -> list[int]:
+    def _prompt(self, asked: str | Sequence[Message]) -> list[int]:
         if not asked or not (isinstance(asked, str) or all("role" in m and "content" in m for m in asked)):
             raise ConfigError(
                 "nothing to answer", 'give a text, or messages such as [{"role": "user", "content": "…"}]'
@@ -75,7 +82,7 @@ class TunedModel:
             return self.renderer.encode_prompt(str(asked), begin=True)
         return self.renderer.encode_prompt(self.renderer.prompt(messages))
 
-    def answer(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> str:
+    def answer(self, asked: str | Sequence[Message], **sampling: Any) -> str:
         """The answer to a text or a conversation.
 
         Raises:
@@ -90,7 +97,7 @@ class TunedModel:
         ids = [self._prompt(asked)]
         return generate(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)[0]
 
-    def stream(self, asked: str | Sequence[Mapping[str, Any]], **sampling: Any) -> Iterator[str]:
+    def stream(self, asked: str | Sequence[Message], **sampling: Any) -> Iterator[str]:
         """As `answer`, piece by piece."""
         ids = self._prompt(asked)
         return stream(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)
@@ -112,7 +119,7 @@ class TunedModel:
         return [dict(zip(labels, map(float, row), strict=True)) for row in shares]
 
 
-def _sampling(given: Mapping[str, Any]) -> Sampling:
+def _sampling(given: JsonMapping) -> Sampling:
     known = [f.name for f in fields(Sampling)]
     if unknown := sorted(set(given) - set(known)):
         raise ConfigError(f"unknown: {', '.join(unknown)}", f"an answer takes {', '.join(known)}")
@@ -180,7 +187,7 @@ def require_same_base(paths: RunPaths, task: Task, receipt: Receipt, sha256: str
         )
 
 
-def same_renderer(paths: RunPaths, task: Task, receipt: Receipt, tokenizer: Any) -> Renderer:
+def same_renderer(paths: RunPaths, task: Task, receipt: Receipt, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     """What turned the run's rows into text, made anew.
 
     Raises:
@@ -210,4 +217,4 @@ def load_run(run: str | Path, *, device: str = "auto") -> TunedModel:
     renderer = same_renderer(paths, task, receipt, base.tokenizer)
     load_adapter(base.model, paths.adapter)
     flat = optimize_model(base.model)
-    return TunedModel(base, flat, task, renderer, receipt, receipt.data.max_length or 2048)
+    return TunedModel(base, flat, task, renderer, receipt)

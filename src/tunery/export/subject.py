@@ -88,7 +88,7 @@ class Subject:
     @property
     def limit(self) -> int:
         """The longest row of the run, in tokens."""
-        return self.receipt.data.max_length or 2048
+        return self.receipt.data.limit
 
     @property
     def base_name(self) -> str:

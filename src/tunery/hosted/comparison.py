@@ -123,7 +123,7 @@ def _target(run: Finished, tuned: TunedModel) -> JsonObject:
         "adapter_bytes": receipt.adapter.bytes,
         "adapter_sha256": receipt.adapter.sha256,
         "dtype": receipt.precision.dtype,
-        "device": receipt.device,
+        "device": receipt.device.as_json(),
         "train_seconds": receipt.speed.train_seconds,
         "peak_bytes": receipt.memory.peak_bytes,
     }

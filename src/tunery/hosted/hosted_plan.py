@@ -33,9 +33,11 @@ from tunery.jsonl import JsonMapping, JsonObject
 from tunery.openai_api.methods import FEWEST_ROWS
 from tunery.openai_api.token_counter import LONGEST_ROW, TokenCounter
 from tunery.paths import text_sha256
+from tunery.records.check_report import VERSION, HostedCheckReport, HostedLengthsSection, PlannedJobSection
 from tunery.records.hosted_state import Estimate, HostedState
+from tunery.records.run_receipt import RowsSection
 from tunery.text import plural
-from tunery.training.build_receipt import read_section
+from tunery.training.build_receipt import LISTED, read_section
 from tunery.training.check import histogram, label_counts
 
 PROBLEMS_SHOWN = 20
@@ -117,6 +119,19 @@ class HostedPlan:
             suffix=suffix(self.task),
             files={name: text_sha256(self.content(name)) for name in self.files},
         )
+
+    def rows_section(self) -> JsonObject:
+        """What was read and left out; of receipt and check report."""
+        return {
+            **read_section(self.data, self.prompts.instruction),
+            "train_rows": len(self.data.train),
+            "validation_rows": len(self.data.validation),
+            "test_rows": len(self.data.test),
+            "dropped": 0,
+            "dropped_rows": [],
+            "truncated": len(self.too_long),
+            "truncated_rows": self.too_long[:LISTED],
+        }
 
     def cost_sentences(self) -> list[str]:
         """What the job and its evaluation take, for a person, a line each."""
@@ -215,51 +230,42 @@ def _estimate(
     )
 
 
-def check_hosted(task: Task, samples: int) -> JsonObject:
-    """As tunery.training.check.check; "hosted" stands in the place of "training".
+def check_hosted(task: Task, samples: int) -> HostedCheckReport:
+    """As tunery.training.check.check, for a hosted model.
 
     Raises:
-        ConfigError, DataError: as tunery.hosted.hosted_plan.make_plan.
+        ConfigError, DataError: as make_plan.
     """
     plan = make_plan(task)
-    data, lengths = plan.data, np.asarray(plan.lengths)
-    return {
-        "name": task.name,
-        "notes": data.notes,
-        "data": {
-            **read_section(data, plan.prompts.instruction),
-            **{
-                f"{name}_rows": len(rows)
-                for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test))
-            },
-            "dropped": 0,
-            "dropped_rows": [],
-            "truncated": len(plan.too_long),
-            "truncated_rows": plan.too_long,
-        },
-        "tokens": {
-            "all": int(lengths.sum()),
-            "exact": plan.counter.exact,
-            "shortest": int(lengths.min()),
-            "median": float(np.median(lengths)),
-            "mean": float(lengths.mean()),
-            "longest": int(lengths.max()),
-            "histogram": histogram(lengths),
-        },
-        "labels": label_counts(data),
-        "hosted": {
-            "model": plan.model,
-            "address": plan.address,
-            "method": plan.method,
-            "estimate": plan.estimate.as_json(),
-            "sentences": plan.cost_sentences(),
-        },
-        "remarks": plan.remarks,
-        "samples": [_pieces(json.loads(line)) for line in plan.files["training"][:samples]],
-        "sample_names": [example.where for example in data.train[:samples]],
-        "sample_sides": [None for _ in data.train[:samples]],
-        "sample_lines": [example.where.line for example in data.train[:samples]],
-    }
+    lengths, shown = np.asarray(plan.lengths), plan.data.train[:samples]
+    return HostedCheckReport(
+        version=VERSION,
+        name=task.name,
+        notes=plan.data.notes,
+        labels=label_counts(plan.data),
+        remarks=plan.remarks,
+        samples=[_pieces(json.loads(line)) for line in plan.files["training"][:samples]],
+        sample_names=[example.where for example in shown],
+        sample_sides=[None for _ in shown],
+        sample_lines=[example.where.line for example in shown],
+        data=RowsSection.of(plan.rows_section()),
+        tokens=HostedLengthsSection(
+            all=int(lengths.sum()),
+            exact=plan.counter.exact,
+            shortest=int(lengths.min()),
+            median=float(np.median(lengths)),
+            mean=float(lengths.mean()),
+            longest=int(lengths.max()),
+            histogram=histogram(lengths),
+        ),
+        hosted=PlannedJobSection(
+            model=plan.model,
+            address=plan.address,
+            method=plan.method,
+            estimate=plan.estimate,
+            sentences=plan.cost_sentences(),
+        ),
+    )
 
 
 def _pieces(row: JsonMapping) -> list[tuple[str, bool]]:

@@ -14,7 +14,7 @@ from tunery.openai_api.methods import FEWEST_ROWS, settled_hyperparameters
 from tunery.records.hosted_state import HostedState
 from tunery.records.run_receipt import HostedReceipt
 from tunery.text import plural
-from tunery.training.build_receipt import head_section, read_section
+from tunery.training.build_receipt import head_section
 from tunery.training.metrics import training_lines, validation_lines
 from tunery.versions import version_of
 
@@ -33,14 +33,7 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[JsonMapp
         **head_section(task, to_yaml(task)),
         "model": {"name": task.model, "source": state.address},
         "data": {
-            **read_section(plan.data, plan.prompts.instruction),
-            "train_rows": len(plan.data.train),
-            "validation_rows": len(plan.data.validation),
-            "test_rows": len(plan.data.test),
-            "dropped": 0,
-            "dropped_rows": [],
-            "truncated": len(plan.too_long),
-            "truncated_rows": plan.too_long[:100],
+            **plan.rows_section(),
             "rows_sha256": state.files,
         },
         "tokens": {"data": state.job.get("trained_tokens"), "estimated": plan.estimate.training_tokens},

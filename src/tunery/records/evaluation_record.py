@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,6 +10,56 @@ from tunery.config import KindName
 from tunery.records.typed_record import Record
 
 VERSION = 1
+
+
+class LabelMetrics(Record):
+    """Of one label. A ratio with nothing below the line is 0."""
+
+    precision: float = Field(description="right among the rows given this label")
+    recall: float = Field(description="right among the rows that have this label")
+    f1: float = Field(description="harmonic mean of both")
+    support: int = Field(description="rows that have this label")
+
+
+class Metrics(Record):
+    """Of one model; which there are depends on the kind of the rows and the objective of the training. Lists of two are
+    95 % intervals."""
+
+    rewards_accuracy: float | None = Field(
+        default=None, description="share in which the better answer's reward is higher"
+    )
+    rewards_accuracy_interval: list[float] | None = Field(default=None, description="of rewards_accuracy")
+    rewards_margin: float | None = Field(default=None, description="mean reward of good answers minus that of bad ones")
+    preference_accuracy: float | None = Field(default=None, description="pairs whose preferred answer is likelier")
+    preference_accuracy_interval: list[float] | None = Field(default=None, description="of preference_accuracy")
+    preference_loss: float | None = Field(default=None, description="the objective's, on pairs")
+    loss: float | None = Field(default=None, description="per trained token, in nats")
+    perplexity: float | None = Field(default=None, description="exp(loss)")
+    rejected_loss: float | None = Field(default=None, description="loss of the rejected answers")
+    token_accuracy: float | None = Field(default=None, description="share of trained tokens ranked first")
+    accuracy: float | None = Field(default=None, description="share of rows with the right label")
+    accuracy_interval: list[float] | None = Field(default=None, description="of accuracy")
+    macro_f1: float | None = Field(default=None, description="mean F1 of the labels that occur")
+    weighted_f1: float | None = Field(default=None, description="the same, weighted by support")
+    per_label: dict[str, LabelMetrics] | None = Field(default=None, description="label → its metrics")
+    confusion: list[list[int]] | None = Field(default=None, description="rows: true label, columns: predicted label")
+    unlabelled: int | None = Field(default=None, description="generated answers that name no label")
+    chrf: float | None = Field(default=None, description="of generated answers against the reference, 0 to 100")
+    bleu: float | None = Field(default=None, description="of generated answers against the reference, 0 to 100")
+    distinct_1: float | None = Field(default=None, description="different words among all words generated")
+    distinct_2: float | None = Field(default=None, description="different word pairs among all words generated")
+    mean_words: float | None = Field(default=None, description="of a generated answer")
+
+
+class EvaluationSample(Record):
+    """A row with both answers."""
+
+    where: str = Field(description="file:line")
+    prompt: str = Field(description="what was asked")
+    reference: str = Field(description="the answer in the data")
+    base: str = Field(description="answer of the base")
+    tuned: str = Field(description="answer of the tuned model")
+    rejected: str | None = Field(default=None, description="the worse answer in the data")
 
 
 class Evaluation(Record):
@@ -25,7 +75,7 @@ class Evaluation(Record):
     left_out: int = Field(default=0, description="rows that could not be measured")
     generated_rows: int | None = Field(default=None, description="rows answered by generating")
     labels: list[str] | None = Field(default=None, description="of a classification, in order")
-    base: dict[str, Any] = Field(description="metrics of the base")
-    tuned: dict[str, Any] = Field(description="metrics of the tuned model")
-    samples: list[dict[str, Any]] = Field(description="rows with both answers, for a person")
+    base: Metrics = Field(description="metrics of the base")
+    tuned: Metrics = Field(description="metrics of the tuned model")
+    samples: list[EvaluationSample] = Field(description="rows with both answers, for a person")
     seconds: float | None = Field(default=None, description="that it took")

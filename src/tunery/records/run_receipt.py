@@ -5,11 +5,13 @@ docs/reference.md is generated from the descriptions here.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from pydantic import Field
 
-from tunery.config import KindName, VariantName
+from tunery.config import MAX_LENGTH, KindName, VariantName
+from tunery.jsonl import JsonObject
+from tunery.records.hosted_state import UploadedFile
 from tunery.records.typed_record import Record
 
 VERSION = 1
@@ -43,7 +45,14 @@ class HostedModelSection(Record):
     source: str = Field(description="address of the server")
 
 
-class DataSection(Record):
+class DroppedRow(Record):
+    """An example that was left out."""
+
+    where: str = Field(description="file:line")
+    reason: str = Field(description="why, in words")
+
+
+class RowsSection(Record):
     """The rows: what was read, left out and cut."""
 
     files: dict[str, str] = Field(description="file → SHA-256")
@@ -60,11 +69,21 @@ class DataSection(Record):
     validation_rows: int = Field(description="held out")
     test_rows: int = Field(description="of a test file")
     dropped: int = Field(description="examples that were too long, or had nothing to train")
-    dropped_rows: list[dict[str, Any]] = Field(description="the first hundred, each with its reason")
+    dropped_rows: list[DroppedRow] = Field(description="the first hundred, each with its reason")
     truncated: int = Field(description="rows cut to max_length")
     truncated_rows: list[str] = Field(description="the first hundred")
+
+
+class DataSection(RowsSection):
+    """The rows, and the hash of what of them was trained."""
+
     max_length: int | None = Field(default=None, description="longest row in tokens; null for a hosted run")
     rows_sha256: dict[str, str] = Field(description="split → hash of all tokens and weights")
+
+    @property
+    def limit(self) -> int:
+        """The longest row in tokens; the usual one where the run does not say."""
+        return self.max_length or MAX_LENGTH
 
 
 class TokensSection(Record):
@@ -85,10 +104,27 @@ class HostedTokensSection(Record):
     estimated: int | None = Field(default=None, description="expected to be billed")
 
 
+class StartSection(Record):
+    """The adapter that a run went on from (lora.start)."""
+
+    path: str = Field(description="its folder")
+    sha256: str = Field(description="of its weights")
+    config_sha256: str = Field(description="of its adapter_config.json")
+    base: str | None = Field(default=None, description="the model it was trained on, as it names that")
+    remark: str | None = Field(default=None, description="what to know where that is another model")
+
+
+class TensorMovement(Record):
+    """What training did to a tensor of the adapter."""
+
+    shape: list[int] = Field(description="of the tensor")
+    moved: float = Field(description="norm of its change, relative to its start")
+
+
 class LoRASection(Record):
     """The adapter."""
 
-    start: dict[str, Any] | None = Field(default=None, description="the adapter it started from")
+    start: StartSection | None = Field(default=None, description="the adapter it started from")
     rank: int = Field(description="of most layers")
     alpha: float = Field(description="of most layers")
     scaling: float = Field(description="s in W + s · B A")
@@ -99,7 +135,7 @@ class LoRASection(Record):
     matched: list[str] = Field(description="layers that were adapted")
     unmatched: list[str] = Field(description="weight matrices of the decoder layers that were not")
     trainable_parameters: int = Field(description="of the adapter")
-    tensors: dict[str, dict[str, Any]] = Field(description="tensor → shape, and how far it moved relative to its start")
+    tensors: dict[str, TensorMovement] = Field(description="tensor → shape, and how far it moved relative to its start")
 
 
 class TrainingSection(Record):
@@ -164,6 +200,16 @@ class AdapterSection(Record):
     bytes: int = Field(description="its size")
 
 
+class DeviceSection(Record):
+    """What computed."""
+
+    kind: str = Field(description="cpu, cuda or mps")
+    name: str = Field(description="of the processor or the GPU")
+    threads: int = Field(description="of the CPU")
+    memory_bytes: int = Field(description="of the GPU, else of the machine")
+    workers: int = Field(default=1, description="processes that computed a step")
+
+
 class PrecisionSection(Record):
     """The dtype, and why."""
 
@@ -205,8 +251,15 @@ class HostedSection(Record):
     job: str | None = Field(default=None, description="its id")
     model: str = Field(description="as the server names it")
     tuned_model: str | None = Field(default=None, description="name by which the tuned model answers")
+    method: JsonObject = Field(default_factory=dict, description="of the job, as asked for")
+    files: dict[str, UploadedFile] = Field(
+        default_factory=dict, description="training, validation → id and bytes there"
+    )
+    result_files: list[str] | None = Field(default=None, description="ids of its metrics")
     billed_tokens: int | None = Field(default=None, description="as the server says")
     cost: float | None = Field(default=None, description="in dollars, by the price list")
+    estimate: JsonObject = Field(default_factory=dict, description="that was agreed to; {} where the job was recovered")
+    earlier_jobs: list[JsonObject] = Field(default_factory=list, description="that came to nothing: id, status, error")
 
 
 class ReceiptBase(Record):
@@ -232,7 +285,7 @@ class Receipt(ReceiptBase):
     training: TrainingSection
     reload: ReloadSection
     adapter: AdapterSection
-    device: dict[str, Any] = Field(description="kind, name, threads, memory, worker processes")
+    device: DeviceSection
     precision: PrecisionSection
     speed: SpeedSection
     memory: MemorySection
@@ -251,10 +304,10 @@ class HostedReceipt(ReceiptBase):
 AnyReceipt = Receipt | HostedReceipt
 
 
-def receipt_of(values: dict[str, Any]) -> AnyReceipt:
+def receipt_of(values: object) -> AnyReceipt:
     """A receipt from JSON values.
 
     Raises:
         tunery.records.typed_record.RecordError: they are something else.
     """
-    return HostedReceipt.of(values) if "hosted" in values else Receipt.of(values)
+    return HostedReceipt.of(values) if isinstance(values, Mapping) and "hosted" in values else Receipt.of(values)

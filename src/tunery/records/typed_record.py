@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tunery.jsonl import JsonObject
 from tunery.paths import read_json, write_json
 
 
@@ -25,7 +26,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=(), ser_json_inf_nan="null")
 
     @classmethod
-    def of(cls, values: Any, where: str = "") -> Self:
+    def of(cls, values: object, where: str = "") -> Self:
         """From JSON values.
 
         Raises:
@@ -52,7 +53,7 @@ class Record(BaseModel):
             raise RecordError(str(error)) from None
         return cls.of(values)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """JSON values, without fields that were never set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
@@ -79,7 +80,7 @@ class Record(BaseModel):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """The field, or the default where it was not set."""
         return getattr(self, key) if key in self.model_fields_set else default
 

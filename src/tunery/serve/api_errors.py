@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tunery.errors import AdapterError, ConfigError, DataError, NotInstalledError, ResumableError, TuneryError
+from tunery.jsonl import JsonObject
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -42,7 +42,7 @@ class ApiError(Exception):
         self.param = param
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JsonObject:
         """The JSON of the answer."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}

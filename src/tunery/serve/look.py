@@ -9,9 +9,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tunery.config import KindName, Task
+from tunery.data.example import Problem
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.serve.files import Files
 from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, Use, make_task, settle
@@ -31,11 +32,11 @@ def look(
     base: str,
     start: Path | None,
     method: str,
-    asked: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    asked: Mapping[str, float],
+    defaults: JsonMapping,
     home: Path,
     use: Use = "training",
-) -> dict[str, Any]:
+) -> JsonObject:
     """What a job on this file would meet.
 
     Args:
@@ -65,7 +66,7 @@ def look(
         return _look(spec, folder, kind, FEWEST[use])
 
 
-def _look(spec: JobSpec, folder: JobFolder, kind: KindName, fewest: int) -> dict[str, Any]:
+def _look(spec: JobSpec, folder: JobFolder, kind: KindName, fewest: int) -> JsonObject:
     from tunery import api
 
     found = api.examine(make_task(spec, folder, kind, settle(spec.asked, spec.method, FEWEST_EXAMPLES), "auto"))
@@ -86,32 +87,32 @@ def _look(spec: JobSpec, folder: JobFolder, kind: KindName, fewest: int) -> dict
     return result
 
 
-def _problem(problem: Any) -> dict[str, Any]:
+def _problem(problem: Problem) -> JsonObject:
     return {"line": problem.line, "field": problem.field, "message": problem.message, "fix": problem.fix}
 
 
-def _would_train(task: Task, settled: Mapping[str, Any]) -> dict[str, Any]:
+def _would_train(task: Task, settled: Mapping[str, float]) -> JsonObject:
     """Tokens, rows with their trained stretches, steps and time, of the good rows alone."""
     from tunery import api
 
     lenient = task.model_copy(update={"data": task.data.model_copy(update={"on_bad_row": "skip"})})
-    report = api.check(lenient, samples=SAMPLES)
+    report = api.check_local(lenient, samples=SAMPLES)
     previews = [
         {
             "line": line,
             **({"title": _TITLES[side]} if side else {}),
             "pieces": [{"text": text, "trained": trained} for text, trained in pieces],
         }
-        for pieces, side, line in zip(report["samples"], report["sample_sides"], report["sample_lines"], strict=True)
+        for pieces, side, line in zip(report.samples, report.sample_sides, report.sample_lines, strict=True)
     ]
     return {
-        "tokens": report["tokens"]["all"],
-        "trained_tokens": report["tokens"]["trained"],
+        "tokens": report.tokens.all,
+        "trained_tokens": report.tokens.trained,
         "previews": previews,
-        "steps": report["training"]["steps"],
+        "steps": report.training.steps,
         "hyperparameters": dict(settled),
-        "seconds_estimate": report["training"]["seconds"],
-        "notes": [*report["remarks"]],
+        "seconds_estimate": report.training.seconds,
+        "notes": [*report.remarks],
     }
 
 

@@ -7,7 +7,9 @@ import secrets
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from tunery.jsonl import JsonObject
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
@@ -83,10 +85,10 @@ class Job:
     training_file: str
     validation_file: str | None = None
     status: JobStatus = "validating_files"
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    method: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, int | float | str] = field(default_factory=dict)
+    method: JsonObject = field(default_factory=dict)
     metadata: dict[str, str] | None = None
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[JsonObject] | None = None
     organization_id: str = "local"
     error: JobError | None = None
     fine_tuned_model: str | None = None
@@ -107,7 +109,7 @@ class Event:
     message: str
     level: Literal["info", "warn", "error"] = "info"
     type: Literal["message", "metrics"] = "message"
-    data: dict[str, Any] | None = None
+    data: JsonObject | None = None
     object: str = "fine_tuning.job.event"
 
 
@@ -120,7 +122,7 @@ class Checkpoint:
     fine_tuned_model_checkpoint: str
     fine_tuning_job_id: str
     step_number: int
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     object: str = "fine_tuning.job.checkpoint"
 
 

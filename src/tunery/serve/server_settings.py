@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunery.config import DataConfig, Task
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.task_file import absolute, load_task
 
 MEGABYTE = 1 << 20
@@ -59,7 +60,7 @@ class ServeSettings(BaseModel):
     slots: Annotated[int, Field(ge=1)] = 1
     engine: str | None = None
     engine_kind: Literal["vllm", "llamacpp"] | None = None
-    task_defaults: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    task_defaults: Mapping[str, JsonMapping] = Field(default_factory=dict)
     max_rows: Annotated[int, Field(ge=1)] = 64
     max_queue: Annotated[int, Field(ge=0)] = 256
     allow_hosts: tuple[str, ...] = ()
@@ -192,7 +193,7 @@ def keys_from_environment() -> tuple[str, ...]:
 SECTIONS_FOR_ALL_JOBS = ("lora", "train", "data", "evaluate")
 
 
-def read_task_defaults(path: Path) -> dict[str, dict[str, Any]]:
+def read_task_defaults(path: Path) -> dict[str, JsonObject]:
     """Settings for all jobs: sections of a task file, only what is set in them.
 
     Raises:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from tunery.errors import ConfigError
 from tunery.serve.records import (
@@ -189,7 +189,7 @@ class Store:
         row = self._connection().execute(query, (record_id,)).fetchone()
         return row[0] if row else None
 
-    def update(self, kind: type[R], record_id: str, **changes: Any) -> R:
+    def update(self, kind: type[R], record_id: str, **changes: object) -> R:
         """Change fields of a record (a job's status: by `move`).
 
         Raises:
@@ -199,7 +199,7 @@ class Store:
             raise ValueError("a job's status changes by move")
         return self._replace(kind, record_id, changes)
 
-    def _replace(self, kind: type[R], record_id: str, changes: Mapping[str, Any]) -> R:
+    def _replace(self, kind: type[R], record_id: str, changes: Mapping[str, object]) -> R:
         with self.transaction():
             before = self.get(kind, record_id)
             if before is None:
@@ -221,7 +221,7 @@ class Store:
         kind: type[R],
         *,
         owner: str | None = None,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, object] | None = None,
         metadata: Mapping[str, str] | None = None,
         after: str | None = None,
         limit: int | None = None,
@@ -253,7 +253,7 @@ class Store:
         records = [_decode(kind, body) for (body,) in rows[:limit]]
         return Page(records, has_more=len(rows) > len(records))
 
-    def move(self, job_id: str, to: JobStatus, *, expected: Collection[str], **changes: Any) -> Job | None:
+    def move(self, job_id: str, to: JobStatus, *, expected: Collection[str], **changes: object) -> Job | None:
         """Change a job's status, and other fields with it, if its status is one of those expected.
 
         Returns:
@@ -271,7 +271,9 @@ class Store:
             return self._replace(Job, job_id, {**changes, "status": to})
 
 
-def _tests(owner: str | None, where: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[list[str], list[Any]]:
+def _tests(
+    owner: str | None, where: Mapping[str, object], metadata: Mapping[str, str]
+) -> tuple[list[str], list[object]]:
     """Conditions of a query, and their values. Names of fields are ours; everything from outside is a value."""
     tests, values = ["body IS NOT NULL"], []
     if owner is not None:

@@ -18,6 +18,8 @@ from tunery.models.device import available_memory, matmul_rate, pick_device, res
 from tunery.models.load import empty_model, quantization_of
 from tunery.models.quantized import expected_bytes
 from tunery.models.windows import layer_windows, visible_pairs
+from tunery.records.check_report import VERSION, CheckReport, PlannedTrainingSection, SampleSide, TrainedLengthsSection
+from tunery.records.run_receipt import DataSection
 from tunery.training.build_receipt import data_section, end_of_turn
 from tunery.training.flops import step_flops
 from tunery.training.objectives.base import REFERENCE, Objective
@@ -31,56 +33,52 @@ REACHED_SHARE = 0.45
 BINS = 10
 
 
-def check(task: Task, prepared: Prepared, samples: int = 3) -> dict[str, Any]:
+def check(task: Task, prepared: Prepared, samples: int = 3) -> CheckReport:
     """What would be trained, in numbers and in a few rows, with an estimate of memory and time.
 
-    Returns:
-        JSON values; "samples" holds rows as [[text, is_trained], …] pieces, "sample_names" the place of each in the
-        data, and "sample_lines" its line there; of a pair of answers both rows are there, the chosen one first, and
-        "sample_sides" says which is which.
+    Args:
+        samples: training rows (or pairs) to show.
 
     Raises:
         ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
     """
+    shown = prepared.train.first(samples)
+    places = [prepared.data.train[row.example].where for row in shown]
+    sides: list[SampleSide | None] = [_SIDES[row.desirable] for row in shown]
+    return CheckReport(
+        version=VERSION,
+        name=task.name,
+        notes=prepared.data.notes,
+        data=DataSection.of(data_section(prepared)),
+        tokens=_lengths(prepared),
+        labels=label_counts(prepared.data),
+        training=_planned(task, prepared),
+        remarks=prepared.renderer.remarks.sentences(),
+        samples=[pieces(prepared.renderer, row) for row in shown],
+        sample_names=[f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
+        sample_sides=sides,
+        sample_lines=[place.line for place in places],
+    )
+
+
+def _lengths(prepared: Prepared) -> TrainedLengthsSection:
     rows = prepared.train.rows
     lengths = np.asarray([len(row.ids) for row in rows])
     trained = sum(row.trained for row in rows)
-    return {
-        "name": task.name,
-        "notes": prepared.data.notes,
-        "data": data_section(prepared),
-        "tokens": {
-            "all": int(lengths.sum()),
-            "trained": trained,
-            "trained_share": trained / int(lengths.sum()),
-            "shortest": int(lengths.min()),
-            "median": float(np.median(lengths)),
-            "mean": float(lengths.mean()),
-            "longest": int(lengths.max()),
-            "histogram": histogram(lengths),
-            **end_of_turn(prepared),
-        },
-        "labels": label_counts(prepared.data),
-        "training": _estimates(task, prepared),
-        "remarks": prepared.renderer.remarks.sentences(),
-        "samples": [pieces(prepared.renderer, row) for row in prepared.train.first(samples)],
-        **_sample_places(prepared, samples),
-    }
+    return TrainedLengthsSection(
+        all=int(lengths.sum()),
+        trained=trained,
+        trained_share=trained / int(lengths.sum()),
+        shortest=int(lengths.min()),
+        median=float(np.median(lengths)),
+        mean=float(lengths.mean()),
+        longest=int(lengths.max()),
+        histogram=histogram(lengths),
+        **end_of_turn(prepared),
+    )
 
 
-def _sample_places(prepared: Prepared, samples: int) -> dict[str, list[Any]]:
-    """Where each sample comes from, and which answer of a pair it is: "chosen" or "rejected"."""
-    rows = prepared.train.first(samples)
-    places = [prepared.data.train[row.example].where for row in rows]
-    sides = [_SIDES[row.desirable] for row in rows]
-    return {
-        "sample_names": [f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
-        "sample_sides": sides,
-        "sample_lines": [place.line for place in places],
-    }
-
-
-_SIDES = {True: "chosen", False: "rejected", None: None}
+_SIDES: dict[bool | None, SampleSide | None] = {True: "chosen", False: "rejected", None: None}
 """Row.desirable → what a sample is called."""
 
 
@@ -104,7 +102,7 @@ def label_counts(data: DataSet) -> dict[str, dict[str, int]]:
     }
 
 
-def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
+def _planned(task: Task, prepared: Prepared) -> PlannedTrainingSection:
     train = prepared.train
     objective = make_objective(task, prepared.data.kind, train)
     device = pick_device(task.train.device)
@@ -117,23 +115,23 @@ def _estimates(task: Task, prepared: Prepared) -> dict[str, Any]:
     need = Need.of(task, train, model, base_bytes=base_bytes, dtype_bytes=dtype.itemsize, device=device)
     steps, batches = total_steps(task.train, train.units), sampled(task, train)
     flops = steps * _mean_flops(model, batches, trainable, objective)
-    return {
-        "model": task.model,
-        "parameters": sum(p.numel() for p in base_parameters(model)),
-        "layers": len(matched),
-        "trainable_parameters": trainable,
-        "steps": steps,
-        "batch_size": task.train.batch_size,
-        "unit": objective.noun,
-        "learning_rate": peak_rate(task.train, model.config, objective),
-        "precision": str(dtype).removeprefix("torch."),
-        "quantization": stored,
-        "device": device.type,
-        "computed_share": largest(batches)[0] / largest(sampled(task, train, share=False))[0],
-        "memory_bytes": need.estimate(need.tokens, task.train.gradient_checkpointing is True).total,
-        "available_bytes": available_memory(device),
-        "seconds": flops / (REACHED_SHARE * matmul_rate(device, dtype)),
-    }
+    return PlannedTrainingSection(
+        model=task.model,
+        parameters=sum(p.numel() for p in base_parameters(model)),
+        layers=len(matched),
+        trainable_parameters=trainable,
+        steps=steps,
+        batch_size=task.train.batch_size,
+        unit=objective.noun,
+        learning_rate=peak_rate(task.train, model.config, objective),
+        precision=str(dtype).removeprefix("torch."),
+        quantization=stored,
+        device=device.type,
+        computed_share=largest(batches)[0] / largest(sampled(task, train, share=False))[0],
+        memory_bytes=need.estimate(need.tokens, task.train.gradient_checkpointing is True).total,
+        available_bytes=available_memory(device),
+        seconds=flops / (REACHED_SHARE * matmul_rate(device, dtype)),
+    )
 
 
 def _mean_flops(model: Any, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from tunery.config import KindName
 from tunery.data.conversation import Report
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.prompts import Prompts
+from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -102,7 +103,7 @@ class Kind(ABC):
         """The roles that must still be filled where those of `found` are."""
         return [role for role in self.required if role not in found]
 
-    def plausible(self, rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
+    def plausible(self, rows: Sequence[JsonMapping], columns: Columns) -> bool:
         """Whether the values could be of this kind, where columns have the right names.
 
         Args:
@@ -114,15 +115,15 @@ class Kind(ABC):
 
     @abstractmethod
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         """The fields of an Example; whatever where `report` is told of a problem.
 
         Args:
             labels: value in the file → label; None takes the values as they are.
         """
 
-    def shortened(self, example: Example, row: Mapping[str, Any], columns: Columns) -> bool:
+    def shortened(self, example: Example, row: JsonMapping, columns: Columns) -> bool:
         """Whether what follows the last trained answer was left out of the example."""
         return False
 
@@ -216,7 +217,7 @@ class Kind(ABC):
         """Why a hosted model does not take this row."""
         return ()
 
-    def to_openai(self, prompts: Prompts, example: Example) -> dict[str, Any]:
+    def to_openai(self, prompts: Prompts, example: Example) -> JsonObject:
         """The row as a line of OpenAI's fine-tuning files."""
         messages = [*self.question(prompts, example), {"role": "assistant", "content": self.answer(example)}]
         return openai_messages(messages, example)
@@ -226,12 +227,12 @@ class Kind(ABC):
         return None
 
 
-def openai_messages(messages: Iterable[Message], example: Example) -> dict[str, Any]:
+def openai_messages(messages: Iterable[Message], example: Example) -> JsonObject:
     """Messages and tools as OpenAI's files write them."""
     return {"messages": plain_calls(messages), **({"tools": list(example.tools)} if example.tools else {})}
 
 
-def plain_calls(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def plain_calls(messages: Iterable[Message]) -> list[JsonObject]:
     """Messages as OpenAI writes them: content is null beside tool calls."""
     return [
         {**message, "content": None} if message.get("tool_calls") and not message.get("content") else dict(message)

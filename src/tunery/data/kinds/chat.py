@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report, read_conversation
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Kind, all_said, last_text, openai_messages, said_by_user
 from tunery.data.prompts import Prompts
+from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -30,11 +31,11 @@ class Chat(Kind):
     converses = True
 
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         return read_conversation(report, row, columns)
 
-    def shortened(self, example: Example, row: Mapping[str, Any], columns: Columns) -> bool:
+    def shortened(self, example: Example, row: JsonMapping, columns: Columns) -> bool:
         messages = row[columns["messages"]]
         return len(example.messages) < len(json.loads(messages) if isinstance(messages, str) else messages)
 
@@ -57,7 +58,7 @@ class Chat(Kind):
     def hosted_problems(self, example: Example) -> Iterable[str]:
         return unknown_keys(example.messages)
 
-    def to_openai(self, prompts: Prompts, example: Example) -> dict[str, Any]:
+    def to_openai(self, prompts: Prompts, example: Example) -> JsonObject:
         return openai_messages(prompts.with_system(example.messages), example)
 
 

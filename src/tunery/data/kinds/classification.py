@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Encoded, Kind
 from tunery.data.kinds.text import TEXT_COLUMNS
 from tunery.data.kinds.values import read_label, read_text
 from tunery.data.prompts import Prompts
+from tunery.jsonl import JsonMapping
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -26,8 +27,8 @@ class Classification(Kind):
     chat_hint = "each line you type is classified."
 
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         text = read_text(report, row, columns["text"])
         return {"text": text, "label": read_label(report, row, columns["label"], labels)}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Kind
 from tunery.data.kinds.values import read_text, with_input
 from tunery.data.prompts import Prompts
+from tunery.jsonl import JsonMapping
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -30,8 +31,8 @@ class Completion(Kind):
     )
 
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         prompt = read_text(report, row, columns["prompt"], may_be_blank=True)
         return {
             "prompt": with_input(report, row, columns, prompt),

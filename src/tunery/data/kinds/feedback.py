@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report, read_list, read_messages, read_tools, report_missing
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user
 from tunery.data.kinds.chat import MESSAGE_COLUMNS
 from tunery.data.kinds.completion import COMPLETION_COLUMNS, PROMPT_COLUMNS
@@ -19,6 +19,7 @@ from tunery.data.kinds.preference import check_answer, read_answer, read_prompt,
 from tunery.data.kinds.values import label_text, same_label, with_input
 from tunery.data.prompts import Prompts
 from tunery.data.source import printable
+from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -36,7 +37,7 @@ SURE = 0.9
 _VERDICTS: dict[str, bool] = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
 
 
-def verdict(value: Any) -> bool | None:
+def verdict(value: object) -> bool | None:
     """Whether a label says that an answer is good; None for any other label."""
     text = label_text(value)
     return None if text is None else _VERDICTS.get(same_label(text).casefold())
@@ -60,20 +61,21 @@ class Feedback(Kind):
         answer = () if "messages" in found else ("prompt", "completion")
         return [role for role in ("label", *answer) if role not in found]
 
-    def plausible(self, rows: Sequence[Mapping[str, Any]], columns: Columns) -> bool:
+    def plausible(self, rows: Sequence[JsonMapping], columns: Columns) -> bool:
         """Nearly all labels that are there say good or bad; the others are then reported, row by row."""
         labels = [text for row in rows if (text := label_text(row.get(columns["label"])))]
         return sum(verdict(label) is not None for label in labels) >= max(1, SURE * len(labels))
 
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         good = _read_verdict(report, row, columns["label"])
         if "messages" in columns:
             fields, answer = _conversation(report, row, columns)
         else:
             fields, answer = _prompt_and_answer(report, row, columns)
-        return {**fields, "chosen" if good else "rejected": tuple(map(unweighted, answer))}
+        fields["chosen" if good else "rejected"] = tuple(map(unweighted, answer))
+        return fields
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         good = sum(bool(row.chosen) for row in train)
@@ -108,7 +110,7 @@ class Feedback(Kind):
         )
 
 
-def _read_verdict(report: Report, row: Mapping[str, Any], key: str) -> bool:
+def _read_verdict(report: Report, row: JsonMapping, key: str) -> bool:
     if row.get(key) is None:
         report_missing(report, row, key)
         return False
@@ -119,9 +121,7 @@ def _read_verdict(report: Report, row: Mapping[str, Any], key: str) -> bool:
     return bool(good)
 
 
-def _prompt_and_answer(
-    report: Report, row: Mapping[str, Any], columns: Columns
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _prompt_and_answer(report: Report, row: JsonMapping, columns: Columns) -> tuple[ExampleFields, list[JsonObject]]:
     columns = {"prompt": "prompt", "completion": "completion", **columns}
     key, answered, calls = columns["prompt"], columns["completion"], set[str]()
     missing = [name for name in (key, answered) if row.get(name) is None]
@@ -138,9 +138,7 @@ def _prompt_and_answer(
     return {"messages": tuple(map(unweighted, prompt or ())), "tools": tools}, answer
 
 
-def _conversation(
-    report: Report, row: Mapping[str, Any], columns: Columns
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _conversation(report: Report, row: JsonMapping, columns: Columns) -> tuple[ExampleFields, list[JsonObject]]:
     """The conversation up to the last words of the user, and what follows: the answer that the label is about."""
     key = columns["messages"]
     if row.get(key) is None:

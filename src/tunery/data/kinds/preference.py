@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report, describe, read_list, read_messages, read_tools, report_missing
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered, Tool
 from tunery.data.kinds.base import (
     Columns,
     Encoded,
@@ -29,6 +29,7 @@ from tunery.data.kinds.completion import PROMPT_COLUMNS
 from tunery.data.kinds.values import with_input
 from tunery.data.prompts import Prompts
 from tunery.data.source import known_here
+from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -50,8 +51,8 @@ class Preference(Kind):
     sent_as = "preference"
 
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         key = columns.get("prompt")
         if key and isinstance(row.get(key), str):
             row = {**row, key: with_input(report, row, columns, row[key])}
@@ -108,7 +109,7 @@ class Preference(Kind):
             if len(answer) > 1:
                 yield f"the {name} answer has {len(answer)} messages, and one is taken there"
 
-    def to_openai(self, prompts: Prompts, example: Example) -> dict[str, Any]:
+    def to_openai(self, prompts: Prompts, example: Example) -> JsonObject:
         return {
             "input": openai_messages(self.question(prompts, example), example),
             "preferred_output": plain_calls(example.chosen),
@@ -154,10 +155,10 @@ def _without(row: Encoded, start: int, stop: int) -> Encoded:
 _INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
 _LIST = 'write [{"role": …, "content": …}, …]'
 
-Messages = list[dict[str, Any]]
+Messages = list[JsonObject]
 
 
-def read_pair(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def read_pair(report: Report, row: JsonMapping, columns: Mapping[str, str]) -> ExampleFields:
     """The fields of a preference example; {} where there is a problem.
 
     Args:
@@ -185,13 +186,13 @@ def read_pair(report: Report, row: Mapping[str, Any], columns: Mapping[str, str]
     return {"messages": tuple(map(unweighted, prompt)), "chosen": chosen, "rejected": rejected, "tools": tools}
 
 
-def unweighted(message: Mapping[str, Any]) -> dict[str, Any]:
+def unweighted(message: JsonMapping) -> JsonObject:
     return {key: value for key, value in message.items() if key != "weight"}
 
 
 def read_prompt(
-    report: Report, row: Mapping[str, Any], columns: Mapping[str, str], calls: set[str]
-) -> tuple[Messages | None, tuple[dict[str, Any], ...]]:
+    report: Report, row: JsonMapping, columns: Mapping[str, str], calls: set[str]
+) -> tuple[Messages | None, tuple[Tool, ...]]:
     """(messages before the answers, or None where the row gives none; tools)."""
     key = columns.get("prompt")
     value = None if key is None else row.get(key)
@@ -213,9 +214,7 @@ def read_prompt(
     return read_messages(report, key, value, calls), tools
 
 
-def _openai_input(
-    report: Report, key: str, value: Mapping[str, Any], calls: set[str]
-) -> tuple[Messages, tuple[dict[str, Any], ...]]:
+def _openai_input(report: Report, key: str, value: JsonMapping, calls: set[str]) -> tuple[Messages, tuple[Tool, ...]]:
     for unknown in sorted(set(value) - set(_INPUT_KEYS)):
         report.add(f"{key}.{unknown}", "unknown key", known_here(unknown, _INPUT_KEYS))
     parallel = value.get("parallel_tool_calls")
@@ -231,7 +230,7 @@ def _openai_input(
     return read_messages(report, f"{key}.messages", messages or [], calls), tools
 
 
-def read_answer(report: Report, key: str, value: Any, calls: set[str]) -> Messages:
+def read_answer(report: Report, key: str, value: object, calls: set[str]) -> Messages:
     """The messages of an answer, or of a whole conversation that ends with it."""
     if value is None:  # already reported
         return []

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from tunery.data.conversation import Report
-from tunery.data.example import Example, Message, Place, Rendered
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Encoded, Kind
 from tunery.data.kinds.values import read_text
 from tunery.data.prompts import Prompts
+from tunery.jsonl import JsonMapping
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -36,8 +37,8 @@ class PlainText(Kind):
     chat_hint = "the model writes on from each line you type."
 
     def parse(
-        self, report: Report, row: Mapping[str, Any], columns: Columns, labels: Mapping[str, str] | None
-    ) -> dict[str, Any]:
+        self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
+    ) -> ExampleFields:
         return {"text": read_text(report, row, columns.get("text", "text"))}
 
     def key(self, example: Example) -> tuple[str, str]:

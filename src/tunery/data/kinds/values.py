@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
 
 from tunery.data.conversation import QUOTES, Report, describe, report_missing
 from tunery.data.source import known_here, printable
+from tunery.jsonl import JsonMapping
 
 
-def read_text(report: Report, row: Mapping[str, Any], key: str, may_be_blank: bool = False) -> str:
+def read_text(report: Report, row: JsonMapping, key: str, may_be_blank: bool = False) -> str:
     """The text under a key; "" where there is a problem."""
     value = row.get(key)
     if isinstance(value, str):
@@ -29,7 +29,7 @@ def read_text(report: Report, row: Mapping[str, Any], key: str, may_be_blank: bo
     return ""
 
 
-def with_input(report: Report, row: Mapping[str, Any], columns: Mapping[str, str], prompt: str) -> str:
+def with_input(report: Report, row: JsonMapping, columns: Mapping[str, str], prompt: str) -> str:
     """Alpaca's input goes under the instruction. A row may have one even if those that detection saw do not."""
     is_instruction = columns["prompt"].casefold() == "instruction"
     key = columns.get("input", "input" if is_instruction and "input" not in columns.values() else None)
@@ -39,7 +39,7 @@ def with_input(report: Report, row: Mapping[str, Any], columns: Mapping[str, str
     return f"{prompt}\n\n{extra}" if extra.strip() else prompt
 
 
-def label_text(value: Any) -> str | None:
+def label_text(value: object) -> str | None:
     """A label as text: 1 and 1.0 are "1", true is "true"; None for what cannot be a label (null, a list)."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -64,7 +64,7 @@ def label_map(labels: Mapping[str, str] | tuple[str, ...]) -> dict[str, str]:
     return {same_label(value): name for value, name in exact.items()} | exact
 
 
-def read_label(report: Report, row: Mapping[str, Any], key: str, labels: Mapping[str, str] | None) -> str:
+def read_label(report: Report, row: JsonMapping, key: str, labels: Mapping[str, str] | None) -> str:
     """The label under a key; "" where there is a problem.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tunery.serve.api_errors import ApiError, Busy
 
@@ -138,6 +138,6 @@ class Backend(Protocol):
         """An adapter was deleted: drop what is kept of it."""
         ...
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> dict[str, object]:
         """Facts for a person who looks."""
         ...

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tunery.errors import NotInstalledError
+from tunery.jsonl import JsonMapping
 from tunery.serve.api_errors import ApiError, shorten
 from tunery.versions import install_command
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from transformers import PreTrainedTokenizerFast
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"
 """Between the parts of a JSON text. Bounded, so that a small model cannot go on with blanks until its limit."""
@@ -21,7 +26,7 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"
 JSON = {"whitespace_pattern": WHITESPACE}
 
 
-def json_grammar(schema: Mapping[str, Any] | None, strict: bool) -> str:
+def json_grammar(schema: JsonMapping | None, strict: bool) -> str:
     """A grammar of the JSON texts of a schema; None: of any JSON object.
 
     Args:
@@ -38,13 +43,13 @@ def lark_grammar(rules: str) -> str:
     return _matchers().grammar_from_lark(rules)
 
 
-def inline_schema(schema: Mapping[str, Any] | None, strict: bool) -> str:
+def inline_schema(schema: JsonMapping | None, strict: bool) -> str:
     """A schema as a terminal of a Lark grammar; None: any JSON object."""
     options = JSON if strict else {**JSON, "lenient": True}
     return f"%json {json.dumps({**(schema or {'type': 'object'}), 'x-guidance': options})}"
 
 
-def _matchers() -> Any:
+def _matchers() -> type[LLMatcher]:
     try:
         from llguidance import LLMatcher
     except ImportError as error:
@@ -65,7 +70,7 @@ class Matcher:
         words: tokens that the grammar knows, at least as many.
     """
 
-    def __init__(self, inner: Any, vocabulary: int, words: int):
+    def __init__(self, inner: LLMatcher, vocabulary: int, words: int):
         self._inner, self._vocabulary = inner, vocabulary
         self._mask = np.zeros((1, (words + 31) // 32), np.int32)
 
@@ -105,10 +110,10 @@ class Grammars:
         stop_ids: tokens that end an answer.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, stop_ids: Sequence[int]):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, stop_ids: Sequence[int]):
         self._tokenizer, self.vocabulary, self._stop_ids = tokenizer, vocabulary, list(stop_ids)
         self._size = max(vocabulary, len(tokenizer))
-        self._words: Any = None
+        self._words: LLTokenizer | None = None
         self._lock = threading.Lock()
 
     def matcher(self, grammar: str, param: str) -> Matcher:
@@ -130,7 +135,7 @@ class Grammars:
             )
         return Matcher(inner, self.vocabulary, self._size)
 
-    def _prepared(self) -> Any:
+    def _prepared(self) -> LLTokenizer:
         with self._lock:
             if self._words is None:
                 from llguidance.hf import from_tokenizer

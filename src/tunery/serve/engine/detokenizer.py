@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.serve.engine.backend import TokenLogprob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 REPLACEMENT = "�"
 """What bytes that make no character (yet) decode to: U+FFFD."""
@@ -117,7 +120,7 @@ def _overlap(text: str, stop: str) -> int:
 class TokenTexts:
     """The bytes of single tokens, for byte-level tokenizers (GPT-2's, 2019) and those of SentencePiece."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer = tokenizer
         kinds = _kinds(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
         self._bytes = _byte_characters() if "ByteLevel" in kinds else None
@@ -129,7 +132,7 @@ class TokenTexts:
         if token in self._added:
             return self._added[token].encode()
         name = self._tokenizer.convert_ids_to_tokens(token)
-        if name is None:  # the model has more rows than the tokenizer has tokens
+        if not isinstance(name, str):  # None: the model has more rows than the tokenizer has tokens
             return b""
         if self._bytes is not None:
             return bytes(self._bytes[character] for character in name if character in self._bytes)
@@ -150,7 +153,7 @@ class TokenTexts:
         )
 
 
-def _kinds(decoder: Any) -> set[str]:
+def _kinds(decoder: object) -> set[str]:
     """The types of decoders in a tokenizer's description."""
     if not isinstance(decoder, dict):
         return set()

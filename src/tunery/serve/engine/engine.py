@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +112,7 @@ class Engine:
         self._inbox.append(key)
         self._wake.set()
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> dict[str, object]:
         """Facts for a person who looks."""
         batch, bank = self.batch, self.runner.bank
         return {

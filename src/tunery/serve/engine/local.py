@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunery.models.device import run_in_fresh_thread
 from tunery.models.load import load_base
@@ -92,7 +92,7 @@ class LocalBackend:
         for loaded in self._loaded.values():
             loaded.engine.forget(key)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> dict[str, object]:
         """Facts for a person who looks: of each base in memory."""
         return {name: loaded.engine.health() for name, loaded in self._loaded.items()}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from tunery.data.example import Message, Tool
 from tunery.data.render import Renderer
 from tunery.errors import DataError
 from tunery.serve.api_errors import ApiError
@@ -21,7 +21,7 @@ class PromptEncoder:
     def __init__(self, renderer: Renderer, context: int, vocabulary: int):
         self.renderer, self.context, self._vocabulary = renderer, context, vocabulary
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """The tokens after which the model answers a conversation.
 
         Raises:

@@ -12,21 +12,25 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.serve.api_errors import ApiError, Busy, shorten
 from tunery.serve.engine.backend import Item, Served, TokenDelta, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
+    from httpx2 import AsyncBaseTransport, Response
+
     from tunery.serve.schemas import ChatRequest, CompletionRequest
 
 CONNECT_SECONDS = 10.0
 
 
-def _client_library() -> Any:
+def _client_library() -> ModuleType:
     """httpx2, or httpx where the installed huggingface_hub still comes with that."""
     try:
         import httpx2
@@ -56,7 +60,7 @@ class RemoteBackend:
         *,
         kind: str | None = None,
         model: str | None = None,
-        transport: Any = None,
+        transport: AsyncBaseTransport | None = None,
     ):
         self.url = url.rstrip("/").removesuffix("/v1")
         api_key = api_key or os.environ.get("TUNERY_ENGINE_API_KEY")
@@ -65,8 +69,10 @@ class RemoteBackend:
         self._http = _client_library()
         self._client: Any = None
         self._kind = kind
-        self._adapters: dict[str, Any] = {}
-        """vLLM: key → its name there. llama.cpp: path → id."""
+        self._loaded: dict[str, str] = {}
+        """vLLM's adapters: key → its name there."""
+        self._started_with: dict[str, int] = {}
+        """llama.cpp's adapters: path → its number there."""
         self._loading: dict[str, asyncio.Lock] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -108,8 +114,11 @@ class RemoteBackend:
         body = await self._body(request, model, {"messages": request.messages})
         if request.tools:
             mode, only = request.tool_mode
-            choice: Any = {"type": "function", "function": {"name": only}} if only else mode
-            body |= {"tools": request.tools, "tool_choice": choice, "parallel_tool_calls": request.parallel_tool_calls}
+            body |= {
+                "tools": request.tools,
+                "tool_choice": {"type": "function", "function": {"name": only}} if only else mode,
+                "parallel_tool_calls": request.parallel_tool_calls,
+            }
         if request.max_completion_tokens is not None:
             body["max_tokens"] = request.max_completion_tokens
         if request.logprobs:
@@ -132,13 +141,14 @@ class RemoteBackend:
 
     def forget(self, key: str) -> None:
         """An adapter was deleted: vLLM is told to drop it."""
-        name = self._adapters.pop(key, None) if self._kind == "vllm" else None
+        name = self._loaded.pop(key, None)
         if name is not None and self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._unload(name), self._loop)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> dict[str, object]:
         """Facts for a person who looks."""
-        return {"engine": self.url, "kind": self._kind, "model": self._model, "adapters": list(self._adapters)}
+        adapters = [*self._started_with, *self._loaded]
+        return {"engine": self.url, "kind": self._kind, "model": self._model, "adapters": adapters}
 
     # ----------------------------------------------------------------- adapters
 
@@ -146,12 +156,12 @@ class RemoteBackend:
         """Those that llama.cpp has; without such a list it is vLLM."""
         answer = await self._client.get("/lora-adapters")
         if answer.status_code == 200:
-            self._adapters = {entry["path"]: entry["id"] for entry in answer.json()}
+            self._started_with = {entry["path"]: entry["id"] for entry in answer.json()}
         self._kind = self._kind or ("llamacpp" if answer.status_code == 200 else "vllm")
 
-    async def _body(self, request: ChatRequest | CompletionRequest, model: Served, own: dict[str, Any]) -> Any:
+    async def _body(self, request: ChatRequest | CompletionRequest, model: Served, own: JsonObject) -> JsonObject:
         """What both kinds of request have in common."""
-        body: dict[str, Any] = {
+        body: JsonObject = {
             **own,
             "model": self._model,
             "stream": True,
@@ -165,8 +175,8 @@ class RemoteBackend:
             body["logit_bias"] = {str(token): bias for token, bias in request.logit_bias.items()}
         if self._kind == "llamacpp":
             wanted = self._llama_adapter(model)
-            if self._adapters:
-                body["lora"] = [{"id": i, "scale": float(i == wanted)} for i in self._adapters.values()]
+            if self._started_with:
+                body["lora"] = [{"id": i, "scale": float(i == wanted)} for i in self._started_with.values()]
         elif model.adapter is not None:
             body["model"] = await self._vllm_adapter(model.key, model.adapter)
         return body
@@ -174,7 +184,7 @@ class RemoteBackend:
     def _llama_adapter(self, model: Served) -> int | None:
         if model.adapter is None:
             return None
-        for path, number in self._adapters.items():
+        for path, number in self._started_with.items():
             if Path(path).parent == model.adapter or Path(path).stem == _name(model.key):
                 return number
         raise ApiError(
@@ -188,7 +198,7 @@ class RemoteBackend:
     async def _vllm_adapter(self, key: str, folder: Path) -> str:
         """Its name there, after it was loaded if need be."""
         async with self._loading.setdefault(key, asyncio.Lock()):
-            if key not in self._adapters:
+            if key not in self._loaded:
                 given = {"lora_name": _name(key), "lora_path": str(folder)}
                 answer = await self._post("/v1/load_lora_adapter", given)
                 if answer.status_code >= 400 and "already" not in answer.text:
@@ -199,14 +209,14 @@ class RemoteBackend:
                         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.",
                         type="server_error",
                     )
-                self._adapters[key] = _name(key)
-        return self._adapters[key]
+                self._loaded[key] = _name(key)
+        return self._loaded[key]
 
     async def _unload(self, name: str) -> None:
         with contextlib.suppress(ApiError):
             await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
-    async def _post(self, path: str, body: Any) -> Any:
+    async def _post(self, path: str, body: JsonObject) -> Response:
         try:
             return await self._client.post(path, json=body)
         except self._http.HTTPError as error:
@@ -214,7 +224,9 @@ class RemoteBackend:
 
     # ----------------------------------------------------------------- streaming
 
-    async def _stream(self, path: str, body: Any, read: Any) -> AsyncIterator[Item]:
+    async def _stream(
+        self, path: str, body: JsonObject, read: Callable[[JsonMapping], TokenDelta]
+    ) -> AsyncIterator[Item]:
         usage = Usage(0, 0)
         try:
             async with self._client.stream("POST", path, json=body) as answer:
@@ -245,7 +257,7 @@ def _name(key: str) -> str:
     return key.replace("/", "-")
 
 
-def _as_error(answer: Any) -> ApiError:
+def _as_error(answer: Response) -> ApiError:
     """The other server's refusal, as ours."""
     if answer.status_code == 429:
         wait = answer.headers.get("retry-after", "")
@@ -255,28 +267,28 @@ def _as_error(answer: Any) -> ApiError:
     return ApiError(400 if status == 422 else status, f"The engine refused the request: {_reason(answer)}", type=kind)
 
 
-def _reason(answer: Any) -> str:
+def _reason(answer: Response) -> str:
     try:
         return _words(answer.json())
     except ValueError:
         return shorten(answer.text, 300) or f"status {answer.status_code}"
 
 
-def _words(body: Any) -> str:
+def _words(body: object) -> str:
     """The message of an error in OpenAI's form, or in vLLM's older one."""
     inner = body.get("error", body) if isinstance(body, Mapping) else body
     message = inner.get("message") if isinstance(inner, Mapping) else inner
     return shorten(str(message), 300)
 
 
-def _usage(chunk: Mapping[str, Any]) -> Usage | None:
+def _usage(chunk: JsonMapping) -> Usage | None:
     if not (given := chunk.get("usage")):
         return None
     details = given.get("prompt_tokens_details") or {}
     return Usage(given["prompt_tokens"], given["completion_tokens"], details.get("cached_tokens") or 0)
 
 
-def _chat_delta(choice: Mapping[str, Any]) -> TokenDelta:
+def _chat_delta(choice: JsonMapping) -> TokenDelta:
     delta = choice.get("delta") or {}
     calls = tuple(
         ToolCallDelta(
@@ -291,7 +303,7 @@ def _chat_delta(choice: Mapping[str, Any]) -> TokenDelta:
     return TokenDelta(choice.get("index", 0), delta.get("content") or "", calls, tokens, choice.get("finish_reason"))
 
 
-def _token(entry: Mapping[str, Any]) -> TokenLogprob:
+def _token(entry: JsonMapping) -> TokenLogprob:
     content = entry.get("bytes")
     return TokenLogprob(
         entry["token"],
@@ -301,7 +313,7 @@ def _token(entry: Mapping[str, Any]) -> TokenLogprob:
     )
 
 
-def _completion_delta(choice: Mapping[str, Any]) -> TokenDelta:
+def _completion_delta(choice: JsonMapping) -> TokenDelta:
     told = choice.get("logprobs") or {}
     tops = told.get("top_logprobs") or [None] * len(told.get("tokens") or ())
     tokens = tuple(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunery.data.example import Tool
 from tunery.data.render import Renderer
 from tunery.serve.api_errors import ApiError
 from tunery.serve.engine.constrain import Grammars, Matcher, json_grammar
@@ -104,7 +105,7 @@ class Requests:
                     )
                 )
 
-    def _grammar(self, request: ChatRequest, tools: Sequence[Mapping[str, Any]], forced: bool) -> Matcher | None:
+    def _grammar(self, request: ChatRequest, tools: Sequence[Tool], forced: bool) -> Matcher | None:
         """What the answer is held to, if anything."""
         if forced:
             grammar = call_grammar(self._form, tools, self._tokenizer, request.parallel_tool_calls)

@@ -12,13 +12,17 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from tunery.data.example import Tool
 from tunery.data.render import Renderer
 from tunery.serve.engine.backend import ToolCallDelta
 from tunery.serve.engine.constrain import inline_schema, lark_grammar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _NAME, _ARGUMENTS, _ID = "probe_of_tunery", {"probe": "value"}, "tuneryid9"
 _TOOLS = [
@@ -111,18 +115,18 @@ def _common(a: str, b: str) -> str:
 # --------------------------------------------------------------------------- forcing
 
 
-def control_tokens(tokenizer: Any) -> dict[str, int]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokenizer's control tokens: text → id."""
     return {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def control_pattern(tokenizer: Any) -> re.Pattern[str]:
+def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches any control token in a text."""
     names = sorted((name for name in control_tokens(tokenizer) if name.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
-def call_grammar(form: Form, tools: Sequence[Mapping[str, Any]], tokenizer: Any, parallel: bool) -> str:
+def call_grammar(form: Form, tools: Sequence[Tool], tokenizer: PreTrainedTokenizerBase, parallel: bool) -> str:
     """A grammar of answers that call one of these tools, or several of them one after another."""
     names = [tool["function"]["name"] for tool in tools]
 
@@ -141,7 +145,7 @@ def call_grammar(form: Form, tools: Sequence[Mapping[str, Any]], tokenizer: Any,
     return lark_grammar("\n".join(rules))
 
 
-def _terminals(text: str, tokenizer: Any) -> str:
+def _terminals(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """A fixed text as terminals of a grammar, its control tokens as tokens."""
     known, parts, at = control_tokens(tokenizer), [], 0
     for match in [*control_pattern(tokenizer).finditer(text), None]:
@@ -305,7 +309,7 @@ def _objects(text: str) -> list[Call] | None:
     return calls or None
 
 
-def _as_call(value: Any) -> Call | None:
+def _as_call(value: object) -> Call | None:
     if not isinstance(value, dict):
         return None
     if isinstance(inner := value.get("function"), dict):
@@ -323,5 +327,5 @@ def _as_call(value: Any) -> Call | None:
     return Call(name, _dumped(arguments if arguments is not None else {}))
 
 
-def _dumped(value: Any) -> str:
+def _dumped(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tunery.jsonl import JsonObject
 from tunery.paths import RunPaths, read_json, write_json
 
 
@@ -82,7 +82,7 @@ class JobFolder:
         return self.checkpoints / f"step-{step}"
 
 
-def read_error(folder: JobFolder) -> dict[str, Any] | None:
+def read_error(folder: JobFolder) -> JsonObject | None:
     """The content of error.json; None if there is none that can be read."""
     try:
         found = read_json(folder.error)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from tunery.errors import (
     AdapterError,
@@ -27,7 +27,7 @@ from tunery.errors import (
     ResumableError,
     TuneryError,
 )
-from tunery.jsonl import Tail
+from tunery.jsonl import JsonObject, Tail
 from tunery.openai_api.job_metrics import FILENAME, results_csv
 from tunery.paths import read_json
 from tunery.serve.files import Files
@@ -206,8 +206,8 @@ class Outcome:
         message: str,
         level: Level = "info",
         *,
-        data: dict[str, Any] | None = None,
-        key: tuple[Any, ...] | None = None,
+        data: JsonObject | None = None,
+        key: tuple[object, ...] | None = None,
     ) -> None:
         """Add an event.
 

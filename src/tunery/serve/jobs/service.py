@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonMapping
 from tunery.openai_api.methods import METHODS
 from tunery.paths import write_json
 from tunery.serve.api_errors import ApiError, not_found, shorten
@@ -25,7 +25,7 @@ from tunery.serve.jobs.translate import SEEDS, JobSpec, asked_of, check_defaults
 from tunery.serve.records import FINAL, Checkpoint, Event, Job, Work, new_id
 from tunery.serve.registry import ORGANIZATION, Registry
 from tunery.serve.schemas import CreateJob
-from tunery.serve.store import Page, Store, UnknownRecordError
+from tunery.serve.store import Page, R, Store, UnknownRecordError
 
 PATIENCE_SECONDS = 60.0
 """How long a call to pause waits for the worker's checkpoint before it answers with the job as it is."""
@@ -53,7 +53,7 @@ class Jobs:
         registry: Registry,
         *,
         slots: int = 1,
-        task_defaults: Mapping[str, Any] | None = None,
+        task_defaults: JsonMapping | None = None,
         patience: float = PATIENCE_SECONDS,
         python: str = sys.executable,
     ):
@@ -213,9 +213,17 @@ class Jobs:
         """A page of a job's checkpoints, newest first."""
         return self._page(Checkpoint, after, limit, owner=self.get(job_id).id)
 
-    def _page(self, kind: Any, after: str | None, limit: int, **which: Any) -> Page[Any]:
+    def _page(
+        self,
+        kind: type[R],
+        after: str | None,
+        limit: int,
+        *,
+        owner: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Page[R]:
         try:
-            return self._store.list(kind, after=after, limit=limit, **which)
+            return self._store.list(kind, owner=owner, metadata=metadata, after=after, limit=limit)
         except UnknownRecordError:
             raise ApiError(400, f"Invalid 'after': no such id: {shorten(str(after))}", param="after") from None
 

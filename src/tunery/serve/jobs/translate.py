@@ -27,12 +27,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from tunery.config import DEFAULT_BETA, KindName, Task
 from tunery.errors import ConfigError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.variants import VARIANTS
 from tunery.openai_api.methods import FEWEST_ROWS, LARGEST_BATCH, METHODS
 from tunery.paths import read_json
@@ -104,12 +105,12 @@ class JobSpec:
     base: str
     method: str
     seed: int
-    asked: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, float] = field(default_factory=dict)
     has_validation: bool = False
     goes_on: bool = False
     trackers: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: JsonObject = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: JobFolder) -> JobSpec:
@@ -130,7 +131,7 @@ class JobSpec:
 # --------------------------------------------------------------------------- the request
 
 
-def asked_of(request: CreateJob) -> dict[str, int | float]:
+def asked_of(request: CreateJob) -> dict[str, float]:
     """The hyperparameters that a request does not leave to "auto"."""
     names = METHODS[request.kind].hyperparameters
     values = {name: getattr(request.hyperparameters, name) for name in names}
@@ -158,10 +159,10 @@ def trackers_of(request: CreateJob) -> tuple[list[str], dict[str, str]]:
 # --------------------------------------------------------------------------- the task
 
 
-def settle(asked: Mapping[str, Any], method: str, examples: int) -> dict[str, Any]:
+def settle(asked: Mapping[str, float], method: str, examples: int) -> dict[str, float]:
     """The hyperparameters of a job whose training file has so many examples: what was asked for, "auto" by the rule
     at the top of this module."""
-    auto: dict[str, Any] = {
+    auto: dict[str, float] = {
         "n_epochs": _auto_epochs(examples),
         "batch_size": min(max(round(_BATCH_SHARE * examples), _SMALLEST_AUTO_BATCH), LARGEST_BATCH),
         "learning_rate_multiplier": 1.0,
@@ -177,7 +178,7 @@ def _auto_epochs(examples: int) -> int:
     return max(1, min(_USUAL_EPOCHS, round(_MANY_SEEN / examples)))
 
 
-def check_defaults(defaults: Mapping[str, Any]) -> None:
+def check_defaults(defaults: JsonMapping) -> None:
     """Refuse settings for all jobs that are wrong, or that each job decides for itself.
 
     Args:
@@ -216,7 +217,7 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def make_task(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping[str, Any], precision: str) -> Task:
+def make_task(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping[str, float], precision: str) -> Task:
     """The task of a job.
 
     Args:
@@ -234,8 +235,8 @@ def make_task(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping
         raise ConfigError(f"the server's settings for all jobs do not fit this one: {_first(error)}") from None
 
 
-def _assemble(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping[str, Any], precision: str) -> Task:
-    own: dict[str, dict[str, Any]] = {
+def _assemble(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping[str, float], precision: str) -> Task:
+    own: dict[str, JsonObject] = {
         "data": {
             "train": str(folder.data("training_file")),
             "validation": str(folder.data("validation_file")) if spec.has_validation else None,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tunery.config import KindName
 from tunery.data.examine import Examined
@@ -16,6 +15,7 @@ from tunery.data.source import RawRow, printable, shown_path
 from tunery.errors import DataError
 from tunery.openai_api.methods import METHODS
 from tunery.paths import write_atomic, write_json
+from tunery.records.check_report import CheckReport
 from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
 from tunery.text import gigabytes, plural
@@ -41,7 +41,7 @@ class Facts:
     kind: KindName
     examples: int
     validation_examples: int
-    hyperparameters: dict[str, Any]
+    hyperparameters: dict[str, float]
     steps: int
     seconds: float
     warnings: list[str]
@@ -77,7 +77,7 @@ def validate(folder: JobFolder) -> Facts:
     settled = settle(spec.asked, spec.method, counts["train"])
     task = make_task(spec, folder, kind, settled, precision)
     try:
-        report = api.check(task, samples=0)
+        report = api.check_local(task, samples=0)
     except DataError as error:
         raise _bad(_blamed(error.message, spec, folder), _plain(error.message, folder)) from error
     facts = Facts(
@@ -85,8 +85,8 @@ def validate(folder: JobFolder) -> Facts:
         examples=counts["train"],
         validation_examples=counts.get("validation", 0),
         hyperparameters=settled,
-        steps=report["training"]["steps"],
-        seconds=report["training"]["seconds"],
+        steps=report.training.steps,
+        seconds=report.training.seconds,
         warnings=[_plain(text, folder) for text in _warnings(report)],
     )
     write_atomic(folder.task, task.to_yaml())
@@ -103,15 +103,15 @@ def _precision(spec: JobSpec) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _warnings(report: Mapping[str, Any]) -> list[str]:
-    data, training = report["data"], report["training"]
-    found = list(report["remarks"])
-    if data["dropped"]:
-        found.append(f"{data['dropped']:,} examples are left out: {data['dropped_rows'][0]['reason']}")
-    if data["truncated"]:
-        found.append(f"{data['truncated']:,} examples are longer than {data['max_length']:,} tokens and are cut")
-    if training["memory_bytes"] > training["available_bytes"]:
-        needed, free = gigabytes(training["memory_bytes"]), gigabytes(training["available_bytes"])
+def _warnings(report: CheckReport) -> list[str]:
+    data, training = report.data, report.training
+    found = list(report.remarks)
+    if data.dropped:
+        found.append(f"{data.dropped:,} examples are left out: {data.dropped_rows[0].reason}")
+    if data.truncated:
+        found.append(f"{data.truncated:,} examples are longer than {data.limit:,} tokens and are cut")
+    if training.memory_bytes > training.available_bytes:
+        needed, free = gigabytes(training.memory_bytes), gigabytes(training.available_bytes)
         found.append(f"training may need {needed} of memory; {free} are free now")
     return found
 

@@ -8,11 +8,9 @@ its last checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from tunery.config import Task
-from tunery.jsonl import Tail
+from tunery.jsonl import JsonMapping, JsonObject, Tail
 from tunery.openai_api.job_metrics import OPENAI_NAMES
 from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.records import Checkpoint, Event, Job, Work, derived_id
@@ -41,7 +39,7 @@ class Watch:
         self._rewind()
         self._total: int | None = None
         self._eval_every: int | None = None
-        self._by_step: dict[int, dict[str, Any]] = {}
+        self._by_step: dict[int, JsonObject] = {}
         self._step = 0
         self._pace: list[float] = []
         self._known: set[int] = set()
@@ -71,7 +69,7 @@ class Watch:
         self._status, self._metrics = Tail(self._folder.status), Tail(self._folder.run.metrics)
         self._held: int | None = None
 
-    def _take(self, steps: list[int], metrics: list[dict[str, Any]], status: list[dict[str, Any]], final: bool) -> None:
+    def _take(self, steps: list[int], metrics: list[JsonObject], status: list[JsonObject], final: bool) -> None:
         for line in status:
             self._take_status(line)
         new = [step for step in steps if step not in self._known]
@@ -89,7 +87,7 @@ class Watch:
 
     # ----------------------------------------------------------------- status
 
-    def _take_status(self, line: Mapping[str, Any]) -> None:
+    def _take_status(self, line: JsonMapping) -> None:
         if line.get("kind") == "plan":
             self._total, self._eval_every = line["total"], line["eval_every"]
         elif line.get("kind") == "note":
@@ -103,7 +101,7 @@ class Watch:
 
     # ----------------------------------------------------------------- metrics
 
-    def _take_metrics(self, line: dict[str, Any]) -> None:
+    def _take_metrics(self, line: JsonObject) -> None:
         """A step's line is held back until its validation follows, so that one event tells both."""
         step = line.get("step")
         if not isinstance(step, int):

@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunery.config import Task
 from tunery.errors import (
@@ -34,7 +33,7 @@ from tunery.errors import (
     StoppedError,
     TuneryError,
 )
-from tunery.jsonl import append_lines
+from tunery.jsonl import JsonMapping, append_lines
 from tunery.paths import disk_errors
 from tunery.progress import Note
 from tunery.serve.jobs.job_folder import JobFolder, write_error
@@ -178,13 +177,13 @@ class StatusView:
         text = without_paths(str(replace(note, command=None)), self._folder)
         self._write(kind="note", text=text, level=note.level)
 
-    def log(self, line: Mapping[str, Any]) -> None:
+    def log(self, line: JsonMapping) -> None:
         """A line of metrics.jsonl, where the server finds it."""
 
     def close(self) -> None:
         """The run has ended."""
 
-    def _write(self, **line: Any) -> None:
+    def _write(self, **line: object) -> None:
         append_lines(self._folder.status, [{**line, "at": time.time()}])
 
 

@@ -8,12 +8,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tunery.jsonl import JsonObject
 from tunery.serve.engine.backend import TokenDelta, TokenLogprob, ToolCallDelta, Usage
 from tunery.serve.schemas import ChatRequest, CompletionRequest
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ResponseHead:
         print_ = hashlib.sha256("\0".join(weights).encode()).hexdigest()[:10]
         return cls(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, f"fp_{print_}")
 
-    def body(self, kind: str, choices: list[Json], **more: Any) -> Json:
+    def body(self, kind: str, choices: list[JsonObject], **more: object) -> JsonObject:
         """An answer, or a chunk of one, of this kind of object."""
         return {
             "id": self.id,
@@ -44,7 +42,7 @@ class ResponseHead:
         }
 
 
-def usage_body(usage: Usage) -> Json:
+def usage_body(usage: Usage) -> JsonObject:
     """`usage`, of both kinds of completions."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -83,10 +81,27 @@ class FinishedAnswer:
         return self.usage
 
 
+def whole_choices(
+    count: int, deltas: Iterable[TokenDelta], usage: Usage | None
+) -> tuple[list[list[TokenDelta]], Usage]:
+    """The deltas of each of so many choices, and the usage.
+
+    Raises:
+        RuntimeError: a choice has no end, or there is no usage.
+    """
+    finished = FinishedAnswer(count)
+    finished.usage = usage
+    parts: defaultdict[int, list[TokenDelta]] = defaultdict(list)
+    for delta in deltas:
+        finished.note(delta)
+        parts[delta.index].append(delta)
+    return [parts[index] for index in range(count)], finished.require()
+
+
 # --------------------------------------------------------------------------- chat
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
+def chat_logprobs(tokens: Sequence[TokenLogprob]) -> JsonObject:
     """`logprobs` of a choice."""
     return {
         "content": [{**_token(token), "top_logprobs": [_token(other) for other in token.top]} for token in tokens],
@@ -94,27 +109,21 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
     }
 
 
-def _token(token: TokenLogprob) -> Json:
+def _token(token: TokenLogprob) -> JsonObject:
     return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
-def chat_body(head: ResponseHead, asked: ChatRequest, deltas: Iterable[TokenDelta], usage: Usage | None) -> Json:
+def chat_body(head: ResponseHead, asked: ChatRequest, deltas: Iterable[TokenDelta], usage: Usage | None) -> JsonObject:
     """A whole answer."""
-    finished = FinishedAnswer(asked.n)
-    finished.usage = usage
-    parts: defaultdict[int, list[TokenDelta]] = defaultdict(list)
-    for delta in deltas:
-        finished.note(delta)
-        parts[delta.index].append(delta)
-    counted = finished.require()
-    choices = [_chat_choice(index, parts[index], asked.logprobs) for index in range(asked.n)]
-    return head.body("chat.completion", choices, usage=usage_body(counted))
+    choices, counted = whole_choices(asked.n, deltas, usage)
+    bodies = [_chat_choice(index, choice, asked.logprobs) for index, choice in enumerate(choices)]
+    return head.body("chat.completion", bodies, usage=usage_body(counted))
 
 
-def _chat_choice(index: int, deltas: Sequence[TokenDelta], logprobs: bool) -> Json:
+def _chat_choice(index: int, deltas: Sequence[TokenDelta], logprobs: bool) -> JsonObject:
     text = "".join(delta.text for delta in deltas)
     calls = joined_calls(call for delta in deltas for call in delta.tool_calls)
-    message: Json = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+    message: JsonObject = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
     if calls:
         message["tool_calls"] = calls
     return {
@@ -125,9 +134,9 @@ def _chat_choice(index: int, deltas: Sequence[TokenDelta], logprobs: bool) -> Js
     }
 
 
-def joined_calls(fragments: Iterable[ToolCallDelta]) -> list[Json]:
+def joined_calls(fragments: Iterable[ToolCallDelta]) -> list[JsonObject]:
     """Whole tool calls from their fragments, in order."""
-    calls: dict[int, Json] = {}
+    calls: dict[int, JsonObject] = {}
     for part in fragments:
         call = calls.setdefault(part.index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
         call["id"] = part.id or call["id"]
@@ -144,7 +153,7 @@ class ChatChunks:
         self.finished = FinishedAnswer(asked.n)
         self._begun: set[int] = set()
 
-    def write(self, delta: TokenDelta) -> Iterator[Json]:
+    def write(self, delta: TokenDelta) -> Iterator[JsonObject]:
         """The chunks of a delta."""
         self.finished.note(delta)
         if delta.index not in self._begun:
@@ -157,20 +166,22 @@ class ChatChunks:
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=delta.finish_reason)
 
-    def end(self) -> Iterator[Json]:
+    def end(self) -> Iterator[JsonObject]:
         """The chunks after the last delta."""
         usage = self.finished.require()
         if self.asked.include_usage:
             yield self.head.body("chat.completion.chunk", [], usage=usage_body(usage))
 
-    def _chunk(self, index: int, delta: Json, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
+    def _chunk(
+        self, index: int, delta: JsonObject, logprobs: JsonObject | None = None, finish_reason: str | None = None
+    ) -> JsonObject:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         more = {"usage": None} if self.asked.include_usage else {}
         return self.head.body("chat.completion.chunk", [choice], **more)
 
 
-def _chat_delta(delta: TokenDelta) -> Json:
-    result: Json = {}
+def _chat_delta(delta: TokenDelta) -> JsonObject:
+    result: JsonObject = {}
     if delta.text or not delta.tool_calls:
         result["content"] = delta.text
     if delta.tool_calls:
@@ -178,7 +189,7 @@ def _chat_delta(delta: TokenDelta) -> Json:
     return result
 
 
-def _call_delta(call: ToolCallDelta) -> Json:
+def _call_delta(call: ToolCallDelta) -> JsonObject:
     function = {"arguments": call.arguments} if call.name is None else {"name": call.name, "arguments": call.arguments}
     opening = {} if call.id is None else {"id": call.id, "type": "function"}
     return {"index": call.index, **opening, "function": function}
@@ -187,7 +198,7 @@ def _call_delta(call: ToolCallDelta) -> Json:
 # --------------------------------------------------------------------------- plain completions
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], alternatives: int, start: int) -> Json:
+def completion_logprobs(tokens: Sequence[TokenLogprob], alternatives: int, start: int) -> JsonObject:
     """`logprobs` of a choice.
 
     Args:
@@ -207,7 +218,7 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], alternatives: int, start
     }
 
 
-def _alternatives(token: TokenLogprob) -> Json | None:
+def _alternatives(token: TokenLogprob) -> JsonObject | None:
     """None for the first token of an echoed prompt, which nothing predicts."""
     if token.logprob is None:
         return None
@@ -216,21 +227,14 @@ def _alternatives(token: TokenLogprob) -> Json | None:
 
 def completion_body(
     head: ResponseHead, asked: CompletionRequest, deltas: Iterable[TokenDelta], usage: Usage | None
-) -> Json:
+) -> JsonObject:
     """A whole answer."""
-    choices = asked.n * len(asked.prompt)
-    finished = FinishedAnswer(choices)
-    finished.usage = usage
-    parts: defaultdict[int, list[TokenDelta]] = defaultdict(list)
-    for delta in deltas:
-        finished.note(delta)
-        parts[delta.index].append(delta)
-    counted = finished.require()
-    bodies = [_completion_choice(index, parts[index], asked) for index in range(choices)]
+    choices, counted = whole_choices(asked.n * len(asked.prompt), deltas, usage)
+    bodies = [_completion_choice(index, choice, asked) for index, choice in enumerate(choices)]
     return head.body("text_completion", bodies, usage=usage_body(counted))
 
 
-def _completion_choice(index: int, deltas: Sequence[TokenDelta], asked: CompletionRequest) -> Json:
+def _completion_choice(index: int, deltas: Sequence[TokenDelta], asked: CompletionRequest) -> JsonObject:
     tokens = [token for delta in deltas for token in delta.logprobs]
     return {
         "index": index,
@@ -248,7 +252,7 @@ class CompletionChunks:
         self.finished = FinishedAnswer(asked.n * len(asked.prompt))
         self._written: defaultdict[int, int] = defaultdict(int)
 
-    def write(self, delta: TokenDelta) -> Iterator[Json]:
+    def write(self, delta: TokenDelta) -> Iterator[JsonObject]:
         """The chunk of a delta."""
         self.finished.note(delta)
         if not (delta.text or delta.logprobs or delta.finish_reason):
@@ -266,7 +270,7 @@ class CompletionChunks:
         more = {"usage": None} if self.asked.include_usage else {}
         yield self.head.body("text_completion", [choice], **more)
 
-    def end(self) -> Iterator[Json]:
+    def end(self) -> Iterator[JsonObject]:
         """The chunks after the last delta."""
         usage = self.finished.require()
         if self.asked.include_usage:

@@ -6,17 +6,19 @@ import tempfile
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Literal
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 import tunery
+from tunery.jsonl import JsonObject
 from tunery.openai_api.methods import METHODS
 from tunery.paths import RunPaths, safe_name
 from tunery.serve.api_errors import ApiError
 from tunery.serve.jobs.translate import Use
+from tunery.serve.registry import ServedModel
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import require_id
 from tunery.serve.routes.services import Injected, Services
@@ -74,7 +76,7 @@ def models(services: Injected) -> Response:
     return json_response({"data": [_model(services, model) for model in services.registry.list()]})
 
 
-def _model(services: Services, model: Any) -> dict[str, Any]:
+def _model(services: Services, model: ServedModel) -> JsonObject:
     kind = "fine-tuned" if model.adapter else "alias" if model.id in services.settings.aliases else "base"
     return {
         "id": model.id,
@@ -122,7 +124,7 @@ async def check(
         )
 
 
-def _look(services: Services, file_id: str, model: str, method: str, asked: dict[str, Any], use: Use) -> dict[str, Any]:
+def _look(services: Services, file_id: str, model: str, method: str, asked: dict[str, float], use: Use) -> JsonObject:
     from tunery.serve.look import look  # brings what training needs
 
     base, start = services.registry.base_of(model)
@@ -158,7 +160,7 @@ def _total_steps(services: Services, job_id: str) -> int | None:
     return next((event.data["total_steps"] for event in events if event.type == "metrics" and event.data), None)
 
 
-def thin(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def thin(lines: list[JsonObject], most: int) -> list[JsonObject]:
     """Evenly spaced lines, the first and the last among them; all lines of validation are kept."""
     training = [index for index, line in enumerate(lines) if "valid_loss" not in line]
     if len(training) <= most:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tunery.serve.records import Job
 from tunery.serve.responses import json_response
 from tunery.serve.routes.body import json_body, metadata_filter, require_id
 from tunery.serve.routes.services import Injected, Services
@@ -38,9 +39,9 @@ def list_jobs(request: Request, services: Injected, after: str | None = None, li
     return json_response(listed(JobObject, page.data, page.has_more))
 
 
-def _without_metadata(services: Services, after: str | None, limit: int) -> tuple[list[Any], bool]:
+def _without_metadata(services: Services, after: str | None, limit: int) -> tuple[list[Job], bool]:
     """(jobs that have no metadata, whether there are more)."""
-    found: list[Any] = []
+    found: list[Job] = []
     while True:
         page = services.jobs.list(after=after, limit=100)
         found += [job for job in page.data if not job.metadata]

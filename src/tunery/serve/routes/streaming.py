@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from typing import Final, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tunery.jsonl import JsonObject
 from tunery.serve.api_errors import ApiError, from_exception, server_error
 from tunery.serve.engine.backend import TokenDelta, Usage
+from tunery.serve.routes.answers import FinishedAnswer
 
 T = TypeVar("T")
 
@@ -42,13 +44,13 @@ SILENCE, END = Silence(), End()
 class Writer(Protocol):
     """Turns an engine's items into the JSON of chunks."""
 
-    finished: Any
+    finished: FinishedAnswer
 
-    def write(self, delta: TokenDelta) -> Iterator[dict[str, Any]]:
+    def write(self, delta: TokenDelta) -> Iterator[JsonObject]:
         """The chunks of a delta."""
         ...
 
-    def end(self) -> Iterator[dict[str, Any]]:
+    def end(self) -> Iterator[JsonObject]:
         """The chunks after the last delta."""
         ...
 
@@ -109,7 +111,7 @@ class Items:
             await self._source.aclose()
 
 
-async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Task[object]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -120,7 +122,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client leaves. The request's body must have been read.
 
     Raises:
@@ -162,7 +164,7 @@ async def _collect(items: Items) -> tuple[list[TokenDelta], Usage | None]:
 # --------------------------------------------------------------------------- server-sent events
 
 
-def event(data: Any) -> bytes:
+def event(data: object) -> bytes:
     """A server-sent event. What some clients take for the end of a line is escaped."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in ("\x85", "\u2028", "\u2029"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from tunery.jsonl import JsonMapping
 from tunery.serve.api_errors import ApiError, shorten
 from tunery.text import similar_names
 
@@ -31,7 +32,7 @@ class Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
+    def _known_keys(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         data = {key: value for key, value in data.items() if value is not None and key not in cls.ignored}
@@ -73,7 +74,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> ApiError:
     return explain_first(error.errors(include_url=False)[0], model)
 
 
-def explain_first(item: Mapping[str, Any], model: type[BaseModel] | None = None) -> ApiError:
+def explain_first(item: JsonMapping, model: type[BaseModel] | None = None) -> ApiError:
     """A complaint of pydantic in OpenAI's words; `model` knows which keys there are."""
     kind, context, given = item["type"], item.get("ctx") or {}, item.get("input")
     param = _path(item["loc"])
@@ -108,7 +109,7 @@ def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     return model.known() if issubclass(model, Request) else list(model.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
@@ -150,7 +151,7 @@ _LENGTHS = {
 }
 
 
-def _words(where: str, kind: str, context: Mapping[str, Any], given: Any, message: str) -> tuple[str, str]:
+def _words(where: str, kind: str, context: JsonMapping, given: object, message: str) -> tuple[str, str]:
     """(what to say, the code); `where` is what it is about, after a space."""
     if kind in _TYPES:
         return f"Invalid type for{where}: expected {_TYPES[kind]}, but got {kind_of(given)} instead.", "invalid_type"
@@ -174,7 +175,7 @@ def _words(where: str, kind: str, context: Mapping[str, Any], given: Any, messag
     return f"Invalid value for{where}: {message}", "invalid_value"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message, cut where it is long."""
     try:
         return shorten(json.dumps(value, ensure_ascii=False))
@@ -182,11 +183,11 @@ def shown(value: Any) -> str:
         return kind_of(value)
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What a value is, in JSON's terms."""
     if value is None:
         return "null"
-    names: tuple[tuple[Any, str], ...] = (
+    names: tuple[tuple[type, str], ...] = (
         (bool, "a boolean"),
         (int, "an integer"),
         (float, "a decimal"),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tunery.data.conversation import Report, read_message, read_tools
+from tunery.jsonl import JsonObject
 from tunery.serve.schemas.base import Request, kind_of, problem
 from tunery.serve.schemas.sampling import SamplingRequest
 
@@ -32,7 +33,7 @@ def _raise_first(report: Report) -> None:
         raise problem(f"Invalid '{first.field}': {first.message}; {first.fix}.", code=code, at=field)
 
 
-def _list(value: Any, name: str, limit: int | None = None) -> list[Any]:
+def _list(value: object, name: str, limit: int | None = None) -> list[object]:
     if not isinstance(value, list):
         raise problem(
             f"Invalid type for '{name}': expected an array of objects, but got {kind_of(value)} instead.",
@@ -45,7 +46,7 @@ def _list(value: Any, name: str, limit: int | None = None) -> list[Any]:
     return value
 
 
-def _messages(value: Any) -> list[dict[str, Any]]:
+def _messages(value: object) -> list[JsonObject]:
     report = Report("", 0)
     calls: set[str] = set()
     messages = []
@@ -63,13 +64,13 @@ def _messages(value: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def _bare_call(call: dict[str, Any]) -> dict[str, Any]:
+def _bare_call(call: JsonObject) -> JsonObject:
     """A tool call without what the client's own parsing adds to it."""
     function = {key: call["function"][key] for key in ("name", "arguments")}
     return {"id": call["id"], "type": "function", "function": function}
 
 
-def _tools(value: Any) -> list[dict[str, Any]]:
+def _tools(value: object) -> list[JsonObject]:
     report = Report("", 0)
     tools = list(read_tools(report, "tools", _list(value, "tools", MAX_TOOLS)))
     _raise_first(report)
@@ -87,7 +88,7 @@ def _tools(value: Any) -> list[dict[str, Any]]:
     return tools
 
 
-def _tool_choice(value: Any) -> tuple[str, str | None]:
+def _tool_choice(value: object) -> tuple[str, str | None]:
     if value in ("none", "auto", "required"):
         return value, None
     if isinstance(value, dict) and value.get("type") == "function" and isinstance(value.get("function"), dict):
@@ -102,7 +103,7 @@ def _tool_choice(value: Any) -> tuple[str, str | None]:
     )
 
 
-def _modalities(value: Any) -> list[str]:
+def _modalities(value: object) -> list[str]:
     if value != ["text"]:
         raise problem("Unsupported value: 'modalities' can only be [\"text\"] here: models take and give text.")
     return ["text"]
@@ -113,7 +114,7 @@ class JsonSchema(Request):
 
     name: Annotated[str, Field(pattern=_NAME)]
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool = False
 
 
@@ -174,9 +175,9 @@ class ChatRequest(SamplingRequest):
         "web_search_options": "This server searches nothing.",
     }
 
-    messages: Annotated[list[dict[str, Any]], BeforeValidator(_messages)]
-    tools: Annotated[list[dict[str, Any]], BeforeValidator(_tools)] = Field(default_factory=list)
-    tool_choice: Annotated[Any, BeforeValidator(_tool_choice)] = None
+    messages: Annotated[list[JsonObject], BeforeValidator(_messages)]
+    tools: Annotated[list[JsonObject], BeforeValidator(_tools)] = Field(default_factory=list)
+    tool_choice: Annotated[tuple[str, str | None] | None, BeforeValidator(_tool_choice)] = None
     parallel_tool_calls: bool = True
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(default=None, exclude=True)
@@ -187,7 +188,7 @@ class ChatRequest(SamplingRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_limit(cls, data: Any) -> Any:
+    def _one_limit(cls, data: object) -> object:
         """Fold `max_tokens` into its newer name."""
         if isinstance(data, dict) and data.get("max_tokens") is not None:
             if data.get("max_completion_tokens") is not None:

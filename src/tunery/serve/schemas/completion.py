@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar, TypeGuard
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,11 +13,11 @@ from tunery.serve.schemas.sampling import SamplingRequest
 MAX_PROMPTS = 128
 
 
-def _is_tokens(value: Any) -> bool:
+def _is_tokens(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
 
 
-def _prompts(value: Any) -> list[str | list[int]]:
+def _prompts(value: object) -> list[str | list[int]]:
     """One entry a prompt, from any of the forms: a text, texts, token ids, lists of token ids."""
     if isinstance(value, str):
         return [value]
@@ -33,8 +33,10 @@ def _prompts(value: Any) -> list[str | list[int]]:
         raise problem("Invalid 'prompt': the array is empty.", code="empty_array")
     if len(value) > MAX_PROMPTS:
         raise problem(f"Invalid 'prompt': too many entries: at most {MAX_PROMPTS}.", code="array_above_max_length")
-    if all(isinstance(entry, str) for entry in value) or all(_is_tokens(entry) for entry in value):
-        return value
+    texts = [entry for entry in value if isinstance(entry, str)]
+    tokens = [entry for entry in value if _is_tokens(entry)]
+    if len(value) in (len(texts), len(tokens)):
+        return [*texts, *tokens]
     raise problem(
         "Invalid 'prompt': an array holds either texts, or token ids, or non-empty arrays of token ids.",
         code="invalid_type",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -18,7 +18,7 @@ MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 def _number(name: str, low: float, high: float | None, *, whole: bool, above: bool = False) -> BeforeValidator:
     """`"auto"`, or a number from `low` (with `above`: more than `low`) to `high`."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if value == "auto":
             return value
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
@@ -82,7 +82,7 @@ class Method(Request):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_reinforcement(cls, data: Any) -> Any:
+    def _no_reinforcement(cls, data: object) -> object:
         if isinstance(data, dict) and (data.get("type") == "reinforcement" or data.get("reinforcement") is not None):
             raise problem(
                 "Unsupported value: 'method.type' reinforcement. This server trains with the methods supervised and "
@@ -118,7 +118,7 @@ class Integration(Request):
     wandb: Wandb
 
 
-def _suffix(value: Any) -> Any:
+def _suffix(value: object) -> object:
     """A part of the model's name: other characters than letters, digits, dot, dash and underscore become dashes."""
     if not isinstance(value, str):
         return value
@@ -130,7 +130,7 @@ def _suffix(value: Any) -> Any:
     return name
 
 
-def _metadata(value: Any) -> Any:
+def _metadata(value: object) -> object:
     """Up to 16 pairs of texts, or an error."""
     if not isinstance(value, dict):
         return value

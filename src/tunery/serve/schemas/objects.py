@@ -6,9 +6,11 @@ Each is read from the store's plain dataclass of the same fields.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from tunery.jsonl import JsonObject
 
 
 class WireObject(BaseModel):
@@ -58,8 +60,8 @@ class JobObject(WireObject):
     fine_tuned_model: str | None
     organization_id: str
     status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
-    hyperparameters: dict[str, Any]
-    method: dict[str, Any]
+    hyperparameters: dict[str, int | float | str]
+    method: JsonObject
     training_file: str
     validation_file: str | None
     result_files: list[str]
@@ -67,7 +69,7 @@ class JobObject(WireObject):
     error: JobErrorObject | None
     seed: int
     estimated_finish: int | None = None
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[JsonObject] | None = None
     metadata: dict[str, str] | None = None
     user_provided_suffix: str | None = None
 
@@ -81,7 +83,7 @@ class EventObject(WireObject):
     level: Literal["info", "warn", "error"]
     message: str
     type: Literal["message", "metrics"]
-    data: dict[str, Any] | None = None
+    data: JsonObject | None = None
 
 
 class CheckpointObject(WireObject):
@@ -105,12 +107,12 @@ class ModelObject(WireObject):
     owned_by: str
 
 
-def one(kind: type[WireObject], value: Any) -> dict[str, Any]:
+def one(kind: type[WireObject], value: object) -> JsonObject:
     """The JSON of an object of the store."""
     return kind.model_validate(value).model_dump(mode="json")
 
 
-def listed(kind: type[WireObject], values: Iterable[Any], has_more: bool) -> dict[str, Any]:
+def listed(kind: type[WireObject], values: Iterable[object], has_more: bool) -> JsonObject:
     """The JSON of a page of a list, with the ids that the next page follows from."""
     data = [one(kind, value) for value in values]
     ids = [entry["id"] for entry in data]
@@ -123,6 +125,6 @@ def listed(kind: type[WireObject], values: Iterable[Any], has_more: bool) -> dic
     }
 
 
-def deleted(kind: str, name: str) -> dict[str, Any]:
+def deleted(kind: str, name: str) -> JsonObject:
     """The JSON that says an object is gone."""
     return {"id": name, "object": kind, "deleted": True}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -12,7 +12,7 @@ MAX_STOPS = 4
 MAX_BIAS = 100.0
 
 
-def _stop(value: Any) -> list[str]:
+def _stop(value: object) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
         raise problem(
@@ -26,7 +26,7 @@ def _stop(value: Any) -> list[str]:
     return stops
 
 
-def _bias(value: Any) -> dict[int, float]:
+def _bias(value: object) -> dict[int, float]:
     if not isinstance(value, dict):
         raise problem(
             f"Invalid type for 'logit_bias': expected an object, but got {kind_of(value)} instead.", code="invalid_type"
