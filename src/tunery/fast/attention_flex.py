@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from tunery.fast.tree_mask import Tree, block_pattern
+from tunery.fast.tree_mask import Tree, block_pattern, sees
 from tunery.models.device import on_device
 
 BLOCK = 128
@@ -83,10 +83,8 @@ def block_mask(tree: Sequence[Tensor], blocks: Blocks) -> BlockMask:
     length = BLOCK * tree[0].shape[0]
     enter, end, position = (x.flatten() for x in tree)
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        inside = (enter[key] <= enter[query]) & (enter[query] < end[key])
-        back = position[query] - position[key]
-        return inside & (back >= 0) & (back < blocks.window)
+    def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees((enter[query], position[query]), (enter[key], end[key], position[key]), blocks.window)
 
     return BlockMask(
         seq_lengths=(length, length),
@@ -99,7 +97,7 @@ def block_mask(tree: Sequence[Tensor], blocks: Blocks) -> BlockMask:
         full_q_num_blocks=blocks.full_by_key,
         full_q_indices=blocks.full_by_key_order,
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=sees,
+        mask_mod=mask,
     )
 
 

@@ -30,6 +30,7 @@ from torch.nn.attention.varlen import varlen_attn
 from tunery.data.batching import Group
 from tunery.fast import attention_flex
 from tunery.fast.attention_flex import BLOCK, SHORTEST, Blocks, flex, make_blocks, vary
+from tunery.fast.attention_rule import Rule
 from tunery.fast.tree_mask import Tree, tree_of
 from tunery.models.device import on_device
 
@@ -41,15 +42,6 @@ estimate: a few tenths of a second of planning, and 20 ms saved in a batch of 8,
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 FLEX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Rule(NamedTuple):
-    """How scores become weights: scale, sliding window in tokens, soft cap (Gemma 2), sinks [H] (gpt-oss)."""
-
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
 
 
 class AttentionCase(NamedTuple):

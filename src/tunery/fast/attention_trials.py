@@ -25,11 +25,11 @@ from tunery.fast.attention_gpu import (
     AttentionCase,
     GpuLayout,
     Kernel,
-    Rule,
     by_equal_lengths,
     fits,
     kernels_for,
 )
+from tunery.fast.attention_rule import Rule
 
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest relative difference from the plain way that rounding explains; a wrong mask gives 0.1 and more. In float32 a

@@ -24,7 +24,7 @@ from tunery.inference.cached_attention import (
 )
 from tunery.inference.generate import context_length
 from tunery.inference.kv_cache import Cache, LayerShape, Slot
-from tunery.inference.served_layers import serve_layers, watch
+from tunery.inference.served_layers import serve_layers, served_inputs
 from tunery.lora.targets import plain_modules
 from tunery.models.device import on_device
 from tunery.models.load import Base
@@ -172,8 +172,8 @@ class Runner:
 
     def _with_layers(self, row: Sequence[int]) -> None:
         with torch.inference_mode():
-            seen = watch(self.model, lambda: self._plain(row))
-        self._groups = serve_layers(self.model, seen, len(row), self.bank)
+            calls = served_inputs(self.model, lambda: self._plain(row))
+        self._groups = serve_layers(self.model, calls, len(row), self.bank)
         self.bank.serve(self._groups)
 
     @torch.inference_mode()
