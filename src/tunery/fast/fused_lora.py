@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunery.fast.islands import gated, gated_backward
+from tunery.lora.variants.lora import add_up_
 
 R = TypeVar("R")
 
@@ -127,7 +128,7 @@ class Stack:
         for part, B, thin in zip(self.parts, Bs, self._split(h), strict=True):
             weight = part.dense().t()
             y = torch.mm(x, weight) if part.bias is None else torch.addmm(part.bias, x, weight)
-            outs.append(y.addmm_(thin, B, alpha=part.scaling))
+            outs.append(add_up_(y, thin, B, part.scaling))
         return outs, h
 
     def through_B(self, grads: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from tunery.inference.packed import Product, Sum, packed, plain
 from tunery.lora.attach import swap_modules
 from tunery.lora.layer import can_wrap
 from tunery.lora.targets import plain_modules
+from tunery.lora.variants.lora import add_up_
 from tunery.models.quantized import is_quantized
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class LayerGroup:
         if low.zeros * len(y) <= WASTED:
             return low.up(y, h)
         for rows, columns in low.blocks:
-            y[:, rows].addmm_(h[:, columns], low.B[rows, columns].t())
+            add_up_(y[:, rows], h[:, columns], low.B[rows, columns].t())
         return y
 
 

@@ -29,7 +29,7 @@ from tunery.errors import AdapterError
 from tunery.lora.dropout import Dropout
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Extra, Update, Variant
-from tunery.lora.variants.lora import add_up
+from tunery.lora.variants.lora import add_up, delta_weight
 from tunery.models.quantized import is_quantized, unpacked_weight
 
 
@@ -85,6 +85,9 @@ class LoRALayer(nn.Module):
 
     kinds = ("lora_A.weight", "lora_B.weight")
     """How PEFT's files call A and B."""
+
+    output_scale = 1.0
+    """What the base multiplies its output by, and the update with it."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -282,7 +285,7 @@ class LoRAEmbedding(LoRALayer):
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         update = self.update(name)
-        return weight.to(update.A.dtype) + update.scaling * (update.A.t() @ update.B.t())
+        return weight.to(update.A.dtype) + delta_weight(update.B.t(), update.A.t(), update.scaling)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] → [..., width], in the dtype of the table."""

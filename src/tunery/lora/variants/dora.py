@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunery.lora.variants.base import Update, Variant
+from tunery.lora.variants.lora import delta_weight
 
 if TYPE_CHECKING:
     from tunery.lora.layer import LoRALinear
@@ -50,7 +51,7 @@ class DoRA(Variant):
         return (out if layer.bias is None else out + layer.bias.to(wide)).to(y.dtype)
 
     def merged(self, weight: Tensor, update: Update) -> Tensor:
-        direction = weight + update.scaling * (update.B @ update.A)
+        direction = weight + delta_weight(update.A, update.B, update.scaling)
         gain = update.extra[MAGNITUDE] / _above_zero(direction.norm(dim=1))
         return gain[:, None] * direction
 
