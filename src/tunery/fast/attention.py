@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,6 +31,10 @@ from tunery.fast.attention_rule import (
     in_reach,
 )
 from tunery.fast.attention_trials import try_kernels, try_postponed_again
+from tunery.models.autograd import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "tunery_flat"
 
@@ -231,12 +235,25 @@ def _sinks_of(sinks: Tensor | None, block: Block, q: Tensor, kv_heads: int) -> T
     return each.expand(q.shape[0] // kv_heads, -1, q.shape[1] // fold, -1).reshape(*q.shape[:2], 1)
 
 
+class _AttentionContext(Context, Protocol):
+    plan: AttentionPlan
+    rule: Rule
+    kv_heads: int
+
+
 class _Attention(torch.autograd.Function):
     """q [T · G, H/G · D], k [T · G, D] and v [T · G, E], by token and key head → [T · G, H/G · E]."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: AttentionPlan, rule: Rule, kv_heads: int
+        ctx: _AttentionContext,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        plan: AttentionPlan,
+        rule: Rule,
+        kv_heads: int,
     ) -> Tensor:
         parts, kept = [], []
         for chunk in plan.chunks:
@@ -253,7 +270,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _AttentionContext, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, sinks, *kept = ctx.saved_tensors
         plan, rule, waiting = ctx.plan, ctx.rule, iter(kept)
         for_queries, for_keys, for_values = [], [], []
@@ -323,7 +340,7 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: PackedLayout
     """q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E]."""
     plan = layout.plan(q.shape[0], k.shape[0], rule.window, q.dtype)
     rows = (x.transpose(0, 1).reshape(x.shape[1] * k.shape[0], -1) for x in (q, k, v))
-    out: Any = _Attention.apply(*rows, rule.sinks, plan, rule, k.shape[0])
+    out: Tensor = _Attention.apply(*rows, rule.sinks, plan, rule, k.shape[0])
     return out.view(q.shape[1], q.shape[0], -1).transpose(0, 1)
 
 
@@ -350,14 +367,14 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
 
 
 @contextlib.contextmanager
-def flat(model: nn.Module) -> Iterator[None]:
+def flat(model: PreTrainedModel) -> Iterator[None]:
     """Within this context the model computes one packed sequence; outside it, batches as usual (for generation)."""
-    before = model.config._attn_implementation  # type: ignore[union-attr]
+    before = model.config._attn_implementation
     if before == NAME:
         yield
         return
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    model.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)  # type: ignore[operator]
+        model.set_attn_implementation(before)  # type: ignore[arg-type]  # a loaded model has one

@@ -8,7 +8,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,14 +16,18 @@ from torch import Tensor, nn
 
 from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast.attention import PackedLayout, flat, prepare_kernels
-from tunery.fast.fused_layer import FusedAttention, FusedDecoderLayer, replace_attention, replace_layers
+from tunery.fast.fused_layer import replace_attention, replace_layers
 from tunery.fast.fused_linear import find_shared_inputs, fuse_lora, unfuse_lora
-from tunery.fast.fused_mlp import FusedMLP, replace_mlps
-from tunery.fast.fused_rmsnorm import FusedRMSNorm, replace_norms
+from tunery.fast.fused_mlp import replace_mlps
+from tunery.fast.fused_rmsnorm import replace_norms
 from tunery.fast.last_layer import LastLayer
+from tunery.fast.replacement import restore_modules
 from tunery.fast.shared_input import sharing
 from tunery.models.device import is_out_of_memory, on_device
 from tunery.models.windows import layer_windows, visible_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -75,7 +79,7 @@ class PackedModel:
         kernels: whether the device's attention kernels are used.
     """
 
-    model: Any
+    model: PreTrainedModel
     flattened: bool
     head: OutputHead | None
     last_layer: LastLayer | None = None
@@ -101,28 +105,28 @@ class PackedModel:
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Final hidden states at the predicting positions, [S, d]; needs `head`."""
-        sources = self.tensor(batch.sources)
-        inputs = self._inputs(batch)
+        sources, inputs = self.tensor(batch.sources), self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
-                self.last_layer.only(sources, inputs["input_ids"].squeeze(0))
+                ids = inputs["input_ids"]
+                assert isinstance(ids, Tensor)
+                self.last_layer.only(sources, ids.squeeze(0))
             out = self.model.get_decoder()(**inputs)
         return out.last_hidden_state.squeeze(0).index_select(0, sources)
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """Logits at the predicting positions as the model itself computes them, [S, V]."""
         sources = self.tensor(batch.sources)
-        inputs = self._inputs(batch)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return self._run(self.model, **inputs, logits_to_keep=sources).logits.squeeze(0)
-        return self._run(self.model, **inputs).logits.squeeze(0).index_select(0, sources)
+            return self._logits(batch, logits_to_keep=sources)
+        return self._logits(batch).index_select(0, sources)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A NumPy array on the model's device."""
         return on_device(array, self.device)
 
-    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
+    def _inputs(self, batch: PackedBatch) -> dict[str, object]:
+        inputs: dict[str, object] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
         if self.flattened:
             inputs["position_ids"] = self.tensor(batch.positions)[None]
             inputs["segments"] = PackedLayout(batch.groups, self.device, self.kernels)
@@ -137,14 +141,15 @@ class PackedModel:
         with sharing(), flat(self.model) if self.flattened else contextlib.nullcontext(), last_layer:
             yield
 
-    def _run(self, module: nn.Module, **inputs: Any) -> Any:
+    def _logits(self, batch: PackedBatch, **more: Tensor) -> Tensor:
+        inputs = self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
                 self.last_layer.only(None)
-            return module(**inputs)
+            return self.model(**inputs, **more).logits.squeeze(0)
 
 
-def _transforms(config: Any) -> tuple[float, float | None]:
+def _transforms(config: PreTrainedConfig) -> tuple[float, float | None]:
     """What is known to happen to logits: a factor (Cohere, Granite) and a soft cap (Gemma)."""
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     if divisor := getattr(config, "logits_scaling", None):
@@ -161,7 +166,7 @@ def probe_rows(vocabulary: int) -> list[Row]:
     return [Row(ids, np.concatenate([[0], np.ones(len(ids) - 1)]).astype(np.float32)) for ids in rows]
 
 
-def _plain_logits(model: Any, row: Row) -> Tensor:
+def _plain_logits(model: PreTrainedModel, row: Row) -> Tensor:
     ids = torch.from_numpy(row.ids[:-1].astype(np.int64)).to(model.device)
     return model(input_ids=ids[None], use_cache=False).logits[0]
 
@@ -172,7 +177,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
+def optimize_model(model: PreTrainedModel, kernels: bool = True) -> PackedModel:
     """Find out, by trying on three short rows, whether the model can run flattened and whether we can apply its head.
 
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
@@ -235,10 +240,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
 
 def restore_model(model: nn.Module) -> None:
     """Give a model back its own modules in place of those that `optimize_model` put there."""
-    for parent in reversed(list(model.modules())):  # what is inside first
-        for name, child in list(parent.named_children()):
-            if isinstance(child, FusedRMSNorm | FusedMLP | FusedAttention | FusedDecoderLayer):
-                setattr(parent, name, child.origin())
+    restore_modules(model)
     unfuse_lora(model)
     if (last_layer := getattr(model, LAST_LAYER, None)) is not None:
         last_layer.remove()

@@ -13,7 +13,7 @@ V is never written down for its norm: with U = W Aᵀ [out, rank],
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class DoRA(Variant):
     name = "dora"
     title = "DoRA"
     tensors = (MAGNITUDE,)
-    peft: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+    peft: ClassVar[Mapping[str, object]] = {"use_dora": True}
 
     def start(self, weight: Tensor) -> dict[str, Tensor]:
         return {MAGNITUDE: weight.norm(dim=1)}
