@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,10 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sink
     if sinks is not None:
         sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
     return torch.matmul(attention_weights(scores, sinks).to(v.dtype), v)
+
+
+MaskKey = tuple[int, int, int | None, torch.dtype]
+"""Of a stretch's mask: its first position, query heads for each key head, window, dtype."""
 
 
 @dataclass(slots=True)
@@ -159,7 +163,7 @@ class PrefillChunk:
     at: slice
     start: int
     stop: int
-    _masks: dict[Any, Tensor] = field(default_factory=dict)
+    _masks: dict[MaskKey, Tensor] = field(default_factory=dict)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
@@ -170,7 +174,7 @@ class PrefillChunk:
 
 
 def stretch_attention(
-    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[Any, Tensor]
+    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[MaskKey, Tensor]
 ) -> Tensor:
     """Causal attention of successive tokens of one row.
 

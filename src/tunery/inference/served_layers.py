@@ -128,10 +128,11 @@ class LayerGroup:
         return y
 
 
-def _width(module: Any) -> int:
+def _width(module: nn.Module) -> int:
     """Numbers that a layer gives for a token."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
+    assert isinstance(module, nn.Linear | Conv1D)
     return module.nf if isinstance(module, Conv1D) else module.out_features
 
 
@@ -145,8 +146,8 @@ def _product(modules: Sequence[nn.Module], keep: bool) -> Product | None:
     Args:
         keep: the layer's own weight stays (the head's, which may be the embedding's too).
     """
-    layers: list[Any] = list(modules)
-    if any(type(layer) not in (nn.Linear, Conv1D) or layer._forward_hooks for layer in layers):
+    layers = [layer for layer in modules if isinstance(layer, nn.Linear | Conv1D) and not layer._forward_hooks]
+    if len(layers) < len(modules) or any(type(layer) not in (nn.Linear, Conv1D) for layer in layers):
         return None
     kinds = {(type(layer), layer.weight.dtype, layer.weight.device, layer.bias is None) for layer in layers}
     if len(kinds) > 1 or not layers[0].weight.is_floating_point() or len(set(layers)) < len(layers):
@@ -222,5 +223,6 @@ def serve_layers(
     return groups
 
 
-def _compute_dtype(module: Any, default: torch.dtype) -> torch.dtype:
-    return default if is_quantized(module) or not module.weight.is_floating_point() else module.weight.dtype
+def _compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    weight = module.get_parameter("weight")
+    return default if is_quantized(module) or not weight.is_floating_point() else weight.dtype
