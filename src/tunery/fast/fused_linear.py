@@ -58,7 +58,7 @@ class FusedLoRALinear(LoRALinear):
         base = self.base
         if is_quantized(base):
             # On a CPU bitsandbytes takes a way of its own to the product, and what PEFT computes must be what we do.
-            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None  # type: ignore[union-attr]
+            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None
         if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
             return None
         weight: Tensor = base.weight  # type: ignore[assignment]

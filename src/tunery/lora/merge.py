@@ -17,6 +17,8 @@ from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, qu
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tunery.models.quantized import QuantizedLayer
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -80,7 +82,7 @@ def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo
     return plain
 
 
-def _unpacked_layer(module: nn.Module, layer: LoRALayer | None = None, name: str | None = None) -> nn.Module:
+def _unpacked_layer(module: QuantizedLayer, layer: LoRALayer | None = None, name: str | None = None) -> nn.Module:
     """The plain layer of a quantised one, with the adapter `name` of its wrapper in its weight."""
     weight = unpacked_weight(module)
     merged = weight if layer is None or name is None else layer.merged(name, weight)

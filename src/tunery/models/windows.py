@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.data.batching import PackedBatch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def layer_windows(config: Any) -> list[int | None]:
+
+def layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Sliding window of each layer's attention, None for the whole row, from a model's configuration."""
     config = config.get_text_config()
     layers = int(getattr(config, "num_hidden_layers", 0))
@@ -22,7 +25,7 @@ def layer_windows(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def attention_width(config: Any) -> int:
+def attention_width(config: PreTrainedConfig) -> int:
     """Numbers in a token's queries, all heads together; 0 for a model without attention."""
     config = config.get_text_config()
     heads = int(getattr(config, "num_attention_heads", None) or 0)

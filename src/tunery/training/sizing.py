@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +16,9 @@ from tunery.lora.attach import base_parameters
 from tunery.models.device import peak_memory, resident_memory
 from tunery.models.quantized import held_bytes, numel
 from tunery.training.memory import Lean, MemoryEstimate, estimate, logit_chunk, tokens_that_fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SAMPLED_STEPS = 8
 USED_SHARE = 0.8
@@ -57,7 +60,7 @@ class Need:
         sizes: what else tunery.training.memory.estimate takes.
     """
 
-    config: Any
+    config: PreTrainedConfig
     tokens: int
     longest: int
     positions: int
@@ -68,7 +71,7 @@ class Need:
         cls,
         task: Task,
         train: Rows,
-        model: Any,
+        model: PreTrainedModel,
         *,
         base_bytes: int,
         dtype_bytes: int,
@@ -135,7 +138,7 @@ def wanted_rows(task: Task) -> int:
     return task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
 
 
-def size_up(task: Task, prepared: Prepared, base: Any, model: PackedModel, available: int) -> Sizing:
+def size_up(task: Task, prepared: Prepared, base: PreTrainedModel, model: PackedModel, available: int) -> Sizing:
     """Settle `micro_batch_size: auto` and `gradient_checkpointing: auto`.
 
     Args:
