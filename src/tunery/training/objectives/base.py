@@ -20,6 +20,7 @@ from tunery.config import ObjectiveName, Task
 from tunery.data.batching import PackedBatch, Row
 from tunery.data.prepare import Rows
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.attach import using
 from tunery.training.loss import row_log_probabilities
 from tunery.training.scoring import Scorer, Scores
@@ -121,13 +122,13 @@ class Objective(ABC):
     def weight(self, rows: Sequence[Row]) -> float:
         """What the summed loss of a whole optimizer step is divided by, once."""
 
-    def prepare_step(self, score: Scorer, rows: Sequence[Row]) -> float:
+    def prepare_step(self, score: Scorer, rows: Sequence[Row]) -> object:
         """What the loss of each row of a step takes from all of the step's rows, found without gradient: plain values,
         which `backward` is given with each micro-batch."""
         return None
 
     @abstractmethod
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: float = 0.0) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         """Add the gradient of (summed loss / weight) of one micro-batch to the parameters.
 
         Args:

@@ -28,6 +28,7 @@ from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.training.intervals import accuracy_interval
 from tunery.training.loss import row_log_probabilities
 from tunery.training.objectives.base import ReferenceObjective, StepStats, loss_metrics
@@ -100,7 +101,7 @@ class DPO(ReferenceObjective):
         """The number of pairs."""
         return len(rows) / 2
 
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: float = 0.0) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         """Prompts are computed once for both answers, and once for all pairs that share them."""
         if not model.flattened:
             return self._one_by_one(model, rows, weight)

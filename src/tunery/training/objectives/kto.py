@@ -29,6 +29,7 @@ from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.training.loss import row_log_probabilities
 from tunery.training.objectives.base import ReferenceObjective, StepStats, loss_metrics
 from tunery.training.objectives.dpo import LR_SCALE
@@ -97,8 +98,8 @@ class KTO(ReferenceObjective):
         policy, reference = self.both(score, mismatched(rows))
         return max(0.0, float((policy - reference).mean()))
 
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: float = 0.0) -> StepStats:
-        z0, stats = float(context or 0.0), StepStats()
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
+        z0, stats = context if isinstance(context, float) else 0.0, StepStats()
         for together in [rows] if model.flattened else [[row] for row in rows]:
             batch = pack(together)
             reference = self.reference_log_probabilities(model, batch, len(together))

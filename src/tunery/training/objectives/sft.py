@@ -10,6 +10,7 @@ from tunery.config import Task
 from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.training.loss import batch_loss
 from tunery.training.objectives.base import Objective, StepStats, loss_metrics
 from tunery.training.scoring import Scorer, Scores
@@ -38,7 +39,7 @@ class CrossEntropy(Objective):
         """The weight of the rows' trained tokens."""
         return sum(float(row.weights.sum()) for row in rows)
 
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: float = 0.0) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         batch = pack(rows)
         loss = batch_loss(model, batch)
         (loss.total / weight).backward()
