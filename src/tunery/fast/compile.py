@@ -19,6 +19,8 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from tunery.fast.trial import relative_difference
+
 R = TypeVar("R")
 
 Setting = bool | Literal["auto"]
@@ -138,8 +140,8 @@ class Island(Generic[R]):
         for a, b in pairs:
             if not isinstance(b, Tensor) or not b.is_floating_point():
                 continue
-            a, b = (x.detach().flatten()[:COMPARED].double() for x in (a, b))
-            difference = float((a - b).norm() / b.norm().clamp_min(1e-30))
+            a, b = (x.detach().flatten()[:COMPARED] for x in (a, b))
+            difference = relative_difference(a, b)
             if not difference <= TOLERANCE.get(_narrowest(wanted), 0.02):
                 raise ValueError(f"its result differs by {difference:.1%} from the plain one")
 

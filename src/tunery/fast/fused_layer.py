@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tunery.fast.fused_rmsnorm import FusedRMSNorm
 from tunery.fast.islands import rotate
 from tunery.fast.replacement import Replacement, replace_modules
+from tunery.fast.trial import relative_difference
 from tunery.models.autograd import Context
 
 if TYPE_CHECKING:
@@ -228,10 +229,7 @@ def _inputs(width: int, head: int, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _close(got: Tensor, wanted: Tensor) -> bool:
-    if got.shape != wanted.shape:
-        return False
-    difference = float((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
-    return difference <= _ROUNDING.get(wanted.dtype, 0.02)
+    return got.shape == wanted.shape and relative_difference(got, wanted) <= _ROUNDING.get(wanted.dtype, 0.02)
 
 
 @torch.no_grad()

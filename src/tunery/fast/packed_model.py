@@ -23,6 +23,7 @@ from tunery.fast.fused_rmsnorm import replace_norms
 from tunery.fast.last_layer import LastLayer
 from tunery.fast.replacement import restore_modules
 from tunery.fast.shared_input import sharing
+from tunery.fast.trial import relative_difference
 from tunery.models.device import is_out_of_memory, on_device
 from tunery.models.windows import layer_windows, visible_pairs
 
@@ -158,8 +159,9 @@ def _transforms(config: PreTrainedConfig) -> tuple[float, float | None]:
     return scale, float(cap) if cap else None
 
 
-def probe_rows(vocabulary: int) -> list[Row]:
-    """Three short rows with a shared prefix, all positions trained."""
+def probe_rows(config: PreTrainedConfig) -> list[Row]:
+    """Three short rows with a shared prefix, all positions trained, for a model with this configuration."""
+    vocabulary = min(config.get_text_config().vocab_size, 1000)
     rng = np.random.default_rng(0)
     prefix = rng.integers(0, vocabulary, 12)
     rows = [np.concatenate([prefix, rng.integers(0, vocabulary, n)]).astype(np.int32) for n in (5, 9, 3)]
@@ -169,11 +171,6 @@ def probe_rows(vocabulary: int) -> list[Row]:
 def _plain_logits(model: PreTrainedModel, row: Row) -> Tensor:
     ids = torch.from_numpy(row.ids[:-1].astype(np.int64)).to(model.device)
     return model(input_ids=ids[None], use_cache=False).logits[0]
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
 @torch.no_grad()
@@ -186,8 +183,7 @@ def optimize_model(model: PreTrainedModel, kernels: bool = True) -> PackedModel:
         kernels: use the device's attention kernels, which are tried here. An engine with attention of its own does
             without: on a GPU compiling them takes seconds.
     """
-    config = model.config.get_text_config()
-    rows = probe_rows(min(config.vocab_size, 1000))
+    rows = probe_rows(model.config)
     truth = [_plain_logits(model, row) for row in rows]
     fuse_lora(model)
     replace_norms(model)
@@ -197,7 +193,7 @@ def optimize_model(model: PreTrainedModel, kernels: bool = True) -> PackedModel:
     find_shared_inputs(model, lambda: _plain_logits(model, rows[0]))
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
-    head = OutputHead(layer, *_transforms(config)) if layer is not None else None
+    head = OutputHead(layer, *_transforms(model.config.get_text_config())) if layer is not None else None
 
     def differs(candidate: PackedModel, batches: Sequence[PackedBatch], expected: Sequence[Tensor]) -> float:
         worst = 0.0
@@ -207,7 +203,7 @@ def optimize_model(model: PreTrainedModel, kernels: bool = True) -> PackedModel:
                 if candidate.head
                 else candidate.logits(batch).to(logits.dtype)
             )
-            worst = max(worst, _relative(got, logits))
+            worst = max(worst, relative_difference(got, logits))
         return worst
 
     merged = pack(rows)

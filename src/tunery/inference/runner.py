@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunery.errors import ModelError
 from tunery.fast.packed_model import TOLERANCE, optimize_model, probe_rows, restore_model
+from tunery.fast.trial import relative_difference
 from tunery.inference.adapter_cache import Adapter, AdapterCache, Run
 from tunery.inference.cached_attention import (
     NAME,
@@ -86,7 +87,7 @@ class Runner:
                 "requests cannot share a batch here",
                 _ELSEWHERE,
             )
-        rows = [row.ids.tolist() for row in probe_rows(min(self.model.config.get_text_config().vocab_size, 1000))]
+        rows = [row.ids.tolist() for row in probe_rows(self.model.config)]
         with torch.inference_mode():
             truth = [self._plain(row) for row in rows]
         self.vocabulary = truth[0].shape[-1]
@@ -208,8 +209,7 @@ class Runner:
             for part, some in zip(kept, logits.split([part.keep for part in kept]), strict=True):
                 got[places.index(part.place)].append(some)
         for mine, theirs in zip(got, truth, strict=True):
-            difference = torch.cat(mine).double() - theirs.double()
-            if not float(difference.norm() / theirs.double().norm()) <= TOLERANCE.get(self.dtype, 0.1):
+            if not relative_difference(torch.cat(mine), theirs) <= TOLERANCE.get(self.dtype, 0.1):
                 raise ModelError(f"{name} gives other answers when requests share a batch", _ELSEWHERE)
 
     def forget_step(self) -> None:
