@@ -33,7 +33,8 @@ from triton.runtime.driver import driver
 from tests.fast.test_attention_gpu import random_rows
 from tunery.data.batching import pack
 from tunery.fast import attention_flex, attention_gpu
-from tunery.fast.attention_gpu import GpuLayout, Rule, by_tree
+from tunery.fast.attention_gpu import GpuLayout, by_tree
+from tunery.fast.attention_rule import Rule
 
 H100 = SimpleNamespace(
     name="H100",

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.attention import SDPBackend
 from torch.nn.attention import flex_attention as flex
 
+from tests.fast.flash import flash
 from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast import attention_flex, attention_gpu
 from tunery.fast.attention import PackedLayout, flat_attention
@@ -22,13 +23,13 @@ from tunery.fast.attention_flex import BLOCK, SHORTEST, block_mask, over_blocks
 from tunery.fast.attention_gpu import (
     AttentionCase,
     GpuLayout,
-    Rule,
     by_equal_lengths,
     by_lengths,
     by_tree,
     fits,
     kernels_for,
 )
+from tunery.fast.attention_rule import Rule
 from tunery.fast.tree_mask import block_pattern, tree_of
 
 CPU = torch.device("cpu")
@@ -253,37 +254,14 @@ def test_the_compiler_is_told_no_length_and_that_it_is_a_whole_number_of_blocks(
 def test_separate_segments_are_given_to_flash_attention_with_their_lengths_and_window(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flash attention runs on a GPU only; a stand-in reads its arguments as its documentation says."""
-
-    def stand_in(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_q: Tensor,
-        cu_k: Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float,
-        window_size: tuple[int, int],
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        assert enable_gqa == attention_gpu._FLASH_ASKS_FOR_GROUPS
+    def checked(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *rest: int, **options: Any) -> Tensor:
+        assert options.get("enable_gqa", False) == attention_gpu._FLASH_ASKS_FOR_GROUPS
         assert torch.equal(cu_q, cu_k)
         assert cu_q.dtype == torch.int32
-        assert max_q == max_k == int(cu_q.diff().max())
-        out = torch.empty_like(q)
-        for low, high in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
-            place = torch.arange(high - low)
-            back = place[:, None] - place[None, :]
-            seen = (back >= -window_size[1]) & ((back <= window_size[0]) | (window_size[0] < 0))
-            keys, values = (x[low:high].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-            scores = torch.einsum("qhd,khd->hqk", q[low:high], keys) * scale
-            share = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-            out[low:high] = torch.einsum("hqk,khd->qhd", share, values)
-        return out
+        assert list(rest) == [int(cu_q.diff().max())] * 2
+        return flash(q, k, v, cu_q, cu_k, *rest, **options)
 
-    monkeypatch.setattr(attention_gpu, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention_gpu, "varlen_attn", checked)
     batch = pack(random_rows(2, 7), share=False)
     q, k, v = heads(len(batch.ids))
     got = by_lengths(q, k, v, GpuLayout(batch.groups, CPU), Rule(0.3, window))

@@ -11,42 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention
 
+from tests.fast.flash import flash
 from tests.shapes import tiny_model
 from tunery.data.batching import Row, pack
 from tunery.fast import attention, attention_flex, attention_gpu, attention_trials
 from tunery.fast.adapters import apply_lora
-from tunery.fast.attention_gpu import GpuLayout, Rule, attend, by_equal_lengths, by_lengths, by_tree
+from tunery.fast.attention_gpu import GpuLayout, attend, by_equal_lengths, by_lengths, by_tree
+from tunery.fast.attention_rule import Rule
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.lora.attach import trainable_parameters
 from tunery.training.decoder_layers import running_layers
 from tunery.training.loss import batch_loss
 
 CPU = torch.device("cpu")
-
-
-def flash(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool = False,
-) -> Tensor:
-    """A stand-in for variable-length flash attention, which runs on a GPU only."""
-    parts = []
-    for low, high in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
-        place = torch.arange(high - low)
-        back = place[:, None] - place[None, :]
-        seen = (back >= 0) & ((back <= window_size[0]) | (window_size[0] < 0))
-        keys, values = (x[low:high].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q[low:high], keys) * scale
-        parts.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, float("-inf")).softmax(-1), values))
-    return torch.cat(parts)
 
 
 @pytest.fixture(autouse=True)

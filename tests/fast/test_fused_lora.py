@@ -208,9 +208,9 @@ def test_outputs_that_nobody_takes_are_not_kept() -> None:
     x = torch.randn(1, 3, 32)
     with shared.sharing():
         query(x)
-        (ready,) = query.shared._ready.values()
+        (ready,) = query.shared._outputs._ready.values()
         assert len(ready.outputs) == 2
-    assert not query.shared._ready
+    assert not query.shared._outputs._ready
 
 
 def test_a_backward_pass_in_another_thread_leaves_nothing_behind() -> None:
@@ -238,9 +238,9 @@ def test_a_backward_pass_in_another_thread_leaves_nothing_behind() -> None:
         thread.start()
         thread.join()
         assert [reference() is None for reference in alive] == [True, True, False]
-        assert sum(len(group._ready) for group in groups) == 1
+        assert sum(len(group._outputs._ready) for group in groups) == 1
     assert alive[-1]() is None
-    assert not any(group._ready for group in groups)
+    assert not any(group._outputs._ready for group in groups)
 
 
 def test_an_adapter_on_some_of_the_layers_only_runs_them_one_by_one() -> None:

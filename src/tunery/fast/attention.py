@@ -12,17 +12,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.data.batching import Group
-from tunery.fast.attention_gpu import GpuLayout, Rule, attend
+from tunery.fast.attention_gpu import GpuLayout, attend
+from tunery.fast.attention_rule import (
+    Rule,
+    additive_mask,
+    attention_function,
+    attention_weights,
+    capped,
+    in_reach,
+)
 from tunery.fast.attention_trials import try_kernels, try_postponed_again
+from tunery.models.autograd import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "tunery_flat"
 
@@ -182,10 +194,7 @@ class PackedLayout:
         queries, so that causality hides it from them."""
         first = 0 if window is None else max(0, low + 1 - window)
         query, key = np.arange(low, high)[:, None], np.arange(first, high)[None, :]
-        hidden = key > query
-        if window is not None:
-            hidden |= key <= query - window
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden), float("-inf"))
+        mask = additive_mask(torch.from_numpy(in_reach(query, key, window)), dtype)
         padding = np.flatnonzero(rows < 0)
         return Block(
             queries=self._index(rows),
@@ -195,40 +204,25 @@ class PackedLayout:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What a layer's attention is besides its inputs: scores are cap · tanh(scale · q k / cap), or scale · q k."""
-
-    scale: float
-    cap: float | None
-
-
-def _weights(q: Tensor, k: Tensor, kind: _Kind, mask: Tensor, sinks: Tensor | None) -> Tensor:
+def _weights(q: Tensor, k: Tensor, rule: Rule, mask: Tensor, sinks: Tensor | None) -> Tensor:
     """Attention weights [B, queries, keys]. The softmax computes in float32 or wider.
 
     Args:
         q: [B, queries, D]; k: [B, keys, D].
-        sinks: [B, queries, 1], scores of a key without a value (gpt-oss).
+        sinks: those of the queries, [B, queries, 1].
     """
-    if kind.cap is None:
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=kind.scale)
+    if rule.softcap is None:
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=rule.scale)
     else:
-        scores = _capped(q, k, kind).add_(mask)
-    if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1].contiguous()
+        scores = capped(torch.bmm(q, k.transpose(1, 2)), rule).add_(mask)
+    return attention_weights(scores, sinks).contiguous()
 
 
-def _capped(q: Tensor, k: Tensor, kind: _Kind) -> Tensor:
-    assert kind.cap is not None
-    return torch.bmm(q, k.transpose(1, 2)).mul_(kind.scale / kind.cap).tanh_().mul_(kind.cap)
-
-
-def _score_gradient(q: Tensor, k: Tensor, kind: _Kind, share: Tensor, slope: Tensor) -> Tensor:
+def _score_gradient(q: Tensor, k: Tensor, rule: Rule, share: Tensor, slope: Tensor) -> Tensor:
     """∂ of scale · q k, from the weights [B, queries, keys] and their gradient `slope`."""
     slope = torch.ops.aten._softmax_backward_data(slope, share, -1, share.dtype)
-    if kind.cap is not None:
-        slope *= 1 - (_capped(q, k, kind) / kind.cap).square_()
+    if rule.softcap is not None:
+        slope *= 1 - (capped(torch.bmm(q, k.transpose(1, 2)), rule) / rule.softcap).square_()
     return slope
 
 
@@ -241,12 +235,25 @@ def _sinks_of(sinks: Tensor | None, block: Block, q: Tensor, kv_heads: int) -> T
     return each.expand(q.shape[0] // kv_heads, -1, q.shape[1] // fold, -1).reshape(*q.shape[:2], 1)
 
 
+class _AttentionContext(Context, Protocol):
+    plan: AttentionPlan
+    rule: Rule
+    kv_heads: int
+
+
 class _Attention(torch.autograd.Function):
     """q [T · G, H/G · D], k [T · G, D] and v [T · G, E], by token and key head → [T · G, H/G · E]."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: AttentionPlan, kind: _Kind, kv_heads: int
+        ctx: _AttentionContext,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        plan: AttentionPlan,
+        rule: Rule,
+        kv_heads: int,
     ) -> Tensor:
         parts, kept = [], []
         for chunk in plan.chunks:
@@ -254,18 +261,18 @@ class _Attention(torch.autograd.Function):
             for block in chunk.blocks:
                 queries = q.index_select(0, block.queries).view(chunk.batch, -1, k.shape[1])
                 sink = _sinks_of(sinks, block, queries, kv_heads)
-                share = _weights(queries, keys[:, block.keys], kind, block.mask, sink)
+                share = _weights(queries, keys[:, block.keys], rule, block.mask, sink)
                 parts.append(torch.bmm(share, values[:, block.keys]).view(len(block.queries), -1))
                 kept.append(share if share.shape[-1] <= KEPT_KEYS else None)
         ctx.save_for_backward(q, k, v, sinks, *kept)
-        ctx.plan, ctx.kind, ctx.kv_heads = plan, kind, kv_heads
+        ctx.plan, ctx.rule, ctx.kv_heads = plan, rule, kv_heads
         return torch.cat(parts).index_select(0, plan.from_queries)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _AttentionContext, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, sinks, *kept = ctx.saved_tensors
-        plan, kind, waiting = ctx.plan, ctx.kind, iter(kept)
+        plan, rule, waiting = ctx.plan, ctx.rule, iter(kept)
         for_queries, for_keys, for_values = [], [], []
         for chunk in plan.chunks:
             keys, values = (x.index_select(0, chunk.keys).view(chunk.batch, -1, x.shape[1]) for x in (k, v))
@@ -279,16 +286,16 @@ class _Attention(torch.autograd.Function):
                 seen = keys[:, block.keys]
                 share = next(waiting)
                 if share is None:
-                    share = _weights(queries, seen, kind, block.mask, _sinks_of(sinks, block, queries, ctx.kv_heads))
+                    share = _weights(queries, seen, rule, block.mask, _sinks_of(sinks, block, queries, ctx.kv_heads))
                 slope = torch.bmm(given, values[:, block.keys].transpose(1, 2))
-                slope = _score_gradient(queries, seen, kind, share, slope)
+                slope = _score_gradient(queries, seen, rule, share, slope)
                 for_queries.append(torch.bmm(slope, seen).view(len(block.queries), -1))
                 each = torch.bmm(slope.transpose(1, 2), queries), torch.bmm(share.transpose(1, 2), given)
                 sums = _add_up(sums, each, block.keys, keys.shape[1])
             for_keys.append(sums[0])
             for_values.append(sums[1])
-        dq = torch.cat(for_queries).index_select(0, plan.from_queries).mul_(kind.scale)
-        dk = _collect(for_keys, plan, ctx.kv_heads).mul_(kind.scale)
+        dq = torch.cat(for_queries).index_select(0, plan.from_queries).mul_(rule.scale)
+        dk = _collect(for_keys, plan, ctx.kv_heads).mul_(rule.scale)
         return dq, dk, _collect(for_values, plan, ctx.kv_heads), None, None, None, None
 
 
@@ -318,35 +325,22 @@ def _collect(each: Sequence[Tensor], plan: AttentionPlan, kv_heads: int) -> Tens
     return total
 
 
-def flat_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
-    segments: PackedLayout,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
-    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
-    q, k, v = (x.squeeze(0) for x in (query, key, value))  # x[0] would fill a tensor with zeros in the backward pass
+def _attend(segments: PackedLayout, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """q [H, T, D], k [G, T, D], v [G, T, E] → [T, H, E]."""
     out = None if segments.gpu is None else attend(q, k, v, segments.gpu, rule)
     if out is None:
         out = _by_blocks(q, k, v, rule, segments)
-    return out.transpose(0, 1)[None].contiguous(), None
+    return out.transpose(0, 1).contiguous()
+
+
+flat_attention = attention_function("segments", _attend)
 
 
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: PackedLayout) -> Tensor:
     """q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E]."""
     plan = layout.plan(q.shape[0], k.shape[0], rule.window, q.dtype)
     rows = (x.transpose(0, 1).reshape(x.shape[1] * k.shape[0], -1) for x in (q, k, v))
-    out: Any = _Attention.apply(*rows, rule.sinks, plan, _Kind(rule.scale, rule.softcap), k.shape[0])
+    out: Tensor = _Attention.apply(*rows, rule.sinks, plan, rule, k.shape[0])
     return out.view(q.shape[1], q.shape[0], -1).transpose(0, 1)
 
 
@@ -373,14 +367,14 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(flat_attention))
 
 
 @contextlib.contextmanager
-def flat(model: nn.Module) -> Iterator[None]:
+def flat(model: PreTrainedModel) -> Iterator[None]:
     """Within this context the model computes one packed sequence; outside it, batches as usual (for generation)."""
-    before = model.config._attn_implementation  # type: ignore[union-attr]
+    before = model.config._attn_implementation
     if before == NAME:
         yield
         return
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    model.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)  # type: ignore[operator]
+        model.set_attn_implementation(before)  # type: ignore[arg-type]  # a loaded model has one

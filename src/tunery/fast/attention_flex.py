@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from tunery.fast.tree_mask import Tree, block_pattern
+from tunery.fast.tree_mask import Tree, block_pattern, sees
 from tunery.models.device import on_device
 
 BLOCK = 128
@@ -23,7 +23,9 @@ BLOCK = 128
 SHORTEST = 2 * BLOCK
 """Shorter rows are padded to this inside FlexAttention: PyTorch compiles a graph of its own for sizes of 1."""
 
-KERNEL_OPTIONS: Mapping[str, Any] = {}
+KernelOptions = Mapping[str, int | bool | str]
+
+KERNEL_OPTIONS: KernelOptions = {}
 """FlexAttention's `kernel_options` (block sizes, stages, warps), empty for PyTorch's own choice by GPU and head width.
 To be changed only for what the GPU check's part `attention` measures to be faster, which calls `by_tree` with a
 compiled `over_blocks` of other `options`. `{"bwd_num_stages": 2}` spills fewer registers in an H100's backward pass,
@@ -83,10 +85,8 @@ def block_mask(tree: Sequence[Tensor], blocks: Blocks) -> BlockMask:
     length = BLOCK * tree[0].shape[0]
     enter, end, position = (x.flatten() for x in tree)
 
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        inside = (enter[key] <= enter[query]) & (enter[query] < end[key])
-        back = position[query] - position[key]
-        return inside & (back >= 0) & (back < blocks.window)
+    def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees((enter[query], position[query]), (enter[key], end[key], position[key]), blocks.window)
 
     return BlockMask(
         seq_lengths=(length, length),
@@ -99,7 +99,7 @@ def block_mask(tree: Sequence[Tensor], blocks: Blocks) -> BlockMask:
         full_q_num_blocks=blocks.full_by_key,
         full_q_indices=blocks.full_by_key_order,
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=sees,
+        mask_mod=mask,
     )
 
 
@@ -112,7 +112,7 @@ def over_blocks(
     cap: Tensor | None,
     sinks: Tensor | None,
     scale: float,
-    options: Mapping[str, Any] = KERNEL_OPTIONS,
+    options: KernelOptions = KERNEL_OPTIONS,
 ) -> Tensor:
     """FlexAttention over whole blocks: q [n, BLOCK, H, D], k [n, BLOCK, G, D], v [n, BLOCK, G, E] → [n·BLOCK, H, E].
 
@@ -150,8 +150,12 @@ def over_blocks(
     return out.transpose(0, 1)
 
 
+OverBlocks = Callable[..., Tensor]
+"""`over_blocks`, or it compiled, or with other options."""
+
+
 @functools.cache
-def _compiled() -> Any:
+def _compiled() -> OverBlocks:
     """`over_blocks` as one kernel; without the compiler it would build all T x T scores of every head."""
     return torch.compile(over_blocks, fullgraph=True)
 
@@ -165,7 +169,7 @@ def flex(
     cap: Tensor | None,
     sinks: Tensor | None,
     scale: float,
-    compute: Any = None,
+    compute: OverBlocks | None = None,
 ) -> Tensor:
     """FlexAttention over a row of any length: q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E].
 
@@ -211,7 +215,7 @@ def _may_compile() -> contextlib.AbstractContextManager[None]:
     return torch._dynamo.config.patch(recompile_limit=GRAPHS, specialize_float=True)
 
 
-_compiled_for: set[tuple[Any, ...]] = set()
+_compiled_for: set[tuple[object, ...]] = set()
 """Calls of which one like them came before: nothing is compiled for them any more."""
 
 

@@ -18,7 +18,8 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from torch.nn.attention.varlen import varlen_attn
 
 from tunery.data.batching import Group
 from tunery.fast import attention_flex
-from tunery.fast.attention_flex import BLOCK, SHORTEST, Blocks, flex, make_blocks, vary
+from tunery.fast.attention_flex import BLOCK, SHORTEST, Blocks, OverBlocks, flex, make_blocks, vary
+from tunery.fast.attention_rule import Rule
 from tunery.fast.tree_mask import Tree, tree_of
 from tunery.models.device import on_device
 
@@ -41,15 +43,6 @@ estimate: a few tenths of a second of planning, and 20 ms saved in a batch of 8,
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 FLEX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Rule(NamedTuple):
-    """How scores become weights: scale, sliding window in tokens, soft cap (Gemma 2), sinks [H] (gpt-oss)."""
-
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
 
 
 class AttentionCase(NamedTuple):
@@ -162,7 +155,9 @@ class GpuLayout:
 # --------------------------------------------------------------------------- kernels
 
 
-def by_tree(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, compute: Any = None) -> Tensor:
+def by_tree(
+    q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule, compute: OverBlocks | None = None
+) -> Tensor:
     """Attention of all segments through FlexAttention. q [H, T, D], k [G, T, D], v [G, T, E] → [H, T, E].
 
     Args:
@@ -177,11 +172,9 @@ def by_lengths(q: Tensor, k: Tensor, v: Tensor, layout: GpuLayout, rule: Rule) -
     longest = int(layout.lengths.max())
     # Flash attention counts the tokens left of the query; (-1, 0) is its plain causal mask.
     left = -1 if rule.window is None or rule.window >= longest else rule.window - 1
-    more: dict[str, Any] = {"enable_gqa": q.shape[0] != k.shape[0]} if _FLASH_ASKS_FOR_GROUPS else {}
+    compute = partial(varlen_attn, enable_gqa=q.shape[0] != k.shape[0]) if _FLASH_ASKS_FOR_GROUPS else varlen_attn
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    out = varlen_attn(
-        q, k, v, layout.edges, layout.edges, longest, longest, scale=rule.scale, window_size=(left, 0), **more
-    )
+    out = compute(q, k, v, layout.edges, layout.edges, longest, longest, scale=rule.scale, window_size=(left, 0))
     assert isinstance(out, Tensor)
     return out.transpose(0, 1)
 
@@ -241,7 +234,7 @@ def fits(kernel: Kernel, layout: GpuLayout, window: int | None) -> bool:
     return length is not None and (window is None or window >= length)
 
 
-_tried: dict[tuple[Any, ...], str | None] = {}
+_tried: dict[tuple[object, ...], str | None] = {}
 """By (kernel, *kind): None if the kernel is used for such attention, else why not."""
 
 _untried: dict[AttentionCase, int | None] = {}

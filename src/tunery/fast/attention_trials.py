@@ -25,11 +25,12 @@ from tunery.fast.attention_gpu import (
     AttentionCase,
     GpuLayout,
     Kernel,
-    Rule,
     by_equal_lengths,
     fits,
     kernels_for,
 )
+from tunery.fast.attention_rule import Rule
+from tunery.fast.trial import relative_difference
 
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest relative difference from the plain way that rounding explains; a wrong mask gives 0.1 and more. In float32 a
@@ -159,10 +160,7 @@ def _try(kernel: Kernel, kind: AttentionCase, layout: GpuLayout, plain: Plain) -
         first = str(error).strip().partition("\n")[0][:200]
         why = f"{type(error).__name__}: {first}"
         return f"{NAMES[kernel]} does not run on this GPU ({why}); attention is slower without it"
-    worst = max(
-        float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-6))
-        for a, b in zip([*got, alone], [*wanted, wanted[0]], strict=True)
-    )
+    worst = max(relative_difference(a, b, floor=1e-6) for a, b in zip([*got, alone], [*wanted, wanted[0]], strict=True))
     if worst <= TOLERANCE[kind.dtype]:
         return None
     return (

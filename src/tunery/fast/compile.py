@@ -19,6 +19,8 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from tunery.fast.trial import relative_difference
+
 R = TypeVar("R")
 
 Setting = bool | Literal["auto"]
@@ -74,7 +76,7 @@ def calls() -> int:
     return _used
 
 
-def backend() -> str | Callable[..., Any]:
+def backend() -> str | Callable[..., object]:
     """Of torch.compile."""
     return "inductor"
 
@@ -90,14 +92,14 @@ class Island(Generic[R]):
 
     def __init__(self, written: Callable[..., R], eager: Callable[..., R] | None = None):
         self.written, self.eager = written, eager or written
-        self._compiled: Callable[..., Any] | None = None
-        self._known: set[tuple[Any, ...]] = set()
+        self._compiled: Callable[..., R] | None = None
+        self._known: set[tuple[object, ...]] = set()
 
     def compiles(self, tensor: Tensor) -> bool:
         """Whether a call with this first argument would run compiled."""
         return compiles(tensor.device) and (self.written.__name__, tensor.device.type) not in _refused
 
-    def __call__(self, first: Tensor, *others: Any) -> R:
+    def __call__(self, first: Tensor, *others: object) -> R:
         args = (first, *others)
         if not self.compiles(first):
             return self.eager(*args)
@@ -118,7 +120,7 @@ class Island(Generic[R]):
     def _name(self) -> str:
         return f"{self.written.__name__.strip('_')}()"
 
-    def _run(self, *args: Any) -> Any:
+    def _run(self, *args: object) -> R:
         if self._compiled is None:
             self._compiled = torch.compile(self.written, dynamic=True, fullgraph=True, backend=backend())
         key = tuple(
@@ -133,18 +135,18 @@ class Island(Generic[R]):
         self._known.add(key)
         return result
 
-    def _require_same(self, got: Any, wanted: Any) -> None:
+    def _require_same(self, got: object, wanted: object) -> None:
         pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (got, wanted)), strict=True)
         for a, b in pairs:
             if not isinstance(b, Tensor) or not b.is_floating_point():
                 continue
-            a, b = (x.detach().flatten()[:COMPARED].double() for x in (a, b))
-            difference = float((a - b).norm() / b.norm().clamp_min(1e-30))
+            a, b = (x.detach().flatten()[:COMPARED] for x in (a, b))
+            difference = relative_difference(a, b)
             if not difference <= TOLERANCE.get(_narrowest(wanted), 0.02):
                 raise ValueError(f"its result differs by {difference:.1%} from the plain one")
 
 
-def _narrowest(results: Any) -> torch.dtype:
+def _narrowest(results: object) -> torch.dtype:
     """The narrowest floating-point dtype among the results: rounding to it explains a difference in any of them."""
     tensors = results if isinstance(results, tuple) else (results,)
     return min((x.dtype for x in tensors if isinstance(x, Tensor) and x.is_floating_point()), key=lambda d: d.itemsize)

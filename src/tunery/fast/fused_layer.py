@@ -9,9 +9,9 @@ differs. So no architecture is named here.
 from __future__ import annotations
 
 import contextlib
-import inspect
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,30 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunery.fast.fused_rmsnorm import FusedRMSNorm
 from tunery.fast.islands import rotate
+from tunery.fast.replacement import Replacement, replace_modules
+from tunery.fast.trial import relative_difference
+from tunery.models.autograd import Context
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedConfig
+
+    class AttentionBlock(nn.Module):
+        """What is used of a model's own attention block; `_fused_attention` looks whether it is there."""
+
+        config: PreTrainedConfig
+        head_dim: int
+        q_proj: nn.Linear
+        o_proj: nn.Linear
+
+    class DecoderLayer(nn.Module):
+        """What is used of a model's own decoder layer; `_has_layer_form` looks whether it is there."""
+
+        input_layernorm: FusedRMSNorm
+        self_attn: AttentionBlock
+
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+"""Of transformers' attention interface."""
 
 SHOWN = "tunery_shown"
 """Name of the attention function that shows what it is given."""
@@ -35,44 +59,40 @@ _BEFORE, _BETWEEN = "input_layernorm", "post_attention_layernorm"
 _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
+class _RotationContext(Context, Protocol):
+    turn: tuple[Tensor, Tensor]
+
+
 class _Rotation(torch.autograd.Function):
     """Only cos and sin are kept: the gradient of a rotation is the rotation back."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _RotationContext, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         ctx.turn = cos, sin  # shared by all layers, and changed by none
         return rotate(q, k, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _RotationContext, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return (*rotate(dq, dk, *ctx.turn, -1), None, None)
 
 
-class _Around(nn.Module):
-    """A module in the place of another, with that one's children under the same names and its attributes."""
+class _Around(Replacement):
+    """A module in the place of another, with that one's children and attributes."""
 
     def __init__(self, origin: nn.Module) -> None:
         super().__init__()
         for name, child in origin.named_children():
             setattr(self, name, child)
-        self._origin = (origin,)  # in a tuple, so that it is no submodule
-        self.train(origin.training)
+        self.in_place_of(origin)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "_origin":  # while it is copied, nothing is there yet
+            if not self._origin:  # while it is copied, nothing is there yet
                 raise
             return getattr(self._origin[0], name)
-
-    def origin(self) -> nn.Module:
-        """The model's own module, around the children that are here now."""
-        (origin,) = self._origin
-        for name, child in self.named_children():
-            setattr(origin, name, child)
-        return origin
 
 
 class FusedAttention(_Around):
@@ -82,21 +102,25 @@ class FusedAttention(_Around):
         options: what the model's own block tells the attention function, besides what it was told itself.
     """
 
-    def __init__(self, origin: nn.Module, options: dict[str, Any]) -> None:
+    head_dim: int
+    config: PreTrainedConfig
+    layer_idx: int
+    attention_dropout: float
+
+    def __init__(self, origin: AttentionBlock, options: dict[str, object]) -> None:
         super().__init__(origin)
         # held here, because looking through to the model's own block takes time
-        self.head_dim: Any = origin.head_dim
-        self.config: Any = origin.config
+        self.head_dim, self.config = origin.head_dim, origin.config
         self.options = options
-        self._by_itself: Callable[..., Any] = inspect.getmodule(type(origin)).eager_attention_forward  # type: ignore[union-attr]
+        self._by_itself: AttentionFunction = vars(sys.modules[type(origin).__module__])["eager_attention_forward"]
 
     def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
+        past_key_values: Cache | None = None,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """[rows, T, width] → ([rows, T, width], attention weights if the attention function returns any)."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -109,7 +133,8 @@ class FusedAttention(_Around):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self._by_itself)
+        name = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, self._by_itself)  # type: ignore[arg-type]  # None too
         dropout = self.attention_dropout if self.training else 0.0
         out, weights = attend(self, q, k, v, attention_mask, dropout=dropout, **self.options, **kwargs)
         return layers["o_proj"](out.reshape(*hidden_states.shape[:-1], -1)), weights
@@ -118,7 +143,7 @@ class FusedAttention(_Around):
 class FusedDecoderLayer(_Around, GradientCheckpointingLayer):
     """x + attention(norm(x)), and that + mlp(norm(that)); with norms before and after both, or before only."""
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
         """[rows, T, width] → [rows, T, width]."""
         layers: dict[str, Any] = self._modules
         x, inside = layers[_BEFORE].beside(hidden_states)
@@ -137,7 +162,7 @@ class FusedDecoderLayer(_Around, GradientCheckpointingLayer):
 def replace_attention(model: nn.Module) -> int:
     """Put FusedAttention in the place of every attention block that it reproduces; returns how many. Each is tried,
     since layers of one class may differ in their window or rotation."""
-    return _replace(model, lambda block: _lean_attention(block, _dtype(model)))
+    return replace_modules(model, lambda block: _fused_attention(block, _dtype(model)))
 
 
 def replace_layers(model: nn.Module) -> int:
@@ -145,25 +170,15 @@ def replace_layers(model: nn.Module) -> int:
     tunery.fast.fused_rmsnorm.replace_norms. Every class is tried once."""
     known: dict[type, bool] = {}
 
-    def lean(layer: nn.Module) -> nn.Module | None:
+    def fused(layer: nn.Module) -> FusedDecoderLayer | None:
         if not _has_layer_form(layer):
             return None
         made, kind = FusedDecoderLayer(layer), type(layer)
         if kind not in known:
-            known[kind] = _same_layer(layer, made, _dtype(model))
+            known[kind] = _same_layer(cast("DecoderLayer", layer), made, _dtype(model))
         return made if known[kind] else None
 
-    return _replace(model, lean)
-
-
-def _replace(model: nn.Module, lean: Callable[[nn.Module], nn.Module | None]) -> int:
-    replaced = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if (made := lean(child)) is not None:
-                setattr(parent, name, made)
-                replaced += 1
-    return replaced
+    return replace_modules(model, fused)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -179,11 +194,11 @@ def _untouched(module: nn.Module) -> bool:
 # --------------------------------------------------------------------------- trying
 
 
-_shown: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
+_shown: list[tuple[tuple[Tensor, ...], dict[str, object]]] = []
 
 
 def _show(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
 ) -> tuple[Tensor, None]:
     _shown.append(((query, key, value), options))
     fold = query.shape[1] // key.shape[1]
@@ -195,7 +210,7 @@ ALL_ATTENTION_FUNCTIONS.register(SHOWN, _show)
 
 
 @contextlib.contextmanager
-def _showing(config: Any) -> Iterator[None]:
+def _showing(config: PreTrainedConfig) -> Iterator[None]:
     before = config._attn_implementation
     config._attn_implementation = SHOWN
     try:
@@ -205,7 +220,7 @@ def _showing(config: Any) -> Iterator[None]:
         _shown.clear()
 
 
-def _inputs(width: int, head: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _inputs(width: int, head: int, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
     random = torch.Generator().manual_seed(0)
     x = torch.randn(1, 6, width, generator=random).to(device, dtype)
     angles = torch.rand(1, 6, head // 2, generator=random).mul_(6).repeat(1, 1, 2)
@@ -214,14 +229,11 @@ def _inputs(width: int, head: int, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _close(got: Tensor, wanted: Tensor) -> bool:
-    if got.shape != wanted.shape:
-        return False
-    difference = float((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30))
-    return difference <= _ROUNDING.get(wanted.dtype, 0.02)
+    return got.shape == wanted.shape and relative_difference(got, wanted) <= _ROUNDING.get(wanted.dtype, 0.02)
 
 
 @torch.no_grad()
-def _lean_attention(block: Any, dtype: torch.dtype) -> nn.Module | None:
+def _fused_attention(block: nn.Module, dtype: torch.dtype) -> FusedAttention | None:
     """A FusedAttention for this block, if that gives the attention function the same as the block does, and makes the
     same of what it returns."""
     children = set(dict(block.named_children()))
@@ -229,6 +241,7 @@ def _lean_attention(block: Any, dtype: torch.dtype) -> nn.Module | None:
         return None
     if isinstance(block, FusedAttention) or not _untouched(block) or not hasattr(block, "config"):
         return None
+    block = cast("AttentionBlock", block)
     try:
         with _showing(block.config):
             weight = block.o_proj.weight
@@ -264,7 +277,7 @@ def _has_layer_form(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _same_layer(layer: Any, made: nn.Module, dtype: torch.dtype) -> bool:
+def _same_layer(layer: DecoderLayer, made: FusedDecoderLayer, dtype: torch.dtype) -> bool:
     try:
         with _showing(layer.self_attn.config):
             norm = layer.input_layernorm.weight

@@ -7,14 +7,13 @@ the object that it is, whatever holds it (its parents, hooks, state dicts): only
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.fast.fused_lora import LoRAPart, lora_linears, once_a_step
-from tunery.fast.shared_input import SharedInput
+from tunery.fast.shared_input import SharedInput, by_input, watch_inputs
 from tunery.lora.layer import LoRALinear
 from tunery.models.quantized import is_quantized, unpacking
 
@@ -59,7 +58,7 @@ class FusedLoRALinear(LoRALinear):
         base = self.base
         if is_quantized(base):
             # On a CPU bitsandbytes takes a way of its own to the product, and what PEFT computes must be what we do.
-            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None  # type: ignore[union-attr]
+            return unpacking(base, dtype) if base.weight.device.type in FUSES_QUANTIZED else None
         if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
             return None
         weight: Tensor = base.weight  # type: ignore[assignment]
@@ -84,30 +83,15 @@ def unfuse_lora(model: nn.Module) -> None:
             layer.__class__ = LoRALinear  # type: ignore[assignment]
 
 
-def find_shared_inputs(model: nn.Module, run: Callable[[], Any]) -> None:
-    """Watch `run`, one forward pass of the model, and let sibling layers that are given one tensor compute together."""
-    seen: dict[tuple[str, int], list[FusedLoRALinear]] = {}
-    kept = []  # inputs stay alive, so that no two share an address
-
-    def watch(parent: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, FusedLoRALinear)
-            kept.append(args[0])
-            seen.setdefault((parent, id(args[0])), []).append(module)
-
-        return hook
-
+def find_shared_inputs(model: nn.Module, run: Callable[[], object]) -> None:
+    """Watch `run`, one forward pass of the model, and let layers of one block that are given one tensor compute
+    together."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FusedLoRALinear)}
-    hooks = [layer.register_forward_pre_hook(watch(name.rpartition(".")[0])) for name, layer in layers.items()]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    groups = by_input(watch_inputs(layers, run))
     for layer in layers.values():
         layer.shared = None
-    for group in seen.values():
-        if len(group) > 1 and len(set(group)) == len(group):
-            together = SharedInput(group)
-            for layer in group:
-                layer.shared = together
+    for names in groups:
+        if len(names) > 1 and len(set(names)) == len(names):
+            together = SharedInput([layers[name] for name in names])
+            for name in names:
+                layers[name].shared = together

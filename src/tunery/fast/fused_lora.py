@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunery.fast.islands import gated, gated_backward
-
-R = TypeVar("R")
+from tunery.lora.variants.lora import add_up_
+from tunery.models.autograd import Context
 
 ALIGNED = 8
 """Ranks are padded with zeros to a multiple of this on a GPU, whose products are slow on rows that do not start at a
@@ -127,7 +127,7 @@ class Stack:
         for part, B, thin in zip(self.parts, Bs, self._split(h), strict=True):
             weight = part.dense().t()
             y = torch.mm(x, weight) if part.bias is None else torch.addmm(part.bias, x, weight)
-            outs.append(y.addmm_(thin, B, alpha=part.scaling))
+            outs.append(add_up_(y, thin, B, part.scaling))
         return outs, h
 
     def through_B(self, grads: Sequence[Tensor]) -> Tensor:
@@ -190,12 +190,12 @@ def _wants_alignment(device: torch.device) -> bool:
 # --------------------------------------------------------------------------- one optimizer step
 
 
-_step: dict[tuple[Any, ...], tuple[Stack, list[Tensor]]] | None = None
+_step: dict[tuple[object, ...], tuple[Stack, list[Tensor]]] | None = None
 """Of the step that is open, by what they hold: stacks, and the tensors that autograd has to know of. Not by thread: a
 GPU's backward pass recomputes layers in one of its own."""
 
 
-_remembered: dict[Hashable, Any] = {}
+_remembered: dict[Hashable, LoRAPart | None] = {}
 
 
 @contextlib.contextmanager
@@ -216,8 +216,8 @@ def one_step() -> Iterator[None]:
         _remembered.clear()
 
 
-def once_a_step(key: Hashable, make: Callable[[], R]) -> R:
-    """What `make` returns; within a step it is asked once for each key."""
+def once_a_step(key: Hashable, make: Callable[[], LoRAPart | None]) -> LoRAPart | None:
+    """The part that `make` returns; within a step it is asked once for each key."""
     if _step is None:
         return make()
     if key not in _remembered:
@@ -258,9 +258,15 @@ def _complete(grads: Sequence[Tensor | None], stack: Stack, x: Tensor) -> list[T
     ]
 
 
+class _LinearsContext(Context, Protocol):
+    stack: Stack
+    adapters: int
+    shape: torch.Size
+
+
 class _LoRALinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stack: Stack, *adapters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _LinearsContext, x: Tensor, stack: Stack, *adapters: Tensor) -> tuple[Tensor, ...]:
         rows = x.flatten(0, -2)
         outs, h = stack.forward(rows)
         ctx.save_for_backward(rows, h)
@@ -270,7 +276,7 @@ class _LoRALinears(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _LinearsContext, *given: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (x, h), stack = ctx.saved_tensors, ctx.stack
         grads = _complete(given, stack, x)
         thin = stack.through_B(grads)
@@ -281,9 +287,17 @@ class _LoRALinears(torch.autograd.Function):
         return (dx, None, *([None] * ctx.adapters if stack.together else stack.take_gradients()))
 
 
+class _GatedContext(Context, Protocol):
+    first: Stack
+    last: Stack
+    activation: str
+    adapters: int
+    shape: torch.Size
+
+
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Stack, last: Stack, activation: str, *adapters: Tensor) -> Tensor:
+    def forward(ctx: _GatedContext, x: Tensor, first: Stack, last: Stack, activation: str, *adapters: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         (gate, up), h = first.forward(rows)
         (y,), h_down = last.forward(gated(gate, up, activation))
@@ -294,7 +308,7 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _GatedContext, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, h, gate, up, h_down = ctx.saved_tensors
         first, last = ctx.first, ctx.last
         grads = [grad.reshape(len(x), -1)]

@@ -7,13 +7,14 @@ input itself and one number a row are kept. A norm is replaced only if ours, on 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tunery.fast.islands import add_rms_norm, rms_norm, rms_norm_backward
+from tunery.fast.replacement import Replacement, replace_modules
+from tunery.models.autograd import Context
 
 _ROUNDING = {torch.float32: (1e-6, 1.0), torch.bfloat16: (1e-2, 1e-2)}
 """By dtype: the largest difference to the model's own norm, relative to its largest element, and the largest fraction
@@ -23,14 +24,14 @@ neighbouring number; the weight multiplied in on the other side of a rounding, o
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, wide_product: bool) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float, wide_product: bool) -> Tensor:
         y, scale = rms_norm(x, weight, eps, wide_product)
         ctx.save_for_backward(x, weight, scale)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, scale = ctx.saved_tensors
         return rms_norm_backward(grad, None, x, weight, scale), None, None, None
 
@@ -41,7 +42,7 @@ class _ResidualRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, more: Tensor | None, weight: Tensor, eps: float, wide_product: bool
+        ctx: Context, x: Tensor, more: Tensor | None, weight: Tensor, eps: float, wide_product: bool
     ) -> tuple[Tensor, Tensor]:
         if more is None:
             y, scale = rms_norm(x, weight, eps, wide_product)
@@ -53,13 +54,13 @@ class _ResidualRMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, around: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, around: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, scale = ctx.saved_tensors
         dx = around if grad is None else rms_norm_backward(grad, around, x, weight, scale)
         return dx, dx if ctx.needs_input_grad[1] else None, None, None, None
 
 
-class FusedRMSNorm(nn.Module):
+class FusedRMSNorm(Replacement):
     """An RMSNorm with a frozen weight.
 
     Args:
@@ -72,7 +73,6 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, eps: float, offset: float, wide_product: bool) -> None:
         super().__init__()
         self.weight, self.variance_epsilon, self.offset, self.wide_product = weight, eps, offset, wide_product
-        self._origin: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., width] → [..., width]."""
@@ -90,12 +90,6 @@ class FusedRMSNorm(nn.Module):
         weight = weight + self.offset if self.offset else weight
         return weight if self.wide_product or weight.dtype == dtype else weight.to(dtype)
 
-    def origin(self) -> nn.Module:
-        """The model's own norm, with the same weight."""
-        (norm,) = self._origin
-        norm.weight = self.weight
-        return norm
-
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
 
@@ -106,23 +100,21 @@ def replace_norms(model: nn.Module) -> int:
     Only frozen ones, of a class whose name says RMSNorm; every class is tried once.
     """
     forms: dict[type, tuple[float, bool] | None] = {}
-    replaced = 0
-    for parent in list(model.modules()):
-        for name, norm in list(parent.named_children()):
-            kind = type(norm)
-            if isinstance(norm, FusedRMSNorm) or not kind.__name__.endswith("RMSNorm") or not _plain(norm):
-                continue
-            if kind not in forms:
-                forms[kind] = _form(norm)
-            if (form := forms[kind]) is not None:
-                lean = FusedRMSNorm(norm.weight, _eps(norm), *form)  # type: ignore[arg-type]
-                lean._origin = (norm,)
-                setattr(parent, name, lean.train(norm.training))
-                replaced += 1
-    return replaced
+
+    def fused(norm: nn.Module) -> FusedRMSNorm | None:
+        kind = type(norm)
+        if isinstance(norm, FusedRMSNorm) or not kind.__name__.endswith("RMSNorm") or not _plain(norm):
+            return None
+        if kind not in forms:
+            forms[kind] = _form(norm)
+        if (form := forms[kind]) is None:
+            return None
+        return FusedRMSNorm(norm.get_parameter("weight"), _eps(norm), *form).in_place_of(norm)
+
+    return replace_modules(model, fused)
 
 
-def _eps(norm: Any) -> float:
+def _eps(norm: nn.Module) -> float:
     return float(getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 0.0) or 0.0)
 
 
@@ -140,22 +132,23 @@ def _plain(norm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _form(norm: Any) -> tuple[float, bool] | None:
+def _form(norm: nn.Module) -> tuple[float, bool] | None:
     """(offset, wide product) with which ours gives the same as `norm`; None if none does."""
     generator = torch.Generator().manual_seed(0)
-    width = len(norm.weight)
+    width = len(norm.get_parameter("weight"))
     x, weight = (torch.randn(n, width, generator=generator) for n in (8, 1))
     found = [(offset, wide) for offset in (0.0, 1.0) for wide in (False, True)]
     for dtype, (allowed, fraction) in _ROUNDING.items():
         theirs = copy.deepcopy(norm).to("cpu", dtype)
-        theirs.weight.data = weight[0].to(dtype)
+        factor = theirs.get_parameter("weight")
+        factor.data = weight[0].to(dtype)
         given = x.to(dtype)
         try:
             wanted = theirs(given)
         except Exception:  # whatever a foreign module may ask for
             return None
         for form in list(found):
-            got = FusedRMSNorm(theirs.weight, _eps(norm), *form)(given)
+            got = FusedRMSNorm(factor, _eps(norm), *form)(given)
             if got.shape != wanted.shape:
                 found.remove(form)
                 continue

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -31,11 +35,11 @@ class LastLayer:
         row: any tensor of T numbers. (Not T itself: torch.compile would compile the layer for each T.)
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.positions: Tensor | None = None
         self.row: Tensor | None = None
         self._entered = 0
-        self._hooks: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
         self.parameters = last_layer_parameters(model)
         for module in _row_wise(model):
             self._hooks.append(module.register_forward_pre_hook(self._take))
@@ -65,12 +69,14 @@ class LastLayer:
             hook.remove()
         self._hooks = []
 
-    def _take(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _take(self, module: nn.Module, args: tuple[Tensor, *tuple[object, ...]]) -> tuple[object, ...] | None:
         if self.positions is None:
             return None
         return (args[0].index_select(1, self.positions), *args[1:])
 
-    def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _put_back(
+        self, module: nn.Module, args: tuple[object, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> Tensor | tuple[Tensor, ...] | None:
         if self.positions is None:
             return None
         if isinstance(output, tuple):  # a mixture of experts also returns its router's scores
@@ -84,13 +90,13 @@ class LastLayer:
         return full.index_copy(1, self.positions, rows)
 
 
-def last_layer_parameters(model: Any) -> int:
+def last_layer_parameters(model: PreTrainedModel) -> int:
     """The base's numbers in the matrices that are used at the predicting positions only."""
     matrices = {id(p): p for module in _row_wise(model) for p in base_parameters(module) if p.dim() >= 2}
     return sum(numel(p) for p in matrices.values())
 
 
-def _row_wise(model: Any) -> list[nn.Module]:
+def _row_wise(model: PreTrainedModel) -> list[nn.Module]:
     """The last layer's modules that treat every position alike, by their usual names; none if it has none of them."""
     layers = getattr(model.get_decoder(), "layers", None) or getattr(model.get_decoder(), "h", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):

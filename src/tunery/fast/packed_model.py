@@ -8,7 +8,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,14 +16,19 @@ from torch import Tensor, nn
 
 from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast.attention import PackedLayout, flat, prepare_kernels
-from tunery.fast.fused_layer import FusedAttention, FusedDecoderLayer, replace_attention, replace_layers
+from tunery.fast.fused_layer import replace_attention, replace_layers
 from tunery.fast.fused_linear import find_shared_inputs, fuse_lora, unfuse_lora
-from tunery.fast.fused_mlp import FusedMLP, replace_mlps
-from tunery.fast.fused_rmsnorm import FusedRMSNorm, replace_norms
+from tunery.fast.fused_mlp import replace_mlps
+from tunery.fast.fused_rmsnorm import replace_norms
 from tunery.fast.last_layer import LastLayer
+from tunery.fast.replacement import restore_modules
 from tunery.fast.shared_input import sharing
+from tunery.fast.trial import relative_difference
 from tunery.models.device import is_out_of_memory, on_device
 from tunery.models.windows import layer_windows, visible_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest relative difference of logits that rounding explains; a wrong mask or position gives 0.3 and more."""
@@ -75,7 +80,7 @@ class PackedModel:
         kernels: whether the device's attention kernels are used.
     """
 
-    model: Any
+    model: PreTrainedModel
     flattened: bool
     head: OutputHead | None
     last_layer: LastLayer | None = None
@@ -101,28 +106,28 @@ class PackedModel:
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Final hidden states at the predicting positions, [S, d]; needs `head`."""
-        sources = self.tensor(batch.sources)
-        inputs = self._inputs(batch)
+        sources, inputs = self.tensor(batch.sources), self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
-                self.last_layer.only(sources, inputs["input_ids"].squeeze(0))
+                ids = inputs["input_ids"]
+                assert isinstance(ids, Tensor)
+                self.last_layer.only(sources, ids.squeeze(0))
             out = self.model.get_decoder()(**inputs)
         return out.last_hidden_state.squeeze(0).index_select(0, sources)
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """Logits at the predicting positions as the model itself computes them, [S, V]."""
         sources = self.tensor(batch.sources)
-        inputs = self._inputs(batch)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return self._run(self.model, **inputs, logits_to_keep=sources).logits.squeeze(0)
-        return self._run(self.model, **inputs).logits.squeeze(0).index_select(0, sources)
+            return self._logits(batch, logits_to_keep=sources)
+        return self._logits(batch).index_select(0, sources)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """A NumPy array on the model's device."""
         return on_device(array, self.device)
 
-    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
+    def _inputs(self, batch: PackedBatch) -> dict[str, object]:
+        inputs: dict[str, object] = {"input_ids": self.tensor(batch.ids)[None], "use_cache": False}
         if self.flattened:
             inputs["position_ids"] = self.tensor(batch.positions)[None]
             inputs["segments"] = PackedLayout(batch.groups, self.device, self.kernels)
@@ -137,14 +142,15 @@ class PackedModel:
         with sharing(), flat(self.model) if self.flattened else contextlib.nullcontext(), last_layer:
             yield
 
-    def _run(self, module: nn.Module, **inputs: Any) -> Any:
+    def _logits(self, batch: PackedBatch, **more: Tensor) -> Tensor:
+        inputs = self._inputs(batch)
         with self.running():
             if self.last_layer is not None:
                 self.last_layer.only(None)
-            return module(**inputs)
+            return self.model(**inputs, **more).logits.squeeze(0)
 
 
-def _transforms(config: Any) -> tuple[float, float | None]:
+def _transforms(config: PreTrainedConfig) -> tuple[float, float | None]:
     """What is known to happen to logits: a factor (Cohere, Granite) and a soft cap (Gemma)."""
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     if divisor := getattr(config, "logits_scaling", None):
@@ -153,26 +159,22 @@ def _transforms(config: Any) -> tuple[float, float | None]:
     return scale, float(cap) if cap else None
 
 
-def probe_rows(vocabulary: int) -> list[Row]:
-    """Three short rows with a shared prefix, all positions trained."""
+def probe_rows(config: PreTrainedConfig) -> list[Row]:
+    """Three short rows with a shared prefix, all positions trained, for a model with this configuration."""
+    vocabulary = min(config.get_text_config().vocab_size, 1000)
     rng = np.random.default_rng(0)
     prefix = rng.integers(0, vocabulary, 12)
     rows = [np.concatenate([prefix, rng.integers(0, vocabulary, n)]).astype(np.int32) for n in (5, 9, 3)]
     return [Row(ids, np.concatenate([[0], np.ones(len(ids) - 1)]).astype(np.float32)) for ids in rows]
 
 
-def _plain_logits(model: Any, row: Row) -> Tensor:
+def _plain_logits(model: PreTrainedModel, row: Row) -> Tensor:
     ids = torch.from_numpy(row.ids[:-1].astype(np.int64)).to(model.device)
     return model(input_ids=ids[None], use_cache=False).logits[0]
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm().clamp_min(1e-30))
-
-
 @torch.no_grad()
-def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
+def optimize_model(model: PreTrainedModel, kernels: bool = True) -> PackedModel:
     """Find out, by trying on three short rows, whether the model can run flattened and whether we can apply its head.
 
     The model runs as usual on each row, and our way on all three; logits must agree up to rounding (TOLERANCE).
@@ -181,8 +183,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
         kernels: use the device's attention kernels, which are tried here. An engine with attention of its own does
             without: on a GPU compiling them takes seconds.
     """
-    config = model.config.get_text_config()
-    rows = probe_rows(min(config.vocab_size, 1000))
+    rows = probe_rows(model.config)
     truth = [_plain_logits(model, row) for row in rows]
     fuse_lora(model)
     replace_norms(model)
@@ -192,7 +193,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
     find_shared_inputs(model, lambda: _plain_logits(model, rows[0]))
     allowed = TOLERANCE.get(model.dtype, 0.1)
     layer = model.get_output_embeddings()
-    head = OutputHead(layer, *_transforms(config)) if layer is not None else None
+    head = OutputHead(layer, *_transforms(model.config.get_text_config())) if layer is not None else None
 
     def differs(candidate: PackedModel, batches: Sequence[PackedBatch], expected: Sequence[Tensor]) -> float:
         worst = 0.0
@@ -202,7 +203,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
                 if candidate.head
                 else candidate.logits(batch).to(logits.dtype)
             )
-            worst = max(worst, _relative(got, logits))
+            worst = max(worst, relative_difference(got, logits))
         return worst
 
     merged = pack(rows)
@@ -235,10 +236,7 @@ def optimize_model(model: Any, kernels: bool = True) -> PackedModel:
 
 def restore_model(model: nn.Module) -> None:
     """Give a model back its own modules in place of those that `optimize_model` put there."""
-    for parent in reversed(list(model.modules())):  # what is inside first
-        for name, child in list(parent.named_children()):
-            if isinstance(child, FusedRMSNorm | FusedMLP | FusedAttention | FusedDecoderLayer):
-                setattr(parent, name, child.origin())
+    restore_modules(model)
     unfuse_lora(model)
     if (last_layer := getattr(model, LAST_LAYER, None)) is not None:
         last_layer.remove()

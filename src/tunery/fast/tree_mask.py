@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunery.data.batching import Group
+from tunery.fast.attention_rule import Array, in_reach
 
 NOWHERE = -1
 """`enter` and `end` of padding: it sees nothing, and nothing sees it."""
@@ -44,9 +45,23 @@ class Tree:
 
     def sees(self, window: int | None) -> np.ndarray:
         """The whole mask, bool [T, T], by the formula above; for tests and small rows."""
-        inside = (self.enter[None, :] <= self.enter[:, None]) & (self.enter[:, None] < self.end[None, :])
-        back = self.position[:, None] - self.position[None, :]
-        return inside & (back >= 0) & (True if window is None else back < window)
+        query, key = (slice(None), None), (None, slice(None))
+        return sees(
+            (self.enter[query], self.position[query]),
+            (self.enter[key], self.end[key], self.position[key]),
+            window,
+        )
+
+
+def sees(query: tuple[Array, Array], key: tuple[Array, Array, Array], window: int | Array | None) -> Array:
+    """Which queries see which keys, by the formula above.
+
+    Args:
+        query: their `enter` and `position`.
+        key: their `enter`, `end` and `position`, of shapes that broadcast with those.
+    """
+    (number, at), (enter, end, position) = query, key
+    return (enter <= number) & (number < end) & in_reach(at, position, window)
 
 
 def tree_of(groups: Sequence[Group]) -> Tree:

@@ -217,10 +217,10 @@ class AdapterCache:
 
     def _part(self, name: str, piece: LoRATensors, folder: Path) -> tuple[Tensor, Tensor]:
         site = self._sites[name]
-        layer, scaling = wrap(site.module), piece.settings.scaling
-        A = piece.A
+        layer = wrap(site.module)
+        A, scaling = piece.A, piece.settings.scaling * layer.output_scale
         if isinstance(layer, LoRAEmbedding):
-            A, scaling = A.t(), scaling * layer.output_scale
+            A = A.t()
         wide = torch.promote_types(site.dtype, torch.float32)
         B = (piece.B.to(wide) * scaling).to(self._device, site.dtype)
         A = A.to(self._device, site.dtype).contiguous()

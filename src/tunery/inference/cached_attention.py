@@ -11,13 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tunery.fast.attention_rule import (
+    Rule,
+    additive_mask,
+    attention_function,
+    attention_weights,
+    capped,
+    in_reach,
+)
 from tunery.inference.kv_cache import BlockPool, LayerShape
 
 NAME = "tunery_served"
@@ -38,24 +46,7 @@ WRITTEN_OUT = 1 << 22
 """Most scores that are held at once where attention is written out."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedRule:
-    """What a layer's attention is besides its inputs.
-
-    Attributes:
-        scale: scores are scale · q k.
-        window: how many keys a query sees, its own included; None for all before it.
-        cap: scores become cap · tanh(score / cap).
-        sinks: [H], score of one more key, which has no value.
-    """
-
-    scale: float
-    window: int | None = None
-    cap: float | None = None
-    sinks: Tensor | None = None
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule, sinks: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Tensor | None) -> Tensor:
     """Softmax attention, q [B, G, N, D], k [B, G, L, D], v [B, G, L, E] → [B, G, N, E].
 
     Args:
@@ -63,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule, sink
         sinks: [1, G, N, 1], or None.
     """
     few = q.device.type == "cpu" and q.shape[2] <= FEW_QUERIES
-    if rule.cap is None and sinks is None and not few:
+    if rule.softcap is None and sinks is None and not few:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rule.scale)
     at_once = max(1, WRITTEN_OUT // (q.shape[0] * q.shape[1] * k.shape[2]))
     if few or at_once >= q.shape[2]:
@@ -76,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule, sink
     return torch.cat(parts, dim=2)
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule, sinks: Tensor | None) -> Tensor:
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, sinks: Tensor | None) -> Tensor:
     """As `attend`, operation by operation; the softmax in float32 or wider.
 
     The scores are taken as k q, not q k: with a few queries and many keys that is up to four times faster on a CPU.
@@ -84,20 +75,17 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ServedRule
     scores = torch.matmul(k, q.transpose(-1, -2)).transpose(-1, -2)
     wide = torch.promote_types(scores.dtype, torch.float32)
     scores = scores.to(wide, memory_format=torch.contiguous_format)
-    if rule.cap is None:
+    if rule.softcap is None:
         scores = torch.add(mask, scores, alpha=rule.scale)
     else:
-        scores = scores.mul_(rule.scale / rule.cap).tanh_().mul_(rule.cap).add_(mask)
-    if sinks is None:
-        return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
-    sink = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
-    weights = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
-    return torch.matmul(weights.to(v.dtype), v)
+        scores = capped(scores, rule).add_(mask)
+    if sinks is not None:
+        sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.matmul(attention_weights(scores, sinks).to(v.dtype), v)
 
 
-def _hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to add: -inf where `hidden`, else 0."""
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+MaskKey = tuple[int, int, int | None, torch.dtype]
+"""Of a stretch's mask: its first position, query heads for each key head, window, dtype."""
 
 
 @dataclass(slots=True)
@@ -122,7 +110,7 @@ class DecodeBatch:
     _rows: dict[int, Tensor] = field(default_factory=dict)
     _masks: dict[tuple[int | None, torch.dtype], tuple[int, Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
         keys, values = self.shelf.slabs.layers[layer]
         groups, count = k.shape[1], q.shape[0]
@@ -156,10 +144,8 @@ class DecodeBatch:
             high = min(self.shelf.capacity, -(-self.longest // STRIDE) * STRIDE)
             last = self.positions.new_zeros(self.span).index_copy_(0, self.slots, self.positions)[:, None]
             key = torch.arange(low, high, device=last.device)[None, :]
-            hidden = key > last
-            if window is not None:
-                hidden |= key <= last - window
-            self._masks[window, dtype] = low, _hide(hidden, dtype)[:, None, None, :]
+            mask = additive_mask(in_reach(last, key, window), dtype)
+            self._masks[window, dtype] = low, mask[:, None, None, :]
         return self._masks[window, dtype]
 
 
@@ -177,9 +163,9 @@ class PrefillChunk:
     at: slice
     start: int
     stop: int
-    _masks: dict[Any, Tensor] = field(default_factory=dict)
+    _masks: dict[MaskKey, Tensor] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Store the keys and values, and attend. q [n, H, D], k [n, G, D], v [n, G, E] → [n, H, E]."""
         keys, values = (slab[self.slot] for slab in self.shelf.slabs.layers[layer])
         keys[:, self.start : self.stop] = k.transpose(0, 1)
@@ -188,7 +174,7 @@ class PrefillChunk:
 
 
 def stretch_attention(
-    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: ServedRule, masks: dict[Any, Tensor]
+    q: Tensor, keys: Tensor, values: Tensor, start: int, rule: Rule, masks: dict[MaskKey, Tensor]
 ) -> Tensor:
     """Causal attention of successive tokens of one row.
 
@@ -227,16 +213,13 @@ def _causal_mask(queries: range, keys: range, window: int | None, fold: int, lik
     """A mask [1, 1, fold · queries, keys] with which a query sees the keys up to its own, and of its window."""
     query = torch.arange(queries.start, queries.stop, device=like.device)[:, None]
     key = torch.arange(keys.start, keys.stop, device=like.device)[None, :]
-    hidden = key > query
-    if window is not None:
-        hidden |= key <= query - window
-    return _hide(hidden, like.dtype).repeat(fold, 1)[None, None]
+    return additive_mask(in_reach(query, key, window), like.dtype).repeat(fold, 1)[None, None]
 
 
 class CachedLayers(Protocol):
     """What the model's attention layers call, one after another."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """The next layer: q [T, H, D], k [T, G, D], v [T, G, E] → [T, H, E]."""
         ...
 
@@ -252,7 +235,7 @@ class Layout:
         self.parts = parts
         self._layer = 0
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """See CachedLayers."""
         layer, self._layer = self._layer, self._layer + 1
         outs = [part.attend(layer, q[part.at], k[part.at], v[part.at], rule) for part in self.parts]
@@ -265,32 +248,17 @@ class AttentionWatcher:
     def __init__(self) -> None:
         self.shapes: list[LayerShape] = []
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ServedRule) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """See CachedLayers."""
         self.shapes.append(LayerShape(k.shape[1], k.shape[2], v.shape[2]))
         return stretch_attention(q, k.transpose(0, 1), v.transpose(0, 1), 0, rule, {})
 
 
-def served_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    *,
-    served: CachedLayers,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
-    rule = ServedRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return served.attend(q, k, v, rule)[None], None
+def _attend(served: CachedLayers, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """q [H, T, D], k [G, T, D], v [G, T, E] → [T, H, E]."""
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    return served.attend(q, k, v, rule)
 
 
 # The layout says who sees whom. No mask is registered: see the end of tunery.fast.attention.
-ALL_ATTENTION_FUNCTIONS.register(NAME, served_attention)
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention_function("served", _attend))

@@ -5,14 +5,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import TextIteratorStreamer
 
 from tunery.errors import ConfigError
 from tunery.models.device import is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+    class GenerativeModel(Protocol):
+        """A model with a language modelling head, as far as it is asked to generate."""
+
+        def generate(
+            self,
+            *,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            generation_config: GenerationConfig,
+            streamer: BaseStreamer | None,
+        ) -> Tensor: ...
+
 
 BATCH = 8
 
@@ -34,7 +52,7 @@ class Sampling:
 
     def config(self, stop_ids: Sequence[int], pad_id: int, room: int) -> GenerationConfig:
         """For `generate`; `room` is what the context leaves for an answer, in tokens."""
-        drawn: dict[str, Any] = {"do_sample": False}
+        drawn: dict[str, object] = {"do_sample": False}
         if self.temperature > 0:
             drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         return GenerationConfig(
@@ -45,12 +63,18 @@ class Sampling:
         )
 
 
-def context_length(model: Any) -> int:
+def context_length(model: PreTrainedModel) -> int:
     """The most tokens, prompt and answer together, that the model takes."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
 
-def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int], **more: Any) -> Any:
+def _generate(
+    model: PreTrainedModel,
+    ids: Sequence[list[int]],
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    streamer: BaseStreamer | None = None,
+) -> Tensor:
     """Prompts, padded on the left → token ids [len(ids), longest prompt + new]."""
     pad = stop_ids[0] if stop_ids else 0
     width = max(map(len, ids))
@@ -68,16 +92,20 @@ def _generate(model: Any, ids: Sequence[list[int]], sampling: Sampling, stop_ids
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     with torch.inference_mode():
-        return model.generate(
+        return cast("GenerativeModel", model).generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=sampling.config(stop_ids, pad, room),
-            **more,
+            streamer=streamer,
         )
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    stop_ids: Sequence[int],
 ) -> list[str]:
     """The model's answer to each tokenised prompt, in the order given, without its stop token.
 
@@ -99,11 +127,17 @@ def generate(
             continue
         for i, tokens in zip(part, out.tolist(), strict=True):
             end = next((n for n, token in enumerate(tokens) if token in stop_ids), len(tokens))
-            answers[i] = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            answers[i] = str(tokenizer.decode(tokens[:end], skip_special_tokens=True))
     return answers
 
 
-def stream(model: Any, tokenizer: Any, prompt: list[int], sampling: Sampling, stop_ids: Sequence[int]) -> Iterator[str]:
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+) -> Iterator[str]:
     """The answer to one prompt, piece by piece as it is made."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     failure: list[BaseException] = []

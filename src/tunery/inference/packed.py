@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tunery.lora.variants.lora import add_up_
+
 ROWS = 16
 """Number of rows for which the layout is chosen; it serves others as well."""
 
@@ -35,7 +37,7 @@ def plain(weight: Tensor, bias: Tensor | None) -> Product:
 
 def plain_sum(B: Tensor) -> Sum:
     """The sum with B [out, R] as PyTorch computes it."""
-    return lambda y, h: y.addmm_(h, B.t())
+    return lambda y, h: add_up_(y, h, B.t())
 
 
 @torch.no_grad()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tunery.errors import ModelError
-from tunery.fast.packed_model import TOLERANCE, OutputHead, optimize_model, probe_rows, restore_model
+from tunery.fast.packed_model import TOLERANCE, optimize_model, probe_rows, restore_model
+from tunery.fast.trial import relative_difference
 from tunery.inference.adapter_cache import Adapter, AdapterCache, Run
 from tunery.inference.cached_attention import (
     NAME,
@@ -24,16 +25,22 @@ from tunery.inference.cached_attention import (
 )
 from tunery.inference.generate import context_length
 from tunery.inference.kv_cache import Cache, LayerShape, Slot
-from tunery.inference.served_layers import serve_layers, watch
+from tunery.inference.served_layers import serve_layers, served_inputs
 from tunery.lora.targets import plain_modules
 from tunery.models.device import on_device
 from tunery.models.load import Base
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _ELSEWHERE = "serve it with another engine (tunery serve --engine URL of a vLLM or llama.cpp server)"
 
 
+Owner = TypeVar("Owner")
+
+
 @dataclass(eq=False)
-class RunnerPart:
+class RunnerPart(Generic[Owner]):
     """What one row gives to a step.
 
     Attributes:
@@ -42,7 +49,7 @@ class RunnerPart:
         keep: the logits after so many of the last of them are wanted.
     """
 
-    row: Any
+    row: Owner
     place: Slot
     adapter: Adapter | None
     tokens: Sequence[int]
@@ -68,8 +75,8 @@ class Runner:
         ModelError: the model cannot be computed this way.
     """
 
-    def __init__(self, base: Base, adapters: int, wake: Any):
-        self.model: Any = base.model
+    def __init__(self, base: Base, adapters: int, wake: Callable[[], None]):
+        self.model = base.model
         self.device, self.dtype = self.model.device, self.model.dtype
         self.context = _context(self.model)
         found = optimize_model(self.model, kernels=False)
@@ -80,7 +87,7 @@ class Runner:
                 "requests cannot share a batch here",
                 _ELSEWHERE,
             )
-        rows = [row.ids.tolist() for row in probe_rows(min(self.model.config.get_text_config().vocab_size, 1000))]
+        rows = [row.ids.tolist() for row in probe_rows(self.model.config)]
         with torch.inference_mode():
             truth = [self._plain(row) for row in rows]
         self.vocabulary = truth[0].shape[-1]
@@ -88,12 +95,12 @@ class Runner:
         self.bank = AdapterCache(modules, self.device, adapters, wake)
         self._with_layers(rows[0])
         head = self.model.get_output_embeddings()
-        self._head = OutputHead(head, found.head.scale, found.head.softcap) if found.head else None
+        self._head = replace(found.head, layer=head) if found.head else None
         self.model.set_attn_implementation(NAME)
         self.shapes = self._find_shapes(rows[0])
         self._check(base.info.name, rows, truth)
 
-    def run(self, parts: Sequence[RunnerPart]) -> tuple[list[RunnerPart], Tensor]:
+    def run(self, parts: Sequence[RunnerPart[Owner]]) -> tuple[list[RunnerPart[Owner]], Tensor]:
         """Compute a step, storing keys and values.
 
         Returns:
@@ -114,7 +121,7 @@ class Runner:
 
     # ----------------------------------------------------------------- a step
 
-    def _lay_out(self, parts: Sequence[RunnerPart]) -> tuple[list[RunnerPart], Layout]:
+    def _lay_out(self, parts: Sequence[RunnerPart[Owner]]) -> tuple[list[RunnerPart[Owner]], Layout]:
         """The order of the parts in the packed sequence, and their attention."""
         singles = [part for part in parts if len(part.tokens) == 1]
         singles.sort(key=lambda part: (part.place.shelf.capacity, part.place.slot))
@@ -132,7 +139,7 @@ class Runner:
             at = where.stop
         return singles + stretches, Layout(pieces)
 
-    def _singles(self, rows: Sequence[RunnerPart], at: slice) -> DecodeBatch:
+    def _singles(self, rows: Sequence[RunnerPart[Owner]], at: slice) -> DecodeBatch:
         slots = np.asarray([part.place.slot for part in rows])
         positions = np.asarray([part.start for part in rows])
         return DecodeBatch(
@@ -147,7 +154,7 @@ class Runner:
 
     def _logits(self, ids: np.ndarray, positions: np.ndarray, sources: np.ndarray, layers: CachedLayers) -> Tensor:
         """Logits [len(sources), vocabulary] at these places of the packed sequence."""
-        inputs: dict[str, Any] = {
+        inputs: dict[str, object] = {
             "input_ids": on_device(ids, self.device)[None],
             "position_ids": on_device(positions, self.device)[None],
             "use_cache": False,
@@ -172,8 +179,8 @@ class Runner:
 
     def _with_layers(self, row: Sequence[int]) -> None:
         with torch.inference_mode():
-            seen = watch(self.model, lambda: self._plain(row))
-        self._groups = serve_layers(self.model, seen, len(row), self.bank)
+            calls = served_inputs(self.model, lambda: self._plain(row))
+        self._groups = serve_layers(self.model, calls, len(row), self.bank)
         self.bank.serve(self._groups)
 
     @torch.inference_mode()
@@ -202,8 +209,7 @@ class Runner:
             for part, some in zip(kept, logits.split([part.keep for part in kept]), strict=True):
                 got[places.index(part.place)].append(some)
         for mine, theirs in zip(got, truth, strict=True):
-            difference = torch.cat(mine).double() - theirs.double()
-            if not float(difference.norm() / theirs.double().norm()) <= TOLERANCE.get(self.dtype, 0.1):
+            if not relative_difference(torch.cat(mine), theirs) <= TOLERANCE.get(self.dtype, 0.1):
                 raise ModelError(f"{name} gives other answers when requests share a batch", _ELSEWHERE)
 
     def forget_step(self) -> None:
@@ -218,11 +224,11 @@ def _pieces(length: int) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _runs(runs: Any) -> list[Run]:
-    return [(adapter, count) for adapter, count in runs]
+def _runs(runs: Iterable[Run]) -> list[Run]:
+    return list(runs)
 
 
-def _context(model: Any) -> int:
+def _context(model: PreTrainedModel) -> int:
     """The most tokens of a row.
 
     Under "longrope" positions turn in another way as soon as any row of a batch is longer than the model was first

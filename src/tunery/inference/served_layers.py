@@ -1,26 +1,31 @@
 """The layers of a served model: the base's own products, and beside them whatever adapters a step's tokens ask for.
 
 Layers that are given the same input (query, key and value; gate and up) compute together, as in training
-(tunery.fast.shared_input): one product with their weights one below the other instead of several small ones. Which
-layers those are is found out by watching one forward pass. On a CPU the weights are laid out for the processor
-(tunery.inference.packed).
+(tunery.fast.shared_input): one product with their weights one below the other instead of several small ones. On a CPU
+the weights are laid out for the processor (tunery.inference.packed).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunery.fast.shared_input import LayerCall, SharedOutputs, by_input, watch_inputs
 from tunery.inference.packed import Product, Sum, packed, plain
 from tunery.lora.attach import swap_modules
 from tunery.lora.layer import can_wrap
 from tunery.lora.targets import plain_modules
+from tunery.lora.variants.lora import add_up_
 from tunery.models.quantized import is_quantized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WASTED = 1 << 23
 """Products with the zeros of B that are still cheaper than several small products for the layers one by one."""
@@ -84,25 +89,19 @@ class LayerGroup:
         self.embedding = isinstance(sites[0].module, nn.Embedding)
         self.sizes = [_width(site.module) for site in sites]
         self._product = None if self.embedding else _product([site.module for site in sites], keep=head)
-        self._given: Tensor | None = None
-        self._ready: list[Tensor | None] = []
+        self._outputs: SharedOutputs[int] = SharedOutputs()
 
     def output(self, index: int, x: Tensor) -> Tensor:
         """The output of layer number `index` for x [..., in] (ids [...] for an embedding)."""
         if len(self.sites) == 1:
             return self._compute(x)
-        if self._given is not x or self._ready[index] is None:
-            self._given, self._ready = x, list(self._compute(x).split(self.sizes, dim=-1))
-        y = self._ready[index]
-        self._ready[index] = None
-        if not any(part is not None for part in self._ready):
-            self._given = None
+        y = self._outputs.take(index, x, lambda: dict(enumerate(self._compute(x).split(self.sizes, dim=-1))))
         assert y is not None
         return y
 
     def forget(self) -> None:
         """Let go of outputs that nobody took (a step that failed)."""
-        self._given, self._ready = None, []
+        self._outputs.forget()
 
     def _compute(self, x: Tensor) -> Tensor:
         """The outputs of all layers one after another, [..., sum of out]."""
@@ -125,14 +124,15 @@ class LayerGroup:
         if low.zeros * len(y) <= WASTED:
             return low.up(y, h)
         for rows, columns in low.blocks:
-            y[:, rows].addmm_(h[:, columns], low.B[rows, columns].t())
+            add_up_(y[:, rows], h[:, columns], low.B[rows, columns].t())
         return y
 
 
-def _width(module: Any) -> int:
+def _width(module: nn.Module) -> int:
     """Numbers that a layer gives for a token."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
+    assert isinstance(module, nn.Linear | Conv1D)
     return module.nf if isinstance(module, Conv1D) else module.out_features
 
 
@@ -146,8 +146,8 @@ def _product(modules: Sequence[nn.Module], keep: bool) -> Product | None:
     Args:
         keep: the layer's own weight stays (the head's, which may be the embedding's too).
     """
-    layers: list[Any] = list(modules)
-    if any(type(layer) not in (nn.Linear, Conv1D) or layer._forward_hooks for layer in layers):
+    layers = [layer for layer in modules if isinstance(layer, nn.Linear | Conv1D) and not layer._forward_hooks]
+    if len(layers) < len(modules) or any(type(layer) not in (nn.Linear, Conv1D) for layer in layers):
         return None
     kinds = {(type(layer), layer.weight.dtype, layer.weight.device, layer.bias is None) for layer in layers}
     if len(kinds) > 1 or not layers[0].weight.is_floating_point() or len(set(layers)) < len(layers):
@@ -190,65 +190,39 @@ class ServedLayer(nn.Module):
             return getattr(super().__getattr__("base"), name)
 
 
-@dataclass(frozen=True)
-class Watched:
-    """How a layer was called in one forward pass: by the identity of its input, and the number of tokens."""
-
-    given: list[int]
-    tokens: list[int]
+def served_inputs(model: nn.Module, run: Callable[[], object]) -> list[LayerCall]:
+    """What every layer that can carry an adapter is given in `run`, one forward pass."""
+    return watch_inputs({name: module for name, module in plain_modules(model) if can_wrap(module)}, run)
 
 
-def watch(model: nn.Module, run: Callable[[], Any]) -> dict[str, Watched]:
-    """What every layer that can carry an adapter is given in `run`, one forward pass; by full name."""
-    seen: dict[str, Watched] = {}
-    kept = []  # inputs stay alive, so that no two share an identity
-
-    def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x: Tensor = args[0]
-            kept.append(x)
-            seen[name].given.append(id(x))
-            seen[name].tokens.append(x.numel() if isinstance(module, nn.Embedding) else x.numel() // x.shape[-1])
-
-        return note
-
-    hooks = []
-    for name, module in plain_modules(model):
-        if can_wrap(module):
-            seen[name] = Watched([], [])
-            hooks.append(module.register_forward_pre_hook(hook(name)))
-    try:
-        run()
-    finally:
-        for each in hooks:
-            each.remove()
-    return seen
-
-
-def serve_layers(model: Any, seen: dict[str, Watched], tokens: int, source: StackSource) -> list[LayerGroup]:
+def serve_layers(
+    model: PreTrainedModel, calls: Sequence[LayerCall], tokens: int, source: StackSource
+) -> list[LayerGroup]:
     """Put ServedLayers in the place of the layers that see all tokens in order.
 
     Left alone are layers through which only some of the tokens pass, such as the experts of a mixture.
 
     Args:
-        seen: of a pass over this number of tokens.
+        calls: of a pass over this number of tokens.
     """
     head = model.get_output_embeddings()
     modules = dict(plain_modules(model))
-    together: dict[tuple[Any, ...], list[Site]] = {}
-    for name, calls in seen.items():
-        if len(calls.given) != 1 or calls.tokens != [tokens]:
-            continue
-        module = modules[name]
-        site = Site(name, module, _compute_dtype(module, model.dtype))
-        alone = isinstance(module, nn.Embedding | Conv1D) or module is head
-        name_of_group = (name,) if alone else (name.rpartition(".")[0], calls.given[0], site.dtype)
-        together.setdefault(name_of_group, []).append(site)
+    place = {name: number for number, name in enumerate(modules)}
+    times = Counter(call.layer for call in calls)
+    whole = [call for call in calls if times[call.layer] == 1 and call.tokens == tokens]
+    together: dict[tuple[object, ...], list[Site]] = {}
+    for number, names in enumerate(by_input(sorted(whole, key=lambda call: place[call.layer]))):
+        for name in names:
+            module = modules[name]
+            site = Site(name, module, _compute_dtype(module, model.dtype))
+            alone = isinstance(module, nn.Embedding | Conv1D) or module is head
+            together.setdefault((number, name if alone else site.dtype), []).append(site)
     groups = [LayerGroup(sites, source, sites[0].module is head) for sites in together.values()]
     layers = {site.module: ServedLayer(group, i) for group in groups for i, site in enumerate(group.sites)}
     swap_modules(model, layers)
     return groups
 
 
-def _compute_dtype(module: Any, default: torch.dtype) -> torch.dtype:
-    return default if is_quantized(module) or not module.weight.is_floating_point() else module.weight.dtype
+def _compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    weight = module.get_parameter("weight")
+    return default if is_quantized(module) or not weight.is_floating_point() else weight.dtype

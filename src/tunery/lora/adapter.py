@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +22,15 @@ from transformers.pytorch_utils import Conv1D
 
 from tunery.config import VariantName
 from tunery.errors import AdapterError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.attach import adapter_names, adapter_state, lora_layers, place, require_adapter
 from tunery.lora.layer import LoRASettings, LoRATensors, can_wrap, check_name, wrap
 from tunery.lora.targets import plain_modules
 from tunery.lora.variants import VARIANTS, variant_of
 from tunery.lora.variants.base import Variant
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
+
+T = TypeVar("T")
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,7 +117,7 @@ def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", b
     write_json(folder / CONFIG_FILE, adapter_config(model, name, base_model))
 
 
-def adapter_config(model: nn.Module, name: str = "default", base_model: str | None = None) -> dict[str, Any]:
+def adapter_config(model: nn.Module, name: str = "default", base_model: str | None = None) -> JsonObject:
     """The content of adapter_config.json for an adapter that a model carries."""
     layers = {path: layer for path, layer in lora_layers(model).items() if name in layer.settings}
     settings = {path: layer.settings[name] for path, layer in layers.items()}
@@ -145,7 +148,7 @@ def adapter_config(model: nn.Module, name: str = "default", base_model: str | No
     }
 
 
-def _peft_fields(variant: VariantName) -> dict[str, Any]:
+def _peft_fields(variant: VariantName) -> dict[str, object]:
     """The fields that say which variant an adapter is: those of all variants, unset but for its own."""
     unset = {key: False for other in VARIANTS.values() for key in other.peft}
     return {**unset, **VARIANTS[variant].peft}
@@ -173,16 +176,14 @@ def _target_modules(model: nn.Module, paths: list[str]) -> list[str]:
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", trainable: bool = False) -> None:
-    """Put an adapter folder on a model and make it active. The base is frozen; nothing changes if anything is wrong.
+    """Put the adapter of a folder (`read_adapter`) on a model and make it active. The base is frozen; nothing changes
+    if anything is wrong.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors, as tunery or PEFT writes it. The tensors decide
-            which layers are adapted.
-        trainable: the adapter's tensors collect gradients, to train on.
+        trainable: see `place`.
 
     Raises:
-        AdapterError: the folder cannot be read, does not fit the model, or is of a method that is not known here; or
-            `name` is taken.
+        AdapterError: as `read_adapter`; or `name` is taken.
     """
     check_name(name)
     if name in adapter_names(model):
@@ -195,6 +196,7 @@ def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[s
 
     Args:
         modules: of the model as it is without adapters (`plain_modules`).
+        folder: as tunery or PEFT writes it. Its tensors decide which layers are adapted.
 
     Raises:
         AdapterError: the folder cannot be read, does not fit the model, or is of a method that is not known here.
@@ -209,7 +211,7 @@ def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[s
     }
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """The content of adapter_config.json.
 
     Raises:
@@ -299,7 +301,7 @@ def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> b
     return torch.equal(tensor.to(weight.device, weight.dtype), weight)
 
 
-def _settings(config: Mapping[str, Any], path: str, folder: Path) -> LoRASettings:
+def _settings(config: JsonMapping, path: str, folder: Path) -> LoRASettings:
     """Rank and alpha of one layer, with the exceptions of rank_pattern and alpha_pattern (regular expressions)."""
     try:
         settings = LoRASettings(
@@ -318,7 +320,7 @@ def _settings(config: Mapping[str, Any], path: str, folder: Path) -> LoRASetting
         ) from None
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+def _by_pattern(patterns: Mapping[str, T] | None, path: str, default: T) -> T:
     """The value of the first pattern that matches the name, or its end from a dot on (PEFT's rule)."""
     return next((v for pattern, v in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", path)), default)
 

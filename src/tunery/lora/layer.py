@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from tunery.errors import AdapterError
 from tunery.lora.dropout import Dropout
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Extra, Update, Variant
-from tunery.lora.variants.lora import add_up
+from tunery.lora.variants.lora import add_up, delta_weight
 from tunery.models.quantized import is_quantized, unpacked_weight
 
 
@@ -86,12 +85,15 @@ class LoRALayer(nn.Module):
     kinds = ("lora_A.weight", "lora_B.weight")
     """How PEFT's files call A and B."""
 
+    output_scale = 1.0
+    """What the base multiplies its output by, and the update with it."""
+
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
-        self.extra: Any = nn.ModuleDict()
+        self.extra = nn.ModuleDict()
         self.settings: dict[str, LoRASettings] = {}
         self.dropouts: dict[str, Dropout] = {}
         self.active: str | None = None
@@ -99,7 +101,7 @@ class LoRALayer(nn.Module):
         self.register_state_dict_post_hook(_hide_base)
         self.register_load_state_dict_pre_hook(_find_base)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         # transformers ties weights by assigning `lm_head.weight = …`
         if name in ("weight", "bias") and "base" in self.__dict__.get("_modules", ()):
             setattr(self.base, name, value)
@@ -107,12 +109,14 @@ class LoRALayer(nn.Module):
             super().__setattr__(name, value)
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Tensor:
         """The base's own weight, without any adapter."""
-        return self.base.weight
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Tensor | None:
         """The base's own bias, or None."""
         return getattr(self.base, "bias", None)
 
@@ -141,13 +145,25 @@ class LoRALayer(nn.Module):
 
     def update(self, name: str) -> Update:
         """An adapter's tensors in this layer."""
-        extra = {key: self.extra[key][name] for key in self.variant(name).tensors}
-        return Update(self.lora_A[name], self.lora_B[name], self.settings[name].scaling, extra)
+        return Update(self.lora_A[name], self.lora_B[name], self.settings[name].scaling, self._extra(name))
 
     def tensors(self, name: str) -> dict[str, nn.Parameter]:
         """The same by PEFT's names within the layer ("lora_A.weight")."""
-        extra = {key: self.extra[key][name] for key in self.variant(name).tensors}
-        return {**dict(zip(self.kinds, (self.lora_A[name], self.lora_B[name]), strict=True)), **extra}
+        return {**dict(zip(self.kinds, (self.lora_A[name], self.lora_B[name]), strict=True)), **self._extra(name)}
+
+    def _extra(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's further tensors, by name."""
+        return {key: self._holder(key)[name] for key in self.variant(name).tensors}
+
+    def _holder(self, key: str) -> nn.ParameterDict:
+        """One further tensor of a variant, by adapter name."""
+        holder = self.extra[key]
+        assert isinstance(holder, nn.ParameterDict)
+        return holder
+
+    def _holders(self) -> list[nn.ParameterDict]:
+        """All tensors, by adapter name."""
+        return [self.lora_A, self.lora_B, *map(self._holder, self.extra)]
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """`weight`, in the layout of the base's, with an adapter in it: at least float32."""
@@ -171,7 +187,7 @@ class LoRALayer(nn.Module):
         for key, tensor in extra.items():
             if key not in self.extra:
                 self.extra[key] = nn.ParameterDict()
-            holders.append((self.extra[key], tensor))
+            holders.append((self._holder(key), tensor))
         for holder, tensor in holders:
             copy = tensor.detach().to(self.weight.device, dtype, copy=True).contiguous()
             holder[name] = nn.Parameter(copy, requires_grad=trainable)
@@ -182,12 +198,11 @@ class LoRALayer(nn.Module):
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The tensors of all adapters."""
-        holders = (self.lora_A, self.lora_B, *self.extra.values())
-        return [parameter for holder in holders for parameter in holder.values()]
+        return [parameter for holder in self._holders() for parameter in holder.values()]
 
     def discard(self, name: str) -> None:
         """Forget an adapter that this layer may hold."""
-        for held in (self.lora_A, self.lora_B, *self.extra.values(), self.settings, self.dropouts):
+        for held in (*self._holders(), self.settings, self.dropouts):
             if name in held:
                 del held[name]
         if self.active == name:
@@ -282,7 +297,7 @@ class LoRAEmbedding(LoRALayer):
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         update = self.update(name)
-        return weight.to(update.A.dtype) + update.scaling * (update.A.t() @ update.B.t())
+        return weight.to(update.A.dtype) + delta_weight(update.B.t(), update.A.t(), update.scaling)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] → [..., width], in the dtype of the table."""
@@ -310,12 +325,12 @@ def wrap(module: nn.Module) -> LoRALayer:
     return LoRAEmbedding(module) if isinstance(module, nn.Embedding) else LoRALinear(module)
 
 
-def _hide_base(layer: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+def _hide_base(layer: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: object) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}base.")]:
         state[prefix + key.removeprefix(f"{prefix}base.")] = state.pop(key)
 
 
-def _find_base(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _find_base(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     own = (f"{prefix}lora_A.", f"{prefix}lora_B.", f"{prefix}extra.")
     for key in [key for key in state if key.startswith(prefix) and not key.startswith(own)]:
         state[f"{prefix}base.{key.removeprefix(prefix)}"] = state.pop(key)

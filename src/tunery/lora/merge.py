@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from tunery.errors import AdapterError
 from tunery.lora.attach import active_adapter, lora_layers, require_adapter
 from tunery.lora.layer import LoRALayer
 from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, quantized_layers, unpacked_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tunery.models.quantized import QuantizedLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,7 +45,7 @@ def merge(model: Model, name: str | None = None) -> Model:
         raise AdapterError("there is no active adapter to merge", "name one, or put one on with load_adapter")
     require_adapter(model, name)
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     untied = False
     # What deepcopy finds in its memo it takes as already copied: each wrapper becomes its plain, merged layer.
     for path, layer in lora_layers(model).items():
@@ -55,17 +60,17 @@ def merge(model: Model, name: str | None = None) -> Model:
     if quantizer := getattr(merged, "hf_quantizer", None):
         quantizer.remove_quantization_config(merged)
     if untied:
-        _untie(merged)
+        _untie(cast("PreTrainedModel", merged))
     for parameter in merged.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return merged
 
 
-def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo: dict[int, Any]) -> nn.Module:
+def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo: dict[int, object]) -> nn.Module:
     """A copy of the wrapped layer. Its weight is merged; a tied weight's other uses keep the base's."""
     if is_quantized(layer.base):
-        memo[id(layer.base)] = _unpacked_layer(layer.base, layer if name else None, name)
-        return memo[id(layer.base)]
+        plain = memo[id(layer.base)] = _unpacked_layer(layer.base, layer if name else None, name)
+        return plain
     if name is None:
         return copy.deepcopy(layer.base, memo)
     weight = nn.Parameter(_merged_weight(layer, name, path))
@@ -77,7 +82,7 @@ def _plain_layer(layer: LoRALayer, name: str | None, path: str, tied: bool, memo
     return plain
 
 
-def _unpacked_layer(module: Any, layer: LoRALayer | None = None, name: str | None = None) -> nn.Module:
+def _unpacked_layer(module: QuantizedLayer, layer: LoRALayer | None = None, name: str | None = None) -> nn.Module:
     """The plain layer of a quantised one, with the adapter `name` of its wrapper in its weight."""
     weight = unpacked_weight(module)
     merged = weight if layer is None or name is None else layer.merged(name, weight)
@@ -94,7 +99,7 @@ def _merged_weight(layer: LoRALayer, name: str, path: str) -> Tensor:
     return layer.merged(name, weight).to(weight.dtype)
 
 
-def _untie(model: Any) -> None:
+def _untie(model: PreTrainedModel) -> None:
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False
     # transformers notes at construction which names share a weight, and goes by it when saving

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -259,7 +259,7 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 # --------------------------------------------------------------------------- facts
 
 
-def describe_device(device: torch.device) -> dict[str, Any]:
+def describe_device(device: torch.device) -> dict[str, str | int]:
     """{"kind", "name", "threads", "memory_bytes"}. Of a GPU: its name and memory, and the CPU threads that feed it."""
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)

@@ -10,12 +10,16 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.errors import ModelError, TuneryError
+from tunery.jsonl import JsonObject
 from tunery.models.hashes import cached_sha256
 from tunery.models.hf_logging import first_line, quiet
 from tunery.paths import cache_dir, file_sha256, read_json, write_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NOTE = "conversion.json"
 """Written last into a cache entry: where it came from, and the hash of each of its files."""
@@ -80,7 +84,7 @@ def _check_file(file: Path) -> None:
         raise ModelError(f"{file} is one part of several", "join them with llama.cpp's `llama-gguf-split --merge`")
 
 
-def _sound(entry: Path) -> dict[str, Any] | None:
+def _sound(entry: Path) -> JsonObject | None:
     """What the note of a cache entry says, if every file is as it was written; else None."""
     try:
         note = read_json(entry / NOTE)
@@ -138,13 +142,13 @@ def _unreadable(file: Path, error: Exception) -> ModelError:
     )
 
 
-def _behaviour(tokenizer: Any) -> tuple[Any, ...]:
+def _behaviour(tokenizer: PreTrainedTokenizerFast) -> tuple[object, ...]:
     """What must survive the conversion: tokens of some texts, control tokens, chat template."""
     ids = [(tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]) for text in _TRIED]
     return ids, len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.chat_template
 
 
-def _cut_digits(tokenizer: Any, cut: str | None) -> None:
+def _cut_digits(tokenizer: PreTrainedTokenizerFast, cut: str | None) -> None:
     """Cut digits off as the file says; transformers, which makes the tokenizer from the file, leaves that out.
 
     "…:\\n\\n1" is then two line breaks in one token and a digit, as the model learnt it and llama.cpp reads it, and not
@@ -159,7 +163,7 @@ def _cut_digits(tokenizer: Any, cut: str | None) -> None:
     )
 
 
-def _end_as_the_file_says(tokenizer: Any, file: Path) -> None:
+def _end_as_the_file_says(tokenizer: PreTrainedTokenizerFast, file: Path) -> None:
     """Take the end-of-text token that the file names; transformers 5.17 takes the one that begins a text."""
     from gguf import GGUFReader
 

@@ -6,7 +6,7 @@ Safetensors only, and no code from the model's repository is ever run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 import transformers
@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from tunery.errors import ConfigError, ModelError
+from tunery.jsonl import JsonObject
 from tunery.models import quantized
 from tunery.models.device import PrecisionProbe, available_memory, bound_kernel_caches, pick_device, resolve_dtype
 from tunery.models.hf_logging import first_line, quiet
@@ -25,7 +26,7 @@ from tunery.text import gigabytes
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 """Files are already on disk when transformers is asked for them."""
 
 
@@ -187,7 +188,7 @@ def _read_config(source: ModelSource) -> PreTrainedConfig:
 _AGAIN = "copy or download the model again"
 
 
-def _check_kind(name: str, raw: dict[str, Any]) -> None:
+def _check_kind(name: str, raw: JsonObject) -> None:
     """Refuse what transformers would need foreign code or other libraries for."""
     kind = raw.get("model_type")
     if kind not in CONFIG_MAPPING:
@@ -234,7 +235,7 @@ def _read_tokenizer(source: ModelSource) -> tuple[PreTrainedTokenizerBase, str]:
     return tokenizer, ensure_template(tokenizer)
 
 
-def attention_settings(config: PreTrainedConfig) -> dict[str, Any]:
+def attention_settings(config: PreTrainedConfig) -> dict[str, str]:
     """Which of transformers' attention functions a model is to be loaded with; {} leaves it to transformers.
 
     scaled_dot_product_attention, its own choice, knows no soft cap of the scores (Gemma 2, arXiv:2408.00118, section
@@ -243,7 +244,7 @@ def attention_settings(config: PreTrainedConfig) -> dict[str, Any]:
     return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
 
 
-def _straight_to(place: torch.device) -> dict[str, Any]:
+def _straight_to(place: torch.device) -> dict[str, dict[str, int]]:
     """With these settings weights are read file by file onto a GPU, with no copy of the model in main memory."""
     return {"device_map": {"": place.index or 0}} if place.type == "cuda" else {}
 
@@ -255,7 +256,7 @@ def _read_quantized(
     if dtype == torch.float64:
         raise ConfigError(f"a quantised base ({stored}) does not compute in float64", "use float32, bfloat16 or auto")
     _check_room(source.name, quantized.expected_bytes(_without_weights(config), stored, dtype.itemsize), place)
-    more: dict[str, Any] = {"device_map": {"": place}}
+    more: dict[str, object] = {"device_map": {"": place}}
     if quantized.stored_quantization(config) is None:
         more["quantization_config"] = quantized.load_settings(stored, dtype)
     model = _read_model(source, config, dtype, **more)
@@ -263,10 +264,10 @@ def _read_quantized(
     return model
 
 
-def _read_model(source: ModelSource, config: PreTrainedConfig, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
+def _read_model(source: ModelSource, config: PreTrainedConfig, dtype: torch.dtype, **more: object) -> PreTrainedModel:
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 source.folder,
                 config=config,
                 dtype=dtype,
@@ -278,7 +279,8 @@ def _read_model(source: ModelSource, config: PreTrainedConfig, dtype: torch.dtyp
             )
     except Exception as error:  # whatever foreign weights make the libraries raise
         raise ModelError(f"{source.name} cannot be loaded: {first_line(error)}", _AGAIN) from error
-    model, report = loaded
+    # what `output_loading_info` gives, which no annotation says
+    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the weights of {source.name} lack {len(missing)} tensors that {type(model).__name__} needs "

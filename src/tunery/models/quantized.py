@@ -15,14 +15,52 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.errors import ConfigError, NotInstalledError
+from tunery.jsonl import JsonObject
+from tunery.models.autograd import Context
 from tunery.versions import install_command
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+    # What is used of bitsandbytes, which has no types.
+
+    class QuantState:
+        """The scales of a 4-bit weight."""
+
+        absmax: Tensor
+        shape: torch.Size
+        state2: QuantState | None
+
+    class MatmulState:
+        """The scale [out] of an 8-bit weight that has been used."""
+
+        SCB: Tensor
+
+    class QuantizedWeight(nn.Parameter):
+        """Codes, with `quant_state` (4 bits) or a scale [out] (8 bits)."""
+
+        quant_state: QuantState | None
+        SCB: Tensor | None
+
+    class QuantizedLayer(nn.Module):
+        """A linear layer; `source_cls` is the class it was written as."""
+
+        in_features: int
+        out_features: int
+        weight: QuantizedWeight
+        bias: nn.Parameter | None
+        compute_dtype: torch.dtype | None
+        state: MatmulState
+        source_cls: type[nn.Module]
+
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight is 4 bits; 64 of them share a scale of 8 bits; 256 of those share one of 32 bits."""
@@ -33,7 +71,7 @@ def installed() -> bool:
     return "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is not None
 
 
-def bitsandbytes() -> Any:
+def bitsandbytes() -> ModuleType:
     """The library.
 
     Where the package `kernels` is installed as well, bitsandbytes fetches compiled code from the Hugging Face hub while
@@ -64,7 +102,7 @@ def bitsandbytes() -> Any:
             del sys.modules["kernels"]
 
 
-def load_settings(quantize: str, dtype: torch.dtype) -> Any:
+def load_settings(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     """What transformers is told, to quantise a base while it loads; embedding and output head stay as they are.
 
     Args:
@@ -81,7 +119,7 @@ def load_settings(quantize: str, dtype: torch.dtype) -> Any:
     )
 
 
-def stored_quantization(config: Any) -> str | None:
+def stored_quantization(config: PreTrainedConfig | JsonObject) -> str | None:
     """How a base's own files are quantised, by its configuration: "nf4", "fp4", "int8", or None.
 
     Args:
@@ -114,20 +152,24 @@ def make_ready(model: nn.Module, dtype: torch.dtype) -> None:
             model.set_submodule(name, _weight_only(module, dtype))
 
 
-def _in_training_mode(module: nn.Module, _: Any) -> None:
+def _in_training_mode(module: nn.Module, _: object) -> None:
     module.training = True
+
+
+class _Int8Context(Context, Protocol):
+    weight: tuple[Tensor, Tensor]
 
 
 class _Int8Product(torch.autograd.Function):
     """y = x Wᵀ for W [out, in] = diag(scale / 127) · codes, unpacked for each product and never kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: _Int8Context, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = codes, scale  # buffers that nothing changes
         return nn.functional.linear(x, _unpack_int8(codes, scale, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _Int8Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,), (codes, scale) = gradients, ctx.weight
         return grad @ _unpack_int8(codes, scale, grad.dtype), None, None, None
 
@@ -137,7 +179,7 @@ def _unpack_int8(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def _int8_class() -> Any:
+def _int8_class() -> Callable[..., QuantizedLayer]:
     class Int8Linear(bitsandbytes().nn.Linear8bitLt):
         """bitsandbytes' 8-bit layer, whose products use the inputs as they are."""
 
@@ -148,7 +190,7 @@ def _int8_class() -> Any:
     return Int8Linear
 
 
-def _weight_only(module: Any, dtype: torch.dtype) -> nn.Module:
+def _weight_only(module: QuantizedLayer, dtype: torch.dtype) -> nn.Module:
     """An Int8Linear with the tensors of bitsandbytes' layer."""
     made = _int8_class()(
         module.in_features, module.out_features, module.bias is not None, has_fp16_weights=False, device="meta"
@@ -159,7 +201,7 @@ def _weight_only(module: Any, dtype: torch.dtype) -> nn.Module:
     return made.train(module.training)
 
 
-def _int8_scale(module: Any) -> Tensor:
+def _int8_scale(module: QuantizedLayer) -> Tensor:
     scale = module.weight.SCB
     return module.state.SCB if scale is None else scale
 
@@ -167,12 +209,12 @@ def _int8_scale(module: Any) -> Tensor:
 # --------------------------------------------------------------------------- facts about layers
 
 
-def is_quantized(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> TypeGuard[QuantizedLayer]:
     """Whether a layer, itself and not one inside it, holds its weight in one of bitsandbytes' formats."""
     return type(module._parameters.get("weight")).__name__ in ("Params4bit", "Int8Params")
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     """The quantised layers of a model, by full name."""
     return ((name, module) for name, module in model.named_modules() if is_quantized(module))
 
@@ -183,13 +225,13 @@ def numel(parameter: Tensor) -> int:
     return parameter.numel() if state is None else math.prod(state.shape)
 
 
-def compute_dtype(module: Any) -> torch.dtype:
+def compute_dtype(module: nn.Module) -> torch.dtype:
     """The dtype of a quantised layer's products."""
     return getattr(module, "compute_dtype", None) or torch.float32
 
 
 @torch.no_grad()
-def unpacked_weight(module: Any) -> Tensor:
+def unpacked_weight(module: QuantizedLayer) -> Tensor:
     """A quantised layer's weight [out, in] in float32: what its products use, but for rounding to their format."""
     weight = module.weight
     if getattr(weight, "quant_state", None) is None:
@@ -197,7 +239,7 @@ def unpacked_weight(module: Any) -> Tensor:
     return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state).to(torch.float32)
 
 
-def unpacking(module: Any, dtype: torch.dtype) -> Callable[[], Tensor] | None:
+def unpacking(module: QuantizedLayer, dtype: torch.dtype) -> Callable[[], Tensor] | None:
     """A function that makes a quantised layer's weight [out, in] for one product in `dtype`, as the layer itself does;
     None where the layer does more than multiply by it, or computes in another dtype."""
     weight = module.weight
@@ -211,11 +253,11 @@ def unpacking(module: Any, dtype: torch.dtype) -> Callable[[], Tensor] | None:
     return None
 
 
-def plain_layer(module: Any, weight: Tensor) -> nn.Module:
+def plain_layer(module: QuantizedLayer, weight: Tensor) -> nn.Module:
     """An unquantised layer of the kind the model was written with, holding `weight` [out, in]."""
     width, out = module.in_features, module.out_features
     if getattr(module, "source_cls", nn.Linear) is Conv1D:
-        plain: Any = Conv1D(out, width)
+        plain: Conv1D | nn.Linear = Conv1D(out, width)
         weight = weight.t().contiguous()
     else:
         plain = nn.Linear(width, out, bias=module.bias is not None, device="meta")
@@ -228,7 +270,7 @@ def plain_layer(module: Any, weight: Tensor) -> nn.Module:
 # --------------------------------------------------------------------------- memory
 
 
-def expected_bytes(model: Any, quantize: str | None, dtype_bytes: int) -> int:
+def expected_bytes(model: PreTrainedModel, quantize: str | None, dtype_bytes: int) -> int:
     """Memory that a base will take, from its layers (on any device, also without memory for their weights).
 
     Args:
@@ -241,7 +283,8 @@ def expected_bytes(model: Any, quantize: str | None, dtype_bytes: int) -> int:
     if quantize in (None, "none"):
         return total
     head = model.get_output_embeddings()
-    layers = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D) and m is not head]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    layers = [m for m in linear if type(m) in (nn.Linear, Conv1D)]
     sizes = [layer.weight.numel() for layer in layers]
     rows = sum(layer.weight.shape[1 if isinstance(layer, Conv1D) else 0] for layer in layers)
     packed = sum(sizes) + 4 * rows if quantize == "int8" else int(NF4_BYTES * sum(sizes))
@@ -257,7 +300,7 @@ def held_bytes(model: nn.Module, dtype_bytes: int) -> int:
     return total + dtype_bytes * largest
 
 
-def _scales(layer: Any) -> list[Tensor]:
+def _scales(layer: QuantizedLayer) -> list[Tensor]:
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return [_int8_scale(layer)]

@@ -23,12 +23,12 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from tunery.jsonl import JsonMapping
 from tunery.progress import Note
 from tunery.training.metrics import training_lines, validation_lines
 
-History = Sequence[Mapping[str, Any]]
+History = Sequence[JsonMapping]
 
 DIVERGED_RATIO = 1.5
 START_LINES, RECENT_LINES = 5, 10
@@ -157,7 +157,7 @@ def overfit(history: History) -> Note | None:
 # --------------------------------------------------------------------------- statistics
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,13 +17,22 @@ from tunery.data.prepare import Prepared
 from tunery.errors import AdapterError
 from tunery.fast.attention_gpu import refusals
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.adapter import load_adapter, usual_settings
 from tunery.lora.attach import remove, set_active
 from tunery.lora.targets import untouched_linear_weights
 from tunery.models.device import describe_device, peak_memory
 from tunery.models.load import Base
 from tunery.paths import file_sha256, text_sha256
-from tunery.records.run_receipt import VERSION, Receipt
+from tunery.records.run_receipt import (
+    VERSION,
+    AdapterSection,
+    MemorySection,
+    PrecisionSection,
+    Receipt,
+    ReloadSection,
+    SpeedSection,
+)
 from tunery.training.loop import Loop
 from tunery.training.objectives.base import Objective
 from tunery.training.scoring import Scorer
@@ -46,7 +54,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version_of(name) for name in names}}
 
 
-def movement(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def movement(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, JsonObject]:
     """How far each tensor moved: the norm of its change, over the norm it started with (over 1 if that was zero)."""
     moved = {}
     for name, start in initial.items():
@@ -56,12 +64,12 @@ def movement(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[s
     return moved
 
 
-def still_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def still_tensors(tensors: Mapping[str, JsonMapping]) -> list[str]:
     """Names of tensors that did not move at all."""
     return [name for name, tensor in tensors.items() if tensor["moved"] == 0.0]
 
 
-def check_reload(model: PackedModel, objective: Objective, prepared: Prepared, folder: Path) -> dict[str, Any]:
+def check_reload(model: PackedModel, objective: Objective, prepared: Prepared, folder: Path) -> ReloadSection:
     """Load the adapter just saved beside the trained one and compare their losses on the same rows.
 
     Raises:
@@ -84,16 +92,16 @@ def check_reload(model: PackedModel, objective: Objective, prepared: Prepared, f
             f"the saved adapter gives a loss of {from_disk:.6f}, the trained one {in_memory:.6f}",
             f"{folder} is not what was trained; the last checkpoint is sound: run the same command again",
         )
-    return {
-        "rows": len(rows) // objective.unit,
-        "loss_in_memory": in_memory,
-        "loss_from_disk": from_disk,
-        "difference": difference,
-        "ok": True,
-    }
+    return ReloadSection(
+        rows=len(rows) // objective.unit,
+        loss_in_memory=in_memory,
+        loss_from_disk=from_disk,
+        difference=difference,
+        ok=True,
+    )
 
 
-def read_section(data: DataSet, instruction: str) -> dict[str, Any]:
+def read_section(data: DataSet, instruction: str) -> JsonObject:
     """What was read, and what of it was left out."""
     return {
         "files": data.files,
@@ -109,7 +117,7 @@ def read_section(data: DataSet, instruction: str) -> dict[str, Any]:
     }
 
 
-def data_section(prepared: Prepared) -> dict[str, Any]:
+def data_section(prepared: Prepared) -> JsonObject:
     """What was read, left out and cut, and the hash of what was trained."""
     splits = prepared.splits
     dropped = [{"where": where, "reason": reason} for rows in splits.values() for where, reason in rows.dropped]
@@ -126,7 +134,7 @@ def data_section(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def end_of_turn(prepared: Prepared) -> dict[str, Any]:
+def end_of_turn(prepared: Prepared) -> JsonObject:
     """Which token ends an answer, and whether it was among the trained ones."""
     renderer = prepared.renderer
     templated = KINDS[prepared.data.kind].templated
@@ -138,7 +146,7 @@ def end_of_turn(prepared: Prepared) -> dict[str, Any]:
     return {"end_of_turn_token": name, "end_of_turn_trained": trained}
 
 
-def _warnings(prepared: Prepared, receipt: Mapping[str, Any]) -> list[str]:
+def _warnings(prepared: Prepared, receipt: JsonMapping) -> list[str]:
     """Everything a person should know before trusting the adapter, in words."""
     data, tokens = receipt["data"], receipt["tokens"]
     found = prepared.renderer.remarks.sentences()
@@ -187,7 +195,7 @@ def build_receipt(
     """
     state, info, device = loop.state, base.info, base.model.device
     about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "quantization", "license")
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         **head_section(task, task.to_yaml()),
         "model": {key: getattr(info, key) for key in about},
         "template": {"sha256": prepared.renderer.template_sha256, "source": info.template_source},
@@ -207,10 +215,10 @@ def build_receipt(
         "device": {**describe_device(device), "workers": state.cpu_workers or 1},
         "precision": _precision_section(base),
         "speed": _speed_section(loop),
-        "memory": {
-            "peak_bytes": peak_memory(device) + (loop.workers.pool.peak_bytes if loop.workers else 0),
-            "estimated_bytes": expected_bytes,
-        },
+        "memory": MemorySection(
+            peak_bytes=peak_memory(device) + (loop.workers.pool.peak_bytes if loop.workers else 0),
+            estimated_bytes=expected_bytes,
+        ),
         "versions": versions(),
     }
     facts["warnings"] = _warnings(prepared, facts)
@@ -219,7 +227,7 @@ def build_receipt(
     return Receipt.of(facts)
 
 
-def head_section(task: Task, task_yaml: str) -> dict[str, Any]:
+def head_section(task: Task, task_yaml: str) -> JsonObject:
     """Which task, as it is written down, by which version, when (UTC)."""
     return {
         "version": VERSION,
@@ -230,15 +238,13 @@ def head_section(task: Task, task_yaml: str) -> dict[str, Any]:
     }
 
 
-def _adapter_section(folder: Path) -> dict[str, Any]:
+def _adapter_section(folder: Path) -> AdapterSection:
     """Hash and size of the adapter file."""
     file = folder / "adapter_model.safetensors"
-    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+    return AdapterSection(sha256=file_sha256(file), bytes=file.stat().st_size)
 
 
-def _lora_section(
-    task: Task, base: Base, loop: Loop, initial: Mapping[str, Tensor], attached: Attached
-) -> dict[str, Any]:
+def _lora_section(task: Task, base: Base, loop: Loop, initial: Mapping[str, Tensor], attached: Attached) -> JsonObject:
     settings, start = usual_settings(base.model), attached.start
     return {
         "start": None if start is None else {**asdict(start), "remark": start.remark(base.info.name)},
@@ -256,7 +262,7 @@ def _lora_section(
     }
 
 
-def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
+def _training_section(task: Task, loop: Loop) -> JsonObject:
     state, plan = loop.state, loop.plan
     return {
         "steps": state.step,
@@ -285,27 +291,27 @@ def _training_section(task: Task, loop: Loop) -> dict[str, Any]:
     }
 
 
-def _precision_section(base: Base) -> dict[str, Any]:
+def _precision_section(base: Base) -> PrecisionSection:
     if base.probe is None:
-        return {"dtype": base.info.dtype, "reason": "as set"}
-    return {
-        "dtype": base.info.dtype,
-        "reason": base.probe.reason,
-        "float32_gflops": base.probe.float32_gflops,
-        "bfloat16_gflops": base.probe.bfloat16_gflops,
-    }
+        return PrecisionSection(dtype=base.info.dtype, reason="as set")
+    return PrecisionSection(
+        dtype=base.info.dtype,
+        reason=base.probe.reason,
+        float32_gflops=base.probe.float32_gflops,
+        bfloat16_gflops=base.probe.bfloat16_gflops,
+    )
 
 
-def _speed_section(loop: Loop) -> dict[str, Any]:
+def _speed_section(loop: Loop) -> SpeedSection:
     """Start-up, validation and checkpoints are not counted."""
     state = loop.state
     seconds = max(state.seconds, 1e-9)
     flops = training_flops(loop.model, state, loop.plan.objective.passes)
     fraction, rate = matmul_fraction(loop.model, flops / seconds)
-    return {
-        "data_tokens_per_second": state.data_tokens / seconds,
-        "computed_tokens_per_second": state.computed_tokens / seconds,
-        "matmul_flops_per_second": rate,
-        "matmul_share": fraction,
-        "train_seconds": round(state.seconds, 2),
-    }
+    return SpeedSection(
+        data_tokens_per_second=state.data_tokens / seconds,
+        computed_tokens_per_second=state.computed_tokens / seconds,
+        matmul_flops_per_second=rate,
+        matmul_share=fraction,
+        train_seconds=round(state.seconds, 2),
+    )

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tunery.config import OF_THE_START, all_settings
 from tunery.errors import CheckpointError
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, keep_other_content
 from tunery.paths import RunPaths, read_json, write_folder, write_json
 
@@ -87,12 +87,12 @@ class TrainerState:
     dtype: str | None = None
 
 
-def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
+def settings_that_matter(task: JsonMapping) -> JsonObject:
     """The task's settings, flattened ("lora.rank" → 8), without the neutral ones and without paths of data
     files and of the adapter to start from, whose content counts."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
 
-    def walk(value: Any, at: str) -> None:
+    def walk(value: object, at: str) -> None:
         if at in NEUTRAL_SETTINGS:
             return
         if isinstance(value, Mapping) and value and at != "data.labels":
@@ -107,13 +107,13 @@ def settings_that_matter(task: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in ("data.train", "data.validation", "data.test")}
 
 
-def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_settings(then: JsonMapping, now: JsonMapping) -> list[str]:
     """What differs between two results of `settings_that_matter`, each as "lora.rank: 4 → 8". A setting that one lacks,
     because it was written by another version, has its default."""
     defaults = {key: info.default for key, info in all_settings()}
     keys = sorted({*then, *now})
 
-    def of(values: Mapping[str, Any], key: str) -> Any:
+    def of(values: JsonMapping, key: str) -> object:
         brought = values.get("lora.start") is not None and key.removeprefix("lora.") in OF_THE_START
         return values.get(key, None if brought else defaults.get(key))
 
@@ -149,7 +149,7 @@ class Checkpoints:
         adapter: the content of adapter_config.json (tunery.lora.adapter.adapter_config).
     """
 
-    def __init__(self, folder: Path, task: Mapping[str, Any], inputs: Mapping[str, str], adapter: Mapping[str, Any]):
+    def __init__(self, folder: Path, task: JsonMapping, inputs: Mapping[str, str], adapter: JsonMapping):
         self.folder = folder
         self.settings = settings_that_matter(task)
         self.inputs = dict(inputs)
@@ -212,7 +212,7 @@ class Checkpoints:
             _restore_optimizer(adapter, optimizer, moments)
         return state
 
-    def _require_same_task(self, path: Path, state: Mapping[str, Any]) -> None:
+    def _require_same_task(self, path: Path, state: JsonMapping) -> None:
         if changed := changed_settings(state["settings"], self.settings):
             raise CheckpointError(
                 f"{path.parent.parent} was trained with other settings: {'; '.join(changed)}",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ class StepPart:
     key: tuple[int, int]
     first: int
     weight: float
-    context: Any = None
+    context: object = None
 
 
 Backward = Callable[[StepPart], StepStats]
@@ -63,7 +62,7 @@ def split(
     limit: MicroBatchLimit,
     key: tuple[int, int],
     weight: float,
-    context: Any = None,
+    context: object = None,
 ) -> list[StepPart]:
     """A step's rows as parts for at most so many workers, which together keep to the limit of what is computed at a
     time."""

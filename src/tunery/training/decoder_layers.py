@@ -69,7 +69,7 @@ def try_compiling(model: PackedModel, parameters: Sequence[Tensor]) -> list[str]
         Sentences for the user: that functions are compiled, or which are not, and why. None where nothing is compiled.
     """
     before = calls()
-    rows = probe_rows(min(model.model.config.get_text_config().vocab_size, 1000))
+    rows = probe_rows(model.model.config)
     with model.running():
         loss = batch_loss(model, pack(rows if model.flattened else rows[:1])).total
         torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
 from tunery.models.windows import attention_width
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def step_flops(
-    model: Any,
+    model: PreTrainedModel,
     computed_tokens: int,
     positions: int,
     adapter_parameters: int,

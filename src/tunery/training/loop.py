@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from tunery.data.batching import Row, step_rows
 from tunery.errors import StoppedError
 from tunery.fast.packed_model import PackedModel
 from tunery.fast.shared_input import forget_outputs
+from tunery.jsonl import JsonObject
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import is_out_of_memory
 from tunery.progress import Note, Progress
@@ -222,7 +222,7 @@ class Loop:
     state: TrainerState
     progress: Progress
     stop: StopRequest
-    history: list[dict[str, Any]]
+    history: list[JsonObject]
     stopped: str = "finished"
     restored_step: int | None = None
     compiled: bool = False

@@ -7,7 +7,6 @@ states is taken in the forward pass, chunk by chunk, and no more than one chunk 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from tunery.data.batching import PackedBatch
 from tunery.fast.islands import softmax_gradient, softmax_sums
 from tunery.fast.packed_model import OutputHead, PackedModel
+from tunery.models.autograd import Context
 from tunery.training.memory import LOGIT_PARTS, logit_chunk
 
 
@@ -174,7 +174,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """Σ w · −log softmax(head(x))[target] for a frozen head, with ∂/∂x computed on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: OutputHead, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Context, hidden: Tensor, head: OutputHead, entries: _Entries) -> tuple[Tensor, Tensor, Tensor]:
         each, right, grad = _head_pass(hidden, head, entries, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
@@ -184,7 +184,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return total, correct, each
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,) = ctx.saved_tensors
         return grad * gradients[0].to(grad.dtype), None, None
 
@@ -193,7 +193,7 @@ class _FrozenHeadEach(torch.autograd.Function):
     """−log softmax(head(x))[target], one target for each x, with ∂/∂x computed on the way forward. [N, d] → [N]"""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
+    def forward(ctx: Context, hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
         count = len(targets)
         own, ones = torch.arange(count, device=hidden.device), torch.ones(count, device=hidden.device)
         entries = _Entries(own, targets, ones, np.arange(count + 1))
@@ -203,7 +203,7 @@ class _FrozenHeadEach(torch.autograd.Function):
         return each
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,) = ctx.saved_tensors
         return (grad * gradients[0][:, None]).to(grad.dtype), None, None
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 from torch import nn
 
 from tunery.fast.attention import KEPT_KEYS
 from tunery.fast.fused_mlp import FusedMLP, is_gated_mlp
 from tunery.lora.layer import LoRALinear
+from tunery.models.windows import AttentionHeads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 LOGIT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of logits in the model's dtype; the loss never holds more."""
@@ -97,11 +101,12 @@ class _Widths:
     activation_steps: int
 
     @classmethod
-    def of(cls, config: Any) -> _Widths:
+    def of(cls, config: PreTrainedConfig) -> _Widths:
         config = config.get_text_config()
         hidden = int(_first(config, "hidden_size", "d_model") or 0)
-        heads = int(_first(config, "num_attention_heads", "n_heads") or 1)
-        head = int(_first(config, "head_dim") or hidden // heads)
+        heads = AttentionHeads.of(config)
+        if not heads.queries:  # recurrent layers are taken for attention with one head
+            heads = AttentionHeads(1, 1, int(_first(config, "head_dim") or hidden))
         feed_forward = _first(config, "moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
         experts = int(_first(config, "num_experts_per_tok") or 1)
         shared = int(_first(config, "shared_expert_intermediate_size") or 0)
@@ -109,9 +114,9 @@ class _Widths:
         return cls(
             hidden=hidden,
             layers=int(_first(config, "num_hidden_layers", "n_layers") or 0),
-            heads=heads,
-            query=heads * head,
-            key_value=int(_first(config, "num_key_value_heads") or heads) * head,
+            heads=heads.queries,
+            query=heads.queries * heads.width,
+            key_value=heads.keys * heads.width,
             feed_forward=experts * int(feed_forward) + shared,
             vocabulary=int(config.vocab_size),
             # gelu_new is written out in Python, and each of its steps is kept
@@ -119,7 +124,7 @@ class _Widths:
         )
 
 
-def _first(config: Any, *names: str) -> Any:
+def _first(config: PreTrainedConfig, *names: str) -> int | str | None:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
@@ -150,85 +155,73 @@ def _working_bytes(w: _Widths, dtype_bytes: int) -> int:
     return dtype_bytes * (4 * w.feed_forward + 4 * w.query + 4 * w.key_value + 2 * w.hidden) + 8 * w.hidden
 
 
+class StepSizes(TypedDict):
+    """What a LoRA step's memory follows from, besides its tokens.
+
+    Attributes:
+        parameters: of the frozen base.
+        trainable: of the adapter; 16 bytes each with Adam (weight, gradient, two moments), and a copy in the base's
+            format.
+        dtype_bytes: of a number of the base (2 for bfloat16).
+        gradient_checkpointing: keep only each layer's input, and recompute one layer at a time.
+        keys: tokens of the longest row, where attention keeps its weights; 0 on a device where a fused kernel always
+            runs; None or left out, the most for which they are kept.
+        logit_chunk: bytes of one chunk of logits; LOGIT_CHUNK_BYTES if left out, larger on a GPU.
+        base_bytes: of the frozen base, where that is not parameters times dtype_bytes (tunery.models.quantized).
+        lean: which parts of the model keep less; all, if left out.
+    """
+
+    parameters: int
+    trainable: int
+    dtype_bytes: int
+    gradient_checkpointing: bool
+    keys: NotRequired[int | None]
+    logit_chunk: NotRequired[int]
+    base_bytes: NotRequired[int | None]
+    lean: NotRequired[Lean]
+
+
 def estimate(
-    config: Any,
-    *,
-    parameters: int,
-    trainable: int,
-    dtype_bytes: int,
-    tokens_in_flight: int,
-    trained_tokens: int,
-    gradient_checkpointing: bool,
-    keys: int | None = None,
-    logit_chunk: int = LOGIT_CHUNK_BYTES,
-    base_bytes: int | None = None,
-    lean: Lean = LEAN,
+    config: PreTrainedConfig, *, tokens_in_flight: int, trained_tokens: int, **sizes: Unpack[StepSizes]
 ) -> MemoryEstimate:
     """Peak memory of a LoRA step on one packed sequence.
 
     Args:
         config: of the model.
-        parameters: of the frozen base.
-        trainable: of the adapter; 16 bytes each with Adam (weight, gradient, two moments), and a copy in the base's
-            format.
-        dtype_bytes: of a number of the base (2 for bfloat16).
         tokens_in_flight: computed tokens of a micro-batch.
         trained_tokens: predicting positions of a micro-batch.
-        gradient_checkpointing: keep only each layer's input, and recompute one layer at a time.
-        keys: tokens of the longest row, where attention keeps its weights; 0 on a device where a fused kernel always
-            runs; left out, the most for which they are kept.
-        logit_chunk: bytes of one chunk of logits; larger on a GPU.
-        base_bytes: of the frozen base, where that is not parameters times dtype_bytes (tunery.models.quantized).
-        lean: which parts of the model keep less.
+        sizes: see StepSizes.
 
     What is kept is held by tests to what autograd really saves; the whole, to measured peaks in docs/lab.md.
     """
-    w = _Widths.of(config)
+    w, dtype_bytes, keys = _Widths.of(config), sizes["dtype_bytes"], sizes.get("keys")
+    logit_chunk = sizes.get("logit_chunk", LOGIT_CHUNK_BYTES)
     keys = min(KEPT_KEYS, tokens_in_flight) if keys is None else keys if keys <= KEPT_KEYS else 0
-    layer = tokens_in_flight * _layer_bytes(w, dtype_bytes, keys, lean)
+    layer = tokens_in_flight * _layer_bytes(w, dtype_bytes, keys, sizes.get("lean", LEAN))
     kept = layer * w.layers
-    if gradient_checkpointing:
+    if sizes["gradient_checkpointing"]:
         kept = min(kept, layer + tokens_in_flight * dtype_bytes * w.hidden * w.layers)
     copies = LOGIT_COPIES * max(4, dtype_bytes) / dtype_bytes / LOGIT_PARTS
     if logit_chunk > LOGIT_CHUNK_BYTES:
         copies = max(1.0, copies)
     chunk = min(dtype_bytes * trained_tokens * w.vocabulary, max(logit_chunk, dtype_bytes * w.vocabulary))
+    base = sizes.get("base_bytes")
     return MemoryEstimate(
-        base=parameters * dtype_bytes if base_bytes is None else base_bytes,
-        adapter_and_optimizer=trainable * (16 + dtype_bytes),
+        base=sizes["parameters"] * dtype_bytes if base is None else base,
+        adapter_and_optimizer=sizes["trainable"] * (16 + dtype_bytes),
         activations=int(kept + tokens_in_flight * _working_bytes(w, dtype_bytes)),
         logits=int(chunk * (1 + copies)),
     )
 
 
-def tokens_that_fit(
-    config: Any,
-    *,
-    budget_bytes: int,
-    parameters: int,
-    trainable: int,
-    dtype_bytes: int,
-    gradient_checkpointing: bool,
-    keys: int | None = None,
-    logit_chunk: int = LOGIT_CHUNK_BYTES,
-    base_bytes: int | None = None,
-    lean: Lean = LEAN,
-) -> int:
-    """The most tokens in flight, all of them predicting, whose estimate keeps to the budget; 0 if not one fits."""
+def tokens_that_fit(config: PreTrainedConfig, *, budget_bytes: int, **sizes: Unpack[StepSizes]) -> int:
+    """The most tokens in flight, all of them predicting, whose estimate keeps to the budget; 0 if not one fits.
+
+    Args:
+        sizes: see StepSizes.
+    """
 
     def total(tokens: int) -> int:
-        return estimate(
-            config,
-            parameters=parameters,
-            trainable=trainable,
-            dtype_bytes=dtype_bytes,
-            tokens_in_flight=tokens,
-            trained_tokens=tokens,
-            gradient_checkpointing=gradient_checkpointing,
-            keys=keys,
-            base_bytes=base_bytes,
-            logit_chunk=logit_chunk,
-            lean=lean,
-        ).total
+        return estimate(config, tokens_in_flight=tokens, trained_tokens=tokens, **sizes).total
 
     return max(0, bisect.bisect_right(range(MOST_TOKENS), budget_bytes, key=total) - 1)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.config import KindName, Task, TrainConfig
 from tunery.data.batching import steps_per_epoch
 from tunery.data.prepare import Prepared, Rows
 from tunery.errors import ConfigError, DataError
+from tunery.jsonl import JsonMapping
 from tunery.training.loop import Plan
 from tunery.training.objectives import OBJECTIVES
 from tunery.training.objectives.base import Objective
 from tunery.training.schedule import auto_learning_rate, warmup_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 VALIDATIONS = 10
 """How often a run is validated under `eval_steps: auto`."""
@@ -27,7 +30,7 @@ def _objective_type(task: Task, kind: KindName) -> type[Objective]:
         raise ConfigError(str(error), "remove it, or set train.objective") from None
 
 
-def make_objective(task: Task, kind: KindName, train: Rows, recorded: Mapping[str, Any] | None = None) -> Objective:
+def make_objective(task: Task, kind: KindName, train: Rows, recorded: JsonMapping | None = None) -> Objective:
     """What a task minimises.
 
     Args:
@@ -64,7 +67,7 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     return max(1, math.ceil(config.epochs * steps_per_epoch(rows, config.batch_size) - 1e-9))
 
 
-def peak_rate(config: TrainConfig, model_config: Any, objective: Objective) -> float:
+def peak_rate(config: TrainConfig, model_config: PreTrainedConfig, objective: Objective) -> float:
     """The highest learning rate: as set, or by the rule of `auto_learning_rate` times the objective's own scale; and
     times the multiplier."""
     if config.learning_rate != "auto":
@@ -82,7 +85,7 @@ def _auto_every(total: int) -> int:
     return max(1, round(total / VALIDATIONS))
 
 
-def make_plan(task: Task, prepared: Prepared, model_config: Any) -> Plan:
+def make_plan(task: Task, prepared: Prepared, model_config: PreTrainedConfig) -> Plan:
     """The plan of a run.
 
     Args:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +15,10 @@ from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import base_parameters
 from tunery.models.device import peak_memory, resident_memory
 from tunery.models.quantized import held_bytes, numel
-from tunery.training.memory import Lean, MemoryEstimate, estimate, logit_chunk, tokens_that_fit
+from tunery.training.memory import Lean, MemoryEstimate, StepSizes, estimate, logit_chunk, tokens_that_fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SAMPLED_STEPS = 8
 USED_SHARE = 0.8
@@ -54,21 +57,21 @@ class Need:
         tokens: computed at a time, unless memory forbids.
         longest: computed tokens of the largest row (or pair): the least that must fit.
         positions: most predicting positions.
-        sizes: what else tunery.training.memory.estimate takes.
+        sizes: without activations recomputed.
     """
 
-    config: Any
+    config: PreTrainedConfig
     tokens: int
     longest: int
     positions: int
-    sizes: Mapping[str, Any]
+    sizes: StepSizes
 
     @classmethod
     def of(
         cls,
         task: Task,
         train: Rows,
-        model: Any,
+        model: PreTrainedModel,
         *,
         base_bytes: int,
         dtype_bytes: int,
@@ -86,11 +89,12 @@ class Need:
         """
         longest = largest_unit(train.rows, train.unit if flattened else 1)
         tokens, positions = largest(sampled(task, train)) if flattened else (longest, longest)
-        sizes = {
+        sizes: StepSizes = {
             "parameters": sum(numel(p) for p in base_parameters(model)),
             "base_bytes": base_bytes,
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "dtype_bytes": dtype_bytes,
+            "gradient_checkpointing": False,
             "keys": _kept_keys(train.rows, device),
             "logit_chunk": logit_chunk(device.type),
             "lean": Lean.of(model),
@@ -100,17 +104,15 @@ class Need:
 
     def estimate(self, tokens: int, recompute: bool) -> MemoryEstimate:
         """With so many tokens at a time, activations recomputed or not."""
-        return estimate(
-            self.config,
-            tokens_in_flight=tokens,
-            trained_tokens=min(tokens, self.positions),
-            gradient_checkpointing=recompute,
-            **self.sizes,
-        )
+        trained, sizes = min(tokens, self.positions), self._sizes(recompute)
+        return estimate(self.config, tokens_in_flight=tokens, trained_tokens=trained, **sizes)
 
     def tokens_within(self, budget: int, recompute: bool) -> int:
         """How many tokens at a time keep to so many bytes."""
-        return tokens_that_fit(self.config, budget_bytes=budget, gradient_checkpointing=recompute, **self.sizes)
+        return tokens_that_fit(self.config, budget_bytes=budget, **self._sizes(recompute))
+
+    def _sizes(self, recompute: bool) -> StepSizes:
+        return {**self.sizes, "gradient_checkpointing": recompute}
 
 
 def sampled(task: Task, train: Rows, *, share: bool = True) -> list[PackedBatch]:
@@ -135,7 +137,7 @@ def wanted_rows(task: Task) -> int:
     return task.train.batch_size if wanted == "auto" else min(wanted, task.train.batch_size)
 
 
-def size_up(task: Task, prepared: Prepared, base: Any, model: PackedModel, available: int) -> Sizing:
+def size_up(task: Task, prepared: Prepared, base: PreTrainedModel, model: PackedModel, available: int) -> Sizing:
     """Settle `micro_batch_size: auto` and `gradient_checkpointing: auto`.
 
     Args:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunery.config import BUILT_IN_MODELS, Task
 from tunery.errors import AdapterError
@@ -17,6 +17,9 @@ from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.hashes import cached_sha256
 from tunery.training.objectives.base import REFERENCE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Attached:
     start: Start | None = None
 
 
-def attach_adapter(task: Task, model: Any, *, reference: bool = False) -> Attached:
+def attach_adapter(task: Task, model: PreTrainedModel, *, reference: bool = False) -> Attached:
     """Put the adapter to be trained on a base model, as the task says.
 
     Dropout is a setting of this training, not of an adapter that it goes on from.

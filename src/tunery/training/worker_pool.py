@@ -124,7 +124,7 @@ class WorkerPool:
         """The most memory of their own that the other processes have held, summed."""
         return sum(worker.peak_bytes for worker in self._workers)
 
-    def call(self, name: str, arguments: Sequence[Any]) -> list[Any]:
+    def call(self, name: str, arguments: Sequence[object]) -> list[Any]:
         """A function's result for each argument, at most `count`: the first computed by this process, each other one
         by a worker.
 
@@ -211,7 +211,7 @@ class WorkerPool:
             except (BrokenPipeError, OSError):
                 return
 
-    def _send(self, worker: _Worker, message: Any) -> None:
+    def _send(self, worker: _Worker, message: object) -> None:
         worker.asked = True
         try:
             worker.connection.send(message)

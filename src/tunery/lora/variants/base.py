@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class Variant(ABC):
     tensors: ClassVar[tuple[str, ...]] = ()
     additive: ClassVar[bool] = False
     embeddings: ClassVar[bool] = False
-    peft: ClassVar[Mapping[str, Any]] = {}
+    peft: ClassVar[Mapping[str, object]] = {}
 
     def start(self, weight: Tensor) -> dict[str, Tensor]:
         """The tensors of a fresh adapter besides A and B, whose product is zero then.

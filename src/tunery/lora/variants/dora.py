@@ -13,13 +13,14 @@ V is never written down for its norm: with U = W Aᵀ [out, rank],
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tunery.lora.variants.base import Update, Variant
+from tunery.lora.variants.lora import delta_weight
 
 if TYPE_CHECKING:
     from tunery.lora.layer import LoRALinear
@@ -33,7 +34,7 @@ class DoRA(Variant):
     name = "dora"
     title = "DoRA"
     tensors = (MAGNITUDE,)
-    peft: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+    peft: ClassVar[Mapping[str, object]] = {"use_dora": True}
 
     def start(self, weight: Tensor) -> dict[str, Tensor]:
         return {MAGNITUDE: weight.norm(dim=1)}
@@ -50,7 +51,7 @@ class DoRA(Variant):
         return (out if layer.bias is None else out + layer.bias.to(wide)).to(y.dtype)
 
     def merged(self, weight: Tensor, update: Update) -> Tensor:
-        direction = weight + update.scaling * (update.B @ update.A)
+        direction = weight + delta_weight(update.A, update.B, update.scaling)
         gain = update.extra[MAGNITUDE] / _above_zero(direction.norm(dim=1))
         return gain[:, None] * direction
 

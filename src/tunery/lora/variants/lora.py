@@ -28,7 +28,16 @@ class LoRA(Variant):
         return add_lora(y, x, layer.lora_A[name], layer.lora_B[name], layer.settings[name].scaling)
 
     def merged(self, weight: Tensor, update: Update) -> Tensor:
-        return weight + update.scaling * (update.B @ update.A)
+        return weight + delta_weight(update.A, update.B, update.scaling)
+
+
+def delta_weight(A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """ΔW = s · B A, [out, in], for A [rank, in] and B [out, rank].
+
+    A table of embeddings [vocabulary, width] is the weight of a linear layer the other way round: its ΔW is that of
+    A = Bᵀ and B = Aᵀ.
+    """
+    return scaling * (B @ A)
 
 
 def add_lora(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -50,3 +59,9 @@ def add_up(y: Tensor, h: Tensor, B: Tensor, scaling: float) -> Tensor:
     """y + scaling · B h in one pass: y [..., out], h [..., rank], B [out, rank]."""
     rows = torch.addmm(y.flatten(0, -2), h.to(y.dtype).flatten(0, -2), B.to(y.dtype).t(), alpha=scaling)
     return rows.view(y.shape)
+
+
+def add_up_(y: Tensor, h: Tensor, Bt: Tensor, scaling: float = 1.0) -> Tensor:
+    """y += scaling · B h in place: y [T, out], h [T, rank], Bᵀ [rank, out], all in one dtype. For passes without
+    autograd."""
+    return y.addmm_(h, Bt, alpha=scaling)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tunery.config import ObjectiveName, Task
 from tunery.data.batching import PackedBatch, Row
 from tunery.data.prepare import Rows
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.attach import using
 from tunery.training.loss import row_log_probabilities
 from tunery.training.scoring import Scorer, Scores
@@ -97,7 +98,7 @@ class Objective(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: JsonMapping | None = None) -> Self:
         """For a task and its training rows.
 
         Args:
@@ -121,13 +122,13 @@ class Objective(ABC):
     def weight(self, rows: Sequence[Row]) -> float:
         """What the summed loss of a whole optimizer step is divided by, once."""
 
-    def prepare_step(self, score: Scorer, rows: Sequence[Row]) -> Any:
+    def prepare_step(self, score: Scorer, rows: Sequence[Row]) -> object:
         """What the loss of each row of a step takes from all of the step's rows, found without gradient: plain values,
         which `backward` is given with each micro-batch."""
         return None
 
     @abstractmethod
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         """Add the gradient of (summed loss / weight) of one micro-batch to the parameters.
 
         Args:
@@ -139,7 +140,7 @@ class Objective(ABC):
         """(loss, metrics) of held-out rows, without gradients. The metrics are logged under "valid_" and their name."""
 
     @abstractmethod
-    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
+    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> JsonObject:
         """What a model makes of held-out rows, for evaluation.json (tunery.evaluation.record.METRICS).
 
         Args:
@@ -147,11 +148,11 @@ class Objective(ABC):
             base: of the base model.
         """
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Its own settings, for evaluation.json."""
         return {}
 
-    def receipt_section(self, splits: Mapping[str, Rows]) -> dict[str, Any]:
+    def receipt_section(self, splits: Mapping[str, Rows]) -> JsonObject:
         """What it adds to the receipt."""
         return {}
 

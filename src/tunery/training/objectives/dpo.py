@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.training.intervals import accuracy_interval
 from tunery.training.loss import row_log_probabilities
 from tunery.training.objectives.base import ReferenceObjective, StepStats, loss_metrics
@@ -84,7 +85,7 @@ class DPO(ReferenceObjective):
     passes = 1
 
     @classmethod
-    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: JsonMapping | None = None) -> Self:
         return cls(task.train.effective_beta, cls.reference_of(task))
 
     @classmethod
@@ -100,7 +101,7 @@ class DPO(ReferenceObjective):
         """The number of pairs."""
         return len(rows) / 2
 
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         """Prompts are computed once for both answers, and once for all pairs that share them."""
         if not model.flattened:
             return self._one_by_one(model, rows, weight)
@@ -127,13 +128,13 @@ class DPO(ReferenceObjective):
         """The mean over the pairs."""
         return judge_scores(*self.both(score, rows), self.beta)
 
-    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
+    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> JsonObject:
         return preference_scores(scores.log_probability, base.log_probability, rows, self.beta)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         return {"beta": self.beta}
 
-    def receipt_section(self, splits: Mapping[str, Rows]) -> dict[str, Any]:
+    def receipt_section(self, splits: Mapping[str, Rows]) -> JsonObject:
         """β, and for each split its pairs and the trained tokens of both answers."""
         counts = {
             name: {

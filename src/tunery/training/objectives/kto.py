@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.errors import ConfigError
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.training.loss import row_log_probabilities
 from tunery.training.objectives.base import ReferenceObjective, StepStats, loss_metrics
 from tunery.training.objectives.dpo import LR_SCALE
@@ -54,7 +55,7 @@ class KTO(ReferenceObjective):
     passes = 3  # the reference of the rows, and both models on those with another row's answer
 
     @classmethod
-    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: JsonMapping | None = None) -> Self:
         reference = cls.reference_of(task)
         if recorded is not None:
             known = recorded["kto"]
@@ -97,8 +98,8 @@ class KTO(ReferenceObjective):
         policy, reference = self.both(score, mismatched(rows))
         return max(0.0, float((policy - reference).mean()))
 
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
-        z0, stats = float(context or 0.0), StepStats()
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
+        z0, stats = context if isinstance(context, float) else 0.0, StepStats()
         for together in [rows] if model.flattened else [[row] for row in rows]:
             batch = pack(together)
             reference = self.reference_log_probabilities(model, batch, len(together))
@@ -130,11 +131,11 @@ class KTO(ReferenceObjective):
             means["rewards_margin"] = _margin(self.beta * (policy - reference), good)
         return float(loss) / len(rows), means
 
-    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
+    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> JsonObject:
         """`rewards_accuracy` is the share of all pairs of a good and a bad row in which the good one has the higher
         reward (the area under the ROC curve)."""
         good = _good(rows)
-        found: dict[str, Any] = {}
+        found: JsonObject = {}
         if good.any() and not good.all():
             rewards = self.beta * (scores.log_probability - base.log_probability)
             share = favoured(rewards[good], rewards[~good])
@@ -148,14 +149,14 @@ class KTO(ReferenceObjective):
                 found |= loss_metrics(loss) if name == "loss" else {name: loss}
         return found
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         return {
             "beta": self.beta,
             "desirable_weight": self.desirable_weight,
             "undesirable_weight": self.undesirable_weight,
         }
 
-    def receipt_section(self, splits: Mapping[str, Rows]) -> dict[str, Any]:
+    def receipt_section(self, splits: Mapping[str, Rows]) -> JsonObject:
         """The settings, and for each split how many answers are good and bad."""
         counts = {}
         for name, rows in splits.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 from tunery.config import Task
 from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
 from tunery.fast.packed_model import PackedModel
+from tunery.jsonl import JsonMapping, JsonObject
 from tunery.training.loss import batch_loss
 from tunery.training.objectives.base import Objective, StepStats, loss_metrics
 from tunery.training.scoring import Scorer, Scores
@@ -21,7 +22,7 @@ class CrossEntropy(Objective):
     name = "sft"
 
     @classmethod
-    def build(cls, task: Task, train: Rows, recorded: Mapping[str, Any] | None = None) -> Self:
+    def build(cls, task: Task, train: Rows, recorded: JsonMapping | None = None) -> Self:
         return cls()
 
     @classmethod
@@ -38,7 +39,7 @@ class CrossEntropy(Objective):
         """The weight of the rows' trained tokens."""
         return sum(float(row.weights.sum()) for row in rows)
 
-    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: Any = None) -> StepStats:
+    def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         batch = pack(rows)
         loss = batch_loss(model, batch)
         (loss.total / weight).backward()
@@ -48,7 +49,7 @@ class CrossEntropy(Objective):
         scores = score(rows)
         return scores.mean_loss, {"token_accuracy": scores.accuracy}
 
-    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> dict[str, Any]:
+    def judge(self, scores: Scores, base: Scores, rows: Sequence[Row]) -> JsonObject:
         return {**loss_metrics(scores.mean_loss), "token_accuracy": scores.accuracy}
 
 
