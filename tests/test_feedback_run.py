@@ -107,7 +107,7 @@ def test_pairs_can_be_trained_as_single_answers(project: Path) -> None:
 def test_settings_of_another_objective_are_refused(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.undesirable_weight has no meaning for kind chat: it belongs to kto"):
         tunery.check("task.yaml", ["train.undesirable_weight=2", "data.kind=chat"])
-    with pytest.raises(ConfigError, match="these rows are no such pairs"):
+    with pytest.raises(ConfigError, match="these rows are not such pairs"):
         tunery.check("task.yaml", ["train.objective=dpo"])
 
 

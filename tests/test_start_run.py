@@ -155,7 +155,7 @@ def test_every_tensor_moves_from_its_start_and_the_receipt_names_it(project: Pat
     }
     assert {name: tensor["moved"] for name, tensor in lora["tensors"].items()} == pytest.approx(moved, rel=1e-4)
     assert run.receipt["training"]["valid_loss"] < first.receipt["training"]["valid_loss"]
-    assert f"going on from the adapter {project / 'start'}" in watching.said
+    assert f"starting from the adapter {project / 'start'}" in watching.said
     assert "Goes on from" in (run.path / "report.html").read_text()
     card = (run.path / "adapter" / "README.md").read_text()
     assert start["sha256"] in card
@@ -354,7 +354,7 @@ def test_an_adapter_of_another_base_is_remarked_wherever_it_counts(project: Path
     (project / "start" / "adapter_config.json").write_text(json.dumps(other))
     watching = Watching()
     run = tunery.train("task.yaml", ["train.max_steps=1"], progress=watching)
-    said = "the adapter it goes on from was trained on other-llama, and the base is tiny-llama"
+    said = "the adapter it starts from was trained on other-llama, and the base is tiny-llama"
     assert said in watching.said
     assert said in run.receipt["warnings"]
     assert "/home/someone" not in (run.path / "adapter" / "README.md").read_text()

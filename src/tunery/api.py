@@ -26,6 +26,7 @@ from tunery.hosted.hosted_plan import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.hosted.recovery import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
+from tunery.models.windows import context_length
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
 from tunery.progress import Note, Progress
 from tunery.records.check_report import AnyCheckReport, CheckReport
@@ -72,12 +73,8 @@ def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
     return load_task(task, overrides)
 
 
-def _context(config: PreTrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
-
-
 def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Prepared:
-    return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, _context(config)))
+    return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, context_length(config)))
 
 
 def train(
@@ -93,7 +90,7 @@ def train(
     Args:
         task: a task file, or a Task.
         overrides: "key=value" settings over the file's.
-        resume: "auto" goes on from the last checkpoint of the run directory, if there is one, and returns a finished
+        resume: "auto" resumes from the last checkpoint of the run directory, if there is one, and returns a finished
             run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder,
             or the job of a hosted run ("ftjob-…") whose hosted.json was lost.
         progress: shown the progress; the default prints to stderr.

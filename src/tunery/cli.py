@@ -364,7 +364,7 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda|mps",
-    help="Where models are compared; auto takes the CPU where a GPU has no room.",
+    help="Where models are compared; auto takes the CPU where a GPU has too little memory.",
 )
 @click.option("--repo", metavar="OWNER/NAME", help="hub: the repository; made if it is not there.")
 @click.option(

@@ -190,7 +190,7 @@ class LoraConfig(_Settings):
 
     start: str | None = Field(
         default=None,
-        description="an adapter to go on from: a folder in PEFT's format, such as a run's adapter or one of its "
+        description="an adapter to start from: a folder in PEFT's format, such as a run's adapter or one of its "
         f"checkpoints. It brings its own {', '.join(OF_THE_START)}, so these are left out. Objectives dpo and kto: the "
         "reference is then that adapter, not the base",
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tunery.jsonl import JsonMapping
 from tunery.progress import Note
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Console:
-    """Notes and a progress bar; plain lines where stderr is no terminal.
+    """Notes and a progress bar; plain lines where stderr is not a terminal.
 
     Args:
         quiet: print nothing.
@@ -55,7 +55,7 @@ class Console:
         self._progress.start()
         self._bar = self._progress.add_task("train", total=total, completed=done, words="")
 
-    def log(self, line: Mapping[str, Any]) -> None:
+    def log(self, line: JsonMapping) -> None:
         """A line of metrics.jsonl."""
         if self.quiet:
             return

@@ -103,7 +103,7 @@ def disk_errors(what: str) -> Iterator[None]:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             raise ResumableError(
                 f"the disk is full: {what} could not be written",
-                "free some space and run the same command again; it goes on from the last checkpoint",
+                "free some space and run the same command again; it resumes from the last checkpoint",
             ) from error
         if error.errno in (13, 30):  # EACCES, EROFS
             hint = "choose another folder with --set output=FOLDER"

@@ -85,7 +85,7 @@ def _read_yaml(path: Path, marks: _Marks) -> JsonObject:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         words = error.problem or error.context
-        raise ConfigError(f"{path}:{line}: not valid YAML: {words}", "mend that line") from None
+        raise ConfigError(f"{path}:{line}: not valid YAML: {words}", "fix that line") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         words = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not valid YAML: {words}", "a task file holds settings (key: value)") from None

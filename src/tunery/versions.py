@@ -17,7 +17,7 @@ def version_of(distribution: str) -> str:
     """The version of an installed distribution, or "unknown".
 
     Of tunery run from its sources and never installed, the version in its pyproject.toml: that it was not installed
-    is no reason to lose a finished run.
+    is not a reason to lose a finished run.
     """
     try:
         return importlib.metadata.version(distribution)

@@ -143,7 +143,7 @@ def test_a_request_gives_the_prompt_that_was_trained(template: str) -> None:
 
 def test_a_part_that_is_no_text_is_refused() -> None:
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
-    with pytest.raises(DataError, match="a content part of type image_url is no text"):
+    with pytest.raises(DataError, match="a content part of type image_url is not text"):
         Renderer(tiny_tokenizer()).prompt([image])
 
 

@@ -146,7 +146,7 @@ def test_a_key_that_is_none_is_refused_without_showing_it(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: list[str], key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ConfigError, match="what OPENAI_API_KEY holds is no key") as stopped:
+    with pytest.raises(ConfigError, match="what OPENAI_API_KEY holds is not a key") as stopped:
         Service(HostedConfig(), notes.append)
     assert "cret" not in str(stopped.value)
 

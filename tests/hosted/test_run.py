@@ -209,7 +209,7 @@ def test_a_job_that_fails_for_its_rows_names_ours_and_can_be_made_again(project:
     run = train()
     assert len(fake.jobs) == 2
     assert run.receipt["hosted"]["earlier_jobs"][0]["status"] == "failed"
-    assert "1 earlier job of this run came to nothing" in run.receipt["warnings"]
+    assert "1 earlier job of this run did not succeed" in run.receipt["warnings"]
     assert json.loads((RUN / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
 
 

@@ -225,7 +225,7 @@ def test_a_false_length_is_no_way_around(start: Start) -> None:
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 5\r\n\r\n" + b"x" * 1_000
         )
-        assert connection.recv(100).startswith(b"HTTP/1.1 400")  # five bytes that are no JSON
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")  # five bytes that are not JSON
 
 
 def test_too_many_headers(plain: Running) -> None:

@@ -194,9 +194,9 @@ def _json_list(path: Path, source: Source) -> Iterator[Item]:
         yield from _json_elements(text, at, source.shown)
     except json.JSONDecodeError as error:  # nobody can tell where the next row begins
         column, message = _json_fault(error)
-        raise DataError(f"{source.shown}:{error.lineno}:{column}: {message}", "mend the file at that place") from None
+        raise DataError(f"{source.shown}:{error.lineno}:{column}: {message}", "fix the file at that place") from None
     except ValueError as error:
-        raise DataError(f"{source.shown}: invalid JSON: {error}", "mend the file") from None
+        raise DataError(f"{source.shown}: invalid JSON: {error}", "fix the file") from None
 
 
 def _json_lines_in_disguise(path: Path, source: Source, text: str, at: int) -> Iterator[Item]:

@@ -29,7 +29,7 @@ def _as_text(content: str | Sequence[JsonMapping] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if other := [part["type"] for part in content if part["type"] not in ("text", "refusal")]:
-        raise ValueError(f"a content part of type {other[0]} is no text")
+        raise ValueError(f"a content part of type {other[0]} is not text")
     return "".join(part[part["type"]] for part in content)
 
 

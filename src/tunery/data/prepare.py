@@ -94,9 +94,8 @@ class Prepared:
     @property
     def held_out(self) -> tuple[str, list[Example], Rows]:
         """The rows the final evaluation uses: test if there are any, else validation. (name, examples, rows)."""
-        if self.data.test:
-            return "test", self.data.test, self.test
-        return "validation", self.data.validation, self.validation
+        split, examples = self.data.held_out
+        return split, examples, self.splits[split]
 
 
 def make_renderer(tokenizer: PreTrainedTokenizerBase, config: DataConfig, labels: Sequence[str]) -> Renderer:
@@ -154,7 +153,7 @@ def tokenize_once(
     elif on_bad_row == "stop":
         many = len(result.refused)
         raise bad_rows(
-            result.refused, many, len(examples), "mend these rows, or drop and count them with data.on_bad_row: skip"
+            result.refused, many, len(examples), "fix these rows, or drop and count them with data.on_bad_row: skip"
         )
     result.dropped += [(f"{problem.file}:{problem.line}", problem.message) for problem in result.refused]
     return result

@@ -152,14 +152,14 @@ class Log:
     def finish(self) -> None:
         """Raise DataError for what stands in the way of training."""
         if self.problems and self.on_bad_row == "stop":
-            raise self._bad_rows("mend these rows, or drop and count them with data.on_bad_row: skip")
+            raise self._bad_rows("fix these rows, or drop and count them with data.on_bad_row: skip")
         if self.without_rows:
             raise self.empty(self.without_rows[0])
 
     def empty(self, shown: str) -> DataError:
         """The error for a source without a single good row."""
         if any(problem.file == shown for problem in self.problems):
-            return self._bad_rows(f"no row of {shown} can be used; mend these")
+            return self._bad_rows(f"no row of {shown} can be used; fix these")
         return DataError(f"{shown} holds no rows", "add some, or name another file")
 
     def _bad_rows(self, hint: str) -> DataError:

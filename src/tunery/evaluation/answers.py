@@ -46,7 +46,7 @@ class Question:
 
 
 def question(example: Example, prompts: Prompts) -> Question | None:
-    """The question that an example puts; None where its answer is no text (a tool call)."""
+    """The question that an example puts; None where its answer is not text (a tool call)."""
     kind = KINDS[example.kind]
     reference = kind.answer(example)
     if not reference.strip():

@@ -67,7 +67,7 @@ class Conversation:
             self.messages.clear()
             self._write("forgotten\n")
         else:
-            self._write(("" if line == "/help" else f"{line} is no command\n") + HELP + "\n")
+            self._write(("" if line == "/help" else f"{line} is not a command\n") + HELP + "\n")
 
     def _try(self, line: str) -> None:
         """Answer, or say why not and forget the line."""

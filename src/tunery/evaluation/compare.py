@@ -19,9 +19,10 @@ from tunery.errors import DataError
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.fast.packed_model import PackedModel
-from tunery.inference.generate import Sampling, context_length, generate
+from tunery.inference.generate import Sampling, generate
 from tunery.jsonl import JsonObject
 from tunery.lora.attach import disabled
+from tunery.models.windows import context_length
 from tunery.progress import Note, Say
 from tunery.records.evaluation_record import VERSION, Evaluation, EvaluationSample, Metrics
 from tunery.training.objectives.base import Objective, loss_metrics
@@ -159,7 +160,7 @@ class _Question:
 
 
 def _questions(model: PackedModel, held_out: HeldOut, rows: Sequence[Row], config: EvaluateConfig) -> list[_Question]:
-    room = context_length(model.model) - config.max_new_tokens
+    room = context_length(model.model.config) - config.max_new_tokens
     asked = (_ask(held_out, row, room, config.max_new_tokens) for row in _one_per_example(rows)[: config.generate_rows])
     return [question for question in asked if question]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tunery.errors import DataError
 from tunery.evaluation.answers import Answer, Question
 from tunery.evaluation.tuned import TunedModel
-from tunery.inference.generate import Sampling, context_length, generate
+from tunery.inference.generate import Sampling, generate
+from tunery.models.windows import context_length
 from tunery.progress import Note, Say
 
 CHUNK = 32
@@ -42,7 +43,7 @@ def answer_here(tuned: TunedModel, questions: Sequence[Question], longest: int, 
     Args:
         longest: an answer is cut after so many tokens.
     """
-    room = context_length(tuned.model) - longest
+    room = context_length(tuned.model.config) - longest
     answers: list[Answer] = [Answer("", refused="the prompt does not fit into the model's context")] * len(questions)
     prompts: dict[int, list[int]] = {}
     for number, question in enumerate(questions):

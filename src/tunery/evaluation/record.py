@@ -76,8 +76,8 @@ METRICS = (
     ),
     Metric("chrf", "chrF", "higher", "points", "overlap of letters with the reference answer, 0 to 100"),
     Metric("bleu", "BLEU", "higher", "points", "overlap of word sequences with the reference answer, 0 to 100"),
-    Metric("distinct_1", "Distinct-1", "", "score", "different words as a share of all words written"),
-    Metric("distinct_2", "Distinct-2", "", "score", "different word pairs as a share of all words written"),
+    Metric("distinct_1", "Distinct-1", "", "score", "different words as a fraction of all words written"),
+    Metric("distinct_2", "Distinct-2", "", "score", "different word pairs as a fraction of all words written"),
     Metric("mean_words", "Words an answer", "", "points", "mean length of a generated answer"),
 )
 
@@ -106,7 +106,7 @@ def read_run(run_dir: Path) -> RunRecord:
     """Read what a run left behind.
 
     Raises:
-        ConfigError: `run_dir` is no run directory (it has neither task.yaml, receipt.json nor metrics.jsonl).
+        ConfigError: `run_dir` is not a run directory (it has neither task.yaml, receipt.json nor metrics.jsonl).
         CheckpointError: a file in it is damaged.
     """
     paths = RunPaths(Path(run_dir))

@@ -253,7 +253,7 @@ def render_report(run_dir: Path) -> str:
     """The page's HTML text. Every text of the user's is escaped.
 
     Raises:
-        ConfigError: `run_dir` is no run directory.
+        ConfigError: `run_dir` is not a run directory.
         CheckpointError: a file in it is damaged.
     """
     return render_page("report.html.jinja", _page(read_run(Path(run_dir))))

@@ -236,7 +236,7 @@ def check_target(target: Path, root: Path) -> None:
         root: the run directory.
 
     Raises:
-        ConfigError: it holds the run, this process's own folder, or anything that is no export.
+        ConfigError: it holds the run, this process's own folder, or anything that is not an export.
     """
     here = Path.cwd().resolve()
     if target == here or target in here.parents:

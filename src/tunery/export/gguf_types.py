@@ -30,7 +30,7 @@ _BY_LIBRARY = (*_FLOATS, Type.Q8_0, Type.Q5_1, Type.Q5_0, Type.Q4_1, Type.Q4_0)
 """What the `gguf` library writes itself."""
 
 _SMALLER_BLOCKS = {Type.Q3_K: Type.Q4_0, Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
-"""k-quants take 256 numbers at a time; a tensor whose rows are no multiple of that gets one that takes 32."""
+"""k-quants take 256 numbers at a time; a tensor whose rows are not a multiple of that gets one that takes 32."""
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 

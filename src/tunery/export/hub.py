@@ -69,7 +69,7 @@ def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
         The path of README.md.
 
     Raises:
-        ConfigError: `run_dir` is no run directory.
+        ConfigError: `run_dir` is not a run directory.
         CheckpointError: a file in it is damaged.
     """
     path = Path(folder) / "README.md"
@@ -222,7 +222,7 @@ def check_repository(name: str | None) -> str:
     """
     if not name or not HUB_ID.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no repository on the hub" if name else "where on the hub should it go?",
+            f"{name!r} is not a repository on the hub" if name else "where on the hub should it go?",
             "name it with --repo OWNER/NAME",
         )
     return name

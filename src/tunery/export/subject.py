@@ -300,7 +300,7 @@ def _held_out(subject: Subject) -> tuple[str, Sequence[Example], Rows, str]:
     task = subject.task
     try:
         data = read_data(task.data, task.seed)
-        origin, examples = ("test", data.test) if data.test else ("validation", data.validation)
+        origin, examples = data.held_out
         tokenized = tokenize_once(subject.renderer, examples, subject.limit, task.data.too_long)
     except TuneryError as error:
         why = "" if subject.public else f" ({error.message})"  # it may name a folder of this machine

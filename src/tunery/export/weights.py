@@ -22,6 +22,7 @@ from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Update, Variant
+from tunery.lora.variants.lora import delta_weight
 from tunery.models.model_source import ModelSource
 from tunery.models.quantized import compute_dtype, quantized_layers, unpacked_weight
 
@@ -252,7 +253,7 @@ class WeightUpdate:
         left, right = B.float(), A.float()
         if self.flipped:
             left, right = right.t(), left.t()
-        return scaling * (left[rows or slice(None)] @ right)
+        return delta_weight(right, left[rows or slice(None)], scaling)
 
 
 class MergedWeights:

@@ -74,8 +74,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
         trainable: the adapter's tensors collect gradients, to train on.
 
     Raises:
-        AdapterError: the folder cannot be read, does not fit the model, or is no adapter that tunery reads; or `name`
-            is taken.
+        AdapterError: the folder cannot be read, does not fit the model, or is not an adapter that tunery reads; or
+            `name` is taken.
     """
     adapter.load_adapter(model, folder, name, trainable)
     fuse_lora(model)

@@ -11,7 +11,7 @@ from torch import nn
 class Replacement(nn.Module):
     """A module in the place of another, around that one's parameters and children, under the same names."""
 
-    _origin: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule
+    _origin: tuple[nn.Module, ...] = ()  # a tuple, so that it is not a submodule
 
     def in_place_of(self, origin: nn.Module) -> Self:
         """This module, which can give back `origin` from now on."""

@@ -139,7 +139,7 @@ def explain(error: Exception, server: HostedServer, doing: str) -> TuneryError:
     if status >= 500 or status == 408:
         return ResumableError(
             f"{doing}: {server.address} failed again and again ({status}): {said}",
-            "run the same command again later; it goes on where it stopped",
+            "run the same command again later; it resumes where it stopped",
         )
     return HostedError(
         f"{doing}: {server.address} refuses it ({status}): {said}", param and f"the server names {param}"
@@ -176,12 +176,12 @@ def _limited(error: Exception, server: HostedServer, doing: str, said: str) -> T
     if code in NO_CREDIT:
         return ResumableError(
             f"{doing}: the account at {server.address} has no credit left ({status} {code}): {said}",
-            "add credit or raise the limit there, then run the same command again; it goes on where it stopped",
+            "add credit or raise the limit there, then run the same command again; it resumes where it stopped",
         )
     if code in NOT_TODAY:
         return ResumableError(
             f"{doing}: the account at {server.address} has used up today's jobs ({status} {code}): {said}",
-            "run the same command again tomorrow; it goes on where it stopped",
+            "run the same command again tomorrow; it resumes where it stopped",
         )
     return ResumableError(
         f"{doing}: {server.address} is too busy or limits this key (429): {said}",
@@ -236,7 +236,7 @@ class Service:
         note: told when something is tried again.
 
     Raises:
-        ConfigError: the client is not installed, the address is no address, or there is no key.
+        ConfigError: the client is not installed, the address is not an address, or there is no key.
     """
 
     def __init__(self, config: HostedConfig, note: Say):
@@ -253,7 +253,7 @@ class Service:
             )
         if key and not re.fullmatch("[!-~]+", key):
             raise ConfigError(
-                f"what {config.key_variable} holds is no key: a space, a line break or a special character is in it",
+                f"what {config.key_variable} holds is not a key: a space, a line break or a special character is in it",
                 f"export {config.key_variable}=… with the key alone",
             )
         if address.startswith("http://") and key and not is_local(address):
@@ -326,13 +326,13 @@ def base_url(config: HostedConfig) -> str:
     """The address to use, without a slash at its end.
 
     Raises:
-        ConfigError: it is no address, or holds a name and password.
+        ConfigError: it is not an address, or holds a name and password.
     """
     address = (config.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ConfigError(
-            f"{parts.hostname or address!r} is no address of an API",
+            f"{parts.hostname or address!r} is not the address of an API",
             "for example http://127.0.0.1:8000/v1, without a name",
         )
     return address

@@ -102,5 +102,5 @@ def _warnings(plan: HostedPlan, state: HostedState, receipt: JsonMapping) -> lis
         worth = "" if cost is None else f" ({dollars(cost)})"
         found.append(f"the job was billed for {billed:,} tokens{worth}, and {expected:,} were expected")
     if state.earlier:
-        found.append(f"{plural(len(state.earlier), 'earlier job')} of this run came to nothing")
+        found.append(f"{plural(len(state.earlier), 'earlier job')} of this run did not succeed")
     return found

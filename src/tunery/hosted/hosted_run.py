@@ -50,7 +50,7 @@ def train_hosted(
     """
     if resume not in ("auto", "never") and not is_job(resume):
         raise ConfigError(
-            "a hosted run has no checkpoints here to go on from", "leave --resume out, or name the run's job: ftjob-…"
+            "a hosted run has no checkpoints here to resume from", "leave --resume out, or name the run's job: ftjob-…"
         )
     plan = make_plan(task)
     for text in (*plan.data.notes, *plan.remarks):
@@ -100,7 +100,7 @@ def _taken_up(plan: HostedPlan, paths: RunPaths) -> HostedState:
         raise ConfigError(
             f"the run in {paths.root} {what}, and was asked for otherwise: {'; '.join(changed)}",
             "give this run its own name with --set name=NAME, or start over with --resume never (the earlier run is "
-            "kept under another name, and its job goes on)",
+            "kept under another name, and its job continues)",
         )
     return then
 
@@ -159,7 +159,7 @@ def _begin(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
     )
     state.save(paths)
     progress.note(
-        Note(f"{state.job_id} is made; it goes on by itself, and the same command follows it again after a break")
+        Note(f"{state.job_id} is made; it runs by itself, and the same command follows it again after a break")
     )
 
 
@@ -171,11 +171,11 @@ def _interruptible(state: HostedState) -> Iterator[None]:
         if not state.job_id:
             raise StoppedError(
                 "interrupted while starting" + ("; a job may have been made all the same" if state.uploaded else ""),
-                "run the same command again: it finds a job that was made, and else goes on; with --cancel it is "
-                "cancelled",
+                "run the same command again: it finds a job that was made, and otherwise continues; with --cancel it "
+                "is cancelled",
             ) from None
         raise StoppedError(
-            f"no longer following {state.job_id}, which goes on at {state.address}",
+            f"no longer following {state.job_id}, which continues at {state.address}",
             "run the same command again to follow it; with --cancel it is cancelled",
         ) from None
 
@@ -234,7 +234,7 @@ class _Asking:
         except KeyboardInterrupt:
             raise StoppedError(
                 "interrupted while evaluating; the model is trained, and the answers so far are kept",
-                "run the same command again to go on",
+                "run the same command again to continue",
             ) from None
         except HostedError as error:
             raise HostedError(

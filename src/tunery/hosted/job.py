@@ -262,7 +262,7 @@ class Poller:
 _STEP = re.compile(r"^Step \d+(/\d+)?:")
 """What a metrics event says besides its data."""
 
-PAUSED = "the job is paused; it goes on when someone resumes it there"
+PAUSED = "the job is paused; it continues when someone resumes it there"
 
 
 def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPaths, progress: Progress) -> JsonObject:
@@ -357,7 +357,7 @@ def failure(job: JsonMapping, plan: HostedPlan) -> TuneryError:
         rows = [where.where for number in _numbers(said) for where in examples[number - 1 : number]]
         named = f"that is {', '.join(rows[:5])}. " if rows else ""
         return DataError(
-            said, f"{named}Mend the rows and run the same command again; they were sent as in the run's folder sent/"
+            said, f"{named}Fix the rows and run the same command again; they were sent as in the run's folder sent/"
         )
     return HostedError(said, "run the same command again for a new job")
 

@@ -249,5 +249,5 @@ def _ask(
         progress.note(Note(f"the tuned model does not answer any more: {error.message}; {kept}"))
     except KeyboardInterrupt:
         raise StoppedError(
-            f"interrupted; the answers so far are in {capture.answers}", "run the same command again to go on"
+            f"interrupted; the answers so far are in {capture.answers}", "run the same command again to continue"
         ) from None

@@ -54,7 +54,7 @@ def load_state(paths: RunPaths) -> HostedState | None:
         raise CheckpointError(
             f"{paths.hosted_state} cannot be read: {error}",
             "it names the job of this run: restore it, or name the job with --resume ftjob-… (the server lists it), or "
-            "start over with --resume never (the job itself goes on)",
+            "start over with --resume never (the job itself continues)",
         ) from None
 
 

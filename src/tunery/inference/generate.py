@@ -14,6 +14,7 @@ from transformers.generation.streamers import TextIteratorStreamer
 
 from tunery.errors import ConfigError
 from tunery.models.device import is_out_of_memory
+from tunery.models.windows import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,11 +64,6 @@ class Sampling:
         )
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens, prompt and answer together, that the model takes."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
-
-
 def _generate(
     model: PreTrainedModel,
     ids: Sequence[list[int]],
@@ -78,9 +74,9 @@ def _generate(
     """Prompts, padded on the left → token ids [len(ids), longest prompt + new]."""
     pad = stop_ids[0] if stop_ids else 0
     width = max(map(len, ids))
-    room = context_length(model) - width
+    room = context_length(model.config) - width
     if room < 1:
-        context = context_length(model)
+        context = context_length(model.config)
         raise ConfigError(
             f"the prompt has {width:,} tokens, and the model takes {context:,} with the answer", "shorten it"
         )

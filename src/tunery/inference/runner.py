@@ -23,12 +23,12 @@ from tunery.inference.cached_attention import (
     Layout,
     PrefillChunk,
 )
-from tunery.inference.generate import context_length
 from tunery.inference.kv_cache import Cache, LayerShape, Slot
 from tunery.inference.served_layers import serve_layers, served_inputs
 from tunery.lora.targets import plain_modules
 from tunery.models.device import on_device
 from tunery.models.load import Base
+from tunery.models.windows import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -235,7 +235,7 @@ def _context(model: PreTrainedModel) -> int:
     trained with, so such rows are not taken.
     """
     config = model.config.get_text_config()
-    most = context_length(model)
+    most = context_length(model.config)
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
         if rope.get("rope_type") == "longrope":

@@ -97,7 +97,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", ba
 
 
 def keep_other_content(folder: Path) -> None:
-    """Refuse to replace what is no adapter folder.
+    """Refuse to replace what is not an adapter folder.
 
     Raises:
         AdapterError: the folder is a file, or holds something else than an adapter.

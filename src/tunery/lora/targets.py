@@ -167,7 +167,7 @@ def _why_not(module: nn.Module) -> str:
     if any(p.ndim >= 3 for p in own):
         return f"fused weights in a {type(module).__name__}"
     if own:
-        return f"a {type(module).__name__}, which is no plain linear or embedding layer"
+        return f"a {type(module).__name__}, which is not a plain linear or embedding layer"
     if children:
         return f"a module that holds {', '.join(children[:4])}"
     return f"a {type(module).__name__}, which has no weight matrix"

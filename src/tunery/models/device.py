@@ -38,7 +38,7 @@ _CPU_SHAPE = (1024, 576, 1536)
 
 _GPU_SHAPE = (8192, 8192, 8192)
 _GPU_REPEATS = 20
-"""Matmuls between two events of a GPU, so that launching them is no part of the time."""
+"""Matmuls between two events of a GPU, so that launching them is not part of the time."""
 
 
 _KERNELS_KEPT = 64

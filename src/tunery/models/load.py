@@ -216,7 +216,7 @@ def _check_decoder(name: str, config: PreTrainedConfig) -> None:
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if config.is_encoder_decoder or encoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"{name} is no decoder language model (its type is {config.model_type})",
+            f"{name} is not a decoder language model (its type is {config.model_type})",
             "choose a model that writes text from left to right: Llama, Qwen, Gemma, Mistral, Phi, GPT-2, …",
         )
 

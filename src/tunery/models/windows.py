@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+def context_length(config: PreTrainedConfig) -> int:
+    """The most tokens, prompt and answer together, that a model takes."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+
+
 def layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Sliding window of each layer's attention, None for the whole row, from a model's configuration."""
     config = config.get_text_config()

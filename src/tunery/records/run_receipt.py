@@ -259,7 +259,9 @@ class HostedSection(Record):
     billed_tokens: int | None = Field(default=None, description="as the server says")
     cost: float | None = Field(default=None, description="in dollars, by the price list")
     estimate: JsonObject = Field(default_factory=dict, description="that was agreed to; {} where the job was recovered")
-    earlier_jobs: list[JsonObject] = Field(default_factory=list, description="that came to nothing: id, status, error")
+    earlier_jobs: list[JsonObject] = Field(
+        default_factory=list, description="that failed or were cancelled: id, status, error"
+    )
 
 
 class ReceiptBase(Record):

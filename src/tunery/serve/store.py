@@ -97,7 +97,7 @@ class Store:
         path: its file; the folder is made.
 
     Raises:
-        ConfigError: it was made by a newer version, or is no database.
+        ConfigError: it was made by a newer version, or is not a database.
     """
 
     def __init__(self, path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from tunery.training.objectives.base import REFERENCE, Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.sizing import Need, largest, sampled
 from tunery.training.start import attach_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REACHED_SHARE = 0.45
 """Share of the matmul rate that a time estimate counts on (docs/lab.md)."""
@@ -134,7 +137,7 @@ def _planned(task: Task, prepared: Prepared) -> PlannedTrainingSection:
     )
 
 
-def _mean_flops(model: Any, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:
+def _mean_flops(model: PreTrainedModel, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:
     """Operations of an optimizer step, from some of them."""
     windows = Counter(layer_windows(model.config))
     whole = step_flops(

@@ -200,7 +200,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} cannot be read: {error}",
-                "remove that folder to go on from an earlier one, or start over with --resume never",
+                "remove that folder to resume from an earlier one, or start over with --resume never",
             ) from None
         self._require_same_task(path, content)
         if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in adapter.items()}:

@@ -249,7 +249,7 @@ def _say_plan(
     progress: Progress, plan: Plan, attached: Attached, base: str, model: PackedModel, sizing: Sizing
 ) -> None:
     if start := attached.start:
-        progress.note(Note(f"going on from the adapter {start.path}"))
+        progress.note(Note(f"starting from the adapter {start.path}"))
         if remark := start.remark(base):
             progress.note(Note(remark))
     progress.note(

@@ -268,7 +268,7 @@ class Loop:
             if self.stop and not done:
                 raise StoppedError(
                     f"stopped after step {self.state.step} of {self.plan.total_steps}; the checkpoint is written",
-                    "run the same command again to go on from there",
+                    "run the same command again to resume from there",
                     signal_number=self.stop.signal_number or 2,
                 )
 

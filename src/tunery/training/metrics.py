@@ -165,7 +165,7 @@ class _Guarded:
             self._failed = True
             warnings.warn(
                 f"{self._name} failed ({type(error).__name__}: {error}); nothing more is sent there. "
-                "The training goes on, and metrics.jsonl has every number",
+                "Training continues, and metrics.jsonl has every number",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -226,7 +226,7 @@ def require_tracker(name: str) -> None:
         ) from None
 
 
-def _open(name: str, run_name: str, config: dict[str, Any], run_dir: Path, first_step: int) -> Sink:
+def _open(name: str, run_name: str, config: JsonObject, run_dir: Path, first_step: int) -> Sink:
     if name == "tensorboard":
         return _TensorBoard(run_dir, first_step)
     module: Any = importlib.import_module(name)

@@ -47,7 +47,7 @@ class Start:
         it without complaint, and makes nothing of it."""
         if self.base is None or (then := _short(self.base)).casefold() == (now := _short(base)).casefold():
             return None
-        return f"the adapter it goes on from was trained on {then}, and the base is {now}"
+        return f"the adapter it starts from was trained on {then}, and the base is {now}"
 
 
 def _short(name: str) -> str:
@@ -103,7 +103,7 @@ def attach_adapter(task: Task, model: PreTrainedModel, *, reference: bool = Fals
     Dropout is a setting of this training, not of an adapter that it goes on from.
 
     Args:
-        reference: the tuned model is compared with what it starts from: an adapter to go on from is put on twice, and
+        reference: the tuned model is compared with what it starts from: an adapter to start from is put on twice, and
             the second one, REFERENCE, stays as it is.
 
     Raises:

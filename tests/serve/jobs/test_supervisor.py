@@ -126,9 +126,9 @@ def test_a_worker_that_gets_further_each_time_may_die_more_often(tmp_path: Path)
     with fake_world(tmp_path, train=[*["checkpoint+kill"] * 6, "ok"]) as world:
         job = world.create(world.upload(ROWS))
         world.wait(job, "succeeded")
-        said = [message for message in world.messages(job) if "goes on from step" in message]
+        said = [message for message in world.messages(job) if "resumes from step" in message]
         assert len(said) == 6
-        assert said[-1].endswith("the job goes on from step 6")
+        assert said[-1].endswith("the job resumes from step 6")
 
 
 def test_a_look_at_files_that_dies_is_tried_again(tmp_path: Path) -> None:

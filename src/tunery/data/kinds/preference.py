@@ -285,7 +285,7 @@ def _begins_with(conversation: Messages, given: Messages) -> bool:
 
 def check_answer(report: Report, key: str, messages: Messages) -> None:
     if not messages:
-        report.add(key, "the other conversation goes on where this one ends", "give both an answer of their own")
+        report.add(key, "the other conversation continues where this one ends", "give both an answer of their own")
         return
     if messages[0]["role"] != "assistant":
         report.add(

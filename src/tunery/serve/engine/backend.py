@@ -33,7 +33,7 @@ class TokenLogprob:
     """A token and how likely the model held it, before temperature, penalties and grammar changed anything.
 
     Attributes:
-        token: its text; bytes that are no character by themselves show as U+FFFD.
+        token: its text; bytes that are not a character by themselves show as U+FFFD.
         logprob: natural logarithm; None for the first token of an echoed prompt, which nothing predicts.
         bytes: of the token in UTF-8.
         top: the most likely tokens at this place, best first.

@@ -37,7 +37,7 @@ class RunningRequest:
         index: of the choice.
         prompt: token ids.
         most: longest answer, in tokens.
-        stop_ids: tokens that end the answer and are no part of it.
+        stop_ids: tokens that end the answer and are not part of it.
         tokens: prompt and answer so far.
         computed: so many of them stand in the cache.
         kept: so many blocks of them are in the prefix store.

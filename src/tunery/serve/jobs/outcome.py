@@ -179,7 +179,7 @@ class Outcome:
         """A job that ran when the last server ended."""
         with self._store.transaction():
             if self._store.move(job.id, "queued", expected={"running"}, estimated_finish=None):
-                self.say(job.id, "The server has started again; the job goes on from its last checkpoint", "warn")
+                self.say(job.id, "The server has started again; the job resumes from its last checkpoint", "warn")
 
     def _crashed(self, job: Job, work: Work, worker: Worker, code: int) -> None:
         steps = checkpoint_steps(worker.folder.run.checkpoints)
@@ -195,7 +195,7 @@ class Outcome:
             self._store.update(Work, job.id, crashes=crashes, crash_step=step)
             if job.status == "running":
                 self._store.move(job.id, "queued", expected={"running"}, estimated_finish=None)
-            again = f"goes on from step {step}" if step else "begins again"
+            again = f"resumes from step {step}" if step else "begins again"
             self.say(job.id, f"The job's worker has died ({ended}); the job {again}", "warn")
 
     # ----------------------------------------------------------------- events

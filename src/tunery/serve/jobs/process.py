@@ -28,7 +28,7 @@ class Worker:
     def __init__(self, job_id: str, folder: JobFolder, *, validating: bool, python: str = sys.executable):
         self.job_id, self.folder, self.validating = job_id, folder, validating
         self.asked_to_stop: float | None = None
-        # -P: the current folder, which may be anyone's, is no place to import from
+        # -P: the current folder, which may be anyone's, is not a place to import from
         command = [python, "-P", "-m", "tunery.serve.jobs.worker", str(folder.root.resolve())]
         with open(folder.log, "ab") as log:
             self._process = subprocess.Popen(

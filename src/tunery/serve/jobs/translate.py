@@ -81,7 +81,7 @@ _OF_THE_REQUEST = (
 """Settings that each job decides for itself."""
 
 _BESIDE_A_START = ("dropout",)
-"""Settings of `lora` that an adapter to go on from does not bring itself."""
+"""Settings of `lora` that an adapter to start from does not bring itself."""
 
 _MODEST_EVALUATION = {"max_rows": 200, "generate_rows": 8, "max_new_tokens": 64}
 """Base vs. tuned at a job's end, on its validation file: enough for a report, and soon over."""

@@ -53,9 +53,7 @@ class CompletionRequest(SamplingRequest):
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"user"})
-    unsupported: ClassVar[Mapping[str, str]] = {
-        "suffix": "Models here go on with a text; they do not fill a gap in one."
-    }
+    unsupported: ClassVar[Mapping[str, str]] = {"suffix": "Models here continue a text; they do not fill a gap in one."}
 
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 16

@@ -92,7 +92,7 @@ class DPO(ReferenceObjective):
     def select(cls, rows: Rows) -> Rows:
         if rows.rows and rows.unit != cls.unit:
             raise ConfigError(
-                "train.objective: dpo compares two answers to one prompt, and these rows are no such pairs",
+                "train.objective: dpo compares two answers to one prompt, and these rows are not such pairs",
                 "give prompt, chosen and rejected (data.kind: preference), or leave train.objective out",
             )
         return rows
