@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 import tunery
-from tests.shapes import tiny_model
-from tests.tiny import CHATML, CONTROL_TOKENS
+from tests.support.shapes import tiny_model
+from tests.support.tiny import CHATML, CONTROL_TOKENS
 from tunery.console import Console
 from tunery.paths import file_sha256
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.lora.test_attach import randomise
-from tests.shapes import SHAPES, tiny_model, token_ids
+from tests.support.shapes import SHAPES, tiny_model, token_ids
 from tunery.export import token_scores
 from tunery.fast.adapters import apply_lora
 

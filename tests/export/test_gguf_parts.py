@@ -14,7 +14,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig
 
 from tests.export.runs import byte_level, sentencepiece
-from tests.shapes import tiny_model
+from tests.support.shapes import tiny_model
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError
 from tunery.export import gguf_types

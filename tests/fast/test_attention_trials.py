@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 
 from tests.fast.flash import flash
-from tests.shapes import tiny_model
+from tests.support.shapes import tiny_model
 from tunery.data.batching import Row, pack
 from tunery.fast import attention, attention_flex, attention_gpu, attention_trials
 from tunery.fast.adapters import apply_lora

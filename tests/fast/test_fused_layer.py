@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.double import Double
-from tests.shapes import tiny_model, token_ids
+from tests.support.double import Double
+from tests.support.shapes import tiny_model, token_ids
 from tunery.fast.fused_layer import FusedAttention, FusedDecoderLayer, replace_attention, replace_layers
 from tunery.fast.fused_rmsnorm import replace_norms
 from tunery.fast.packed_model import optimize_model, restore_model

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.double import Double
-from tests.shapes import tiny_model
+from tests.support.double import Double
+from tests.support.shapes import tiny_model
 from tunery.data.batching import Row, pack
 from tunery.fast import fused_lora as fused
 from tunery.fast import shared_input as shared

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.double import Double
-from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
+from tests.support.double import Double
+from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.fast.fused_rmsnorm import FusedRMSNorm, replace_norms
 
 WITHOUT = ("gpt2", "opt", "gpt_neox")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.fast.test_packed_model import make_rows
-from tests.shapes import SHAPES, tiny_model
+from tests.support.shapes import SHAPES, tiny_model
 from tunery.data.batching import pack
 from tunery.fast.packed_model import optimize_model
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
 
-from tests.double import Double
-from tests.host_waits import NoHostWaits
-from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
+from tests.support.double import Double
+from tests.support.host_waits import NoHostWaits
+from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.data.batching import Row, pack
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model

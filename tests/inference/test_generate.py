@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import tiny_llama_config, tiny_tokenizer
+from tests.support.tiny import tiny_llama_config, tiny_tokenizer
 from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.evaluation.labels import label_rows, score_labels

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.lora.test_attach import logits, randomise
-from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model
+from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.errors import AdapterError
 from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter, write_adapter_files

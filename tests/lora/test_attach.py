@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
+from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
 from tunery.errors import AdapterError, TargetError
 from tunery.fast.adapters import apply_lora
 from tunery.lora.attach import (

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.double import Double
 from tests.lora.test_adapter import in_peft, made_by_peft, relative
 from tests.lora.test_attach import logits, randomise
-from tests.shapes import tiny_model
+from tests.support.double import Double
+from tests.support.shapes import tiny_model
 from tests.training.test_gradients import make_rows
 from tunery.errors import AdapterError, TargetError
 from tunery.fast.adapters import apply_lora, load_adapter, merge

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from tests.shapes import tiny_model
+from tests.support.shapes import tiny_model
 from tunery.errors import AdapterError
 from tunery.lora.dropout import Dropout, DropoutClock
 from tunery.lora.layer import LoRALayer, LoRALinear, LoRASettings, LoRATensors, can_wrap, wrap

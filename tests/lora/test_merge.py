@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.lora.test_attach import logits, randomise
-from tests.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
+from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
 from tunery.errors import AdapterError
 from tunery.fast.adapters import apply_lora, merge
 from tunery.fast.packed_model import optimize_model

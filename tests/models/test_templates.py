@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.support.tiny import CHATML, tiny_tokenizer
 from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.errors import ModelError

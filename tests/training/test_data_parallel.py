@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.double import Double
+from tests.support.double import Double
 from tests.training.test_gradients import lora_model, make_rows, tree_rows
 from tunery.data.batching import Row, deal, pack
 from tunery.lora.dropout import DropoutClock

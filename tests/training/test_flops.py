@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.shapes import tiny_model
+from tests.support.shapes import tiny_model
 from tunery.data.batching import Row, pack
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import optimize_model

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.double import Double
-from tests.shapes import tiny_model
+from tests.support.double import Double
+from tests.support.shapes import tiny_model
 from tunery.data.batching import Row, pack
 from tunery.fast import attention
 from tunery.fast.adapters import apply_lora

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.double import Double
-from tests.shapes import tiny_model
+from tests.support.double import Double
+from tests.support.shapes import tiny_model
 from tests.training.test_gradients import PLAIN, lora_model, relative, written_out
 from tests.training.test_preference import CHECKED, make_pairs, padded_log_probabilities
 from tunery.config import Task

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.double import Double
-from tests.shapes import tiny_model
+from tests.support.double import Double
+from tests.support.shapes import tiny_model
 from tests.training.test_gradients import PLAIN, lora_model, padded, relative, written_out
 from tunery.data.batching import MIN_SHARED, Row, largest_unit, micro_batches, pack
 from tunery.fast.adapters import apply_lora

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.double import Double
+from tests.support.double import Double
 from tests.training.test_gradients import lora_model, make_rows
 from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import disabled

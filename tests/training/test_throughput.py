@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tests.shapes import tiny_model
+from tests.support.shapes import tiny_model
 from tunery.fast.adapters import apply_lora
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.models.device import PrecisionProbe

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.host_waits import NoHostWaits
 from tests.serve.engine.helpers import prompt_of, tiny_base, write_adapter
+from tests.support.host_waits import NoHostWaits
 from tunery.errors import ModelError
 from tunery.inference.adapter_cache import Adapter
 from tunery.inference.kv_cache import Cache
