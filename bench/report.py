@@ -130,7 +130,7 @@ def describe(facts: Mapping[str, float], chosen: plan.Plan) -> str:
     """The numbers of a workload in a sentence."""
     pairs = " (two rows a pair)" if chosen.kind == "pairs" else ""
     return (
-        f"{facts['tokens_per_row']:.0f} tokens a row{pairs}, the longest {facts['longest']:.0f}, "
+        f"{facts['tokens_per_row']:.0f} tokens per row{pairs}, the longest {facts['longest']:.0f}, "
         f"{facts['trained_per_row']:.0f} of them trained; after sharing, {facts['computed_share']:.0%} of the tokens "
         f"are left to compute."
     )

@@ -2,7 +2,7 @@
 
 | written as | read as |
 | --- | --- |
-| .jsonl, .ndjson | one JSON object a line (RFC 8259; blank lines ignored) |
+| .jsonl, .ndjson | one JSON object per line (RFC 8259; blank lines ignored) |
 | .json | a list of objects; JSON lines under this name are read too |
 | .csv, .tsv | a header, then records (RFC 4180); a semicolon-separated .csv is recognised |
 | .txt, .md | passages: paragraphs (split at blank lines) joined until `PASSAGE_CHARACTERS` are reached |
@@ -166,7 +166,7 @@ def _json_lines(path: Path, source: Source) -> Iterator[Item]:
                 continue
             if not begun and text in ("[", "{"):
                 raise DataError(
-                    f"{source.shown}:{number}: this is one JSON value over many lines, not one object a line",
+                    f"{source.shown}:{number}: this is one JSON value over many lines, not one object per line",
                     "name the file .json if it is a list of objects, else write each object on one line",
                 )
             begun = True
@@ -207,7 +207,7 @@ def _json_lines_in_disguise(path: Path, source: Source, text: str, at: int) -> I
             f"{source.shown}:1: the file holds one JSON object, not a list of rows",
             "write [ {…}, {…} ], an object a row",
         ) from None
-    source.notes.append(f"{source.shown} holds one object a line, so it is read as JSON lines.")
+    source.notes.append(f"{source.shown} holds one object per line, so it is read as JSON lines.")
     yield from _json_lines(path, source)
 
 

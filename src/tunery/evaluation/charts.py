@@ -26,7 +26,7 @@ class Series:
         name: for the legend.
         points: (x, y), by rising x. Points that are not finite are left out.
         color: 1 to 4, the page's --series-N.
-        style: line; faint (thin and pale, for raw values behind a smoothed curve); dots (a line with a dot a point).
+        style: line; faint (thin and pale, for raw values behind a smoothed curve); dots (a line with a dot per point).
     """
 
     name: str

@@ -13,8 +13,8 @@ def classification_scores(truth: Sequence[int], predicted: Sequence[int], labels
     """Accuracy, precision, recall and F1 of a classifier.
 
     Args:
-        truth: index into `labels` of the right label, one a row.
-        predicted: index of the label the model chose, one a row.
+        truth: index into `labels` of the right label, one per row.
+        predicted: index of the label the model chose, one per row.
         labels: the label names.
 
     Returns:

@@ -145,7 +145,7 @@ class Stack:
         dx = torch.mm(grads[0], self.parts[0].dense())
         for g, part in zip(grads[1:], self.parts[1:], strict=True):
             dx.addmm_(g, part.dense())
-        # Scaled once a step, and not by `alpha`: in half precision not every processor's product is quick with one.
+        # Scaled once per step, and not by `alpha`: in half precision not every processor's product is quick with one.
         if self._scaled is None:
             self._scaled = (self._wide * self.scaling).to(thin.dtype)
         return dx.addmm_(thin, self._scaled)

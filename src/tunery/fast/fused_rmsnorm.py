@@ -1,7 +1,7 @@
 """RMSNorm as one step of automatic differentiation, put in the place of a model's own.
 
 transformers writes the norm out in float32, and PyTorch keeps two float32 copies of the input for each. Here only the
-input itself and one number a row are kept. A norm is replaced only if ours, on random numbers, gives what it gives.
+input itself and one number per row are kept. A norm is replaced only if ours, on random numbers, gives what it gives.
 """
 
 from __future__ import annotations

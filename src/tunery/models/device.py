@@ -73,7 +73,7 @@ class PrecisionProbe:
     """What the hardware and a short timed matmul said about dtypes.
 
     Attributes:
-        float32_gflops, bfloat16_gflops: measured, in 10^9 floating-point operations a second; None where the processor
+        float32_gflops, bfloat16_gflops: measured, in 10^9 floating-point operations per second; None where the processor
             says that it has no bfloat16 instructions, which is not worth timing.
         choice: the dtype to compute in.
         reason: the choice in a sentence.
@@ -155,7 +155,7 @@ def has_bfloat16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | N
 
 
 def _in_turn(device: torch.device, dtypes: Sequence[torch.dtype]) -> list[float]:
-    """The best rate of each dtype over PROBE_ROUNDS matmuls, one of each in turn. Floating-point operations a second.
+    """The best rate of each dtype over PROBE_ROUNDS matmuls, one of each in turn. Floating-point operations per second.
 
     The matmuls of a dtype that is slow stay small, so that the time is bounded in any case.
     """
@@ -173,7 +173,7 @@ def _in_turn(device: torch.device, dtypes: Sequence[torch.dtype]) -> list[float]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = RATE_SECONDS) -> float:
-    """Floating-point operations a second that matmuls alone reach: the best of several within `seconds`.
+    """Floating-point operations per second that matmuls alone reach: the best of several within `seconds`.
 
     A dtype without hardware support is timed on a small matmul, so the time is kept to in any case.
     """
@@ -215,7 +215,7 @@ class _Matmul:
         self.flops = 2.0 * tokens * self.width * self.out
 
     def rate(self) -> float:
-        """Floating-point operations a second of one more matmul."""
+        """Floating-point operations per second of one more matmul."""
         return self.flops / max(self.seconds(), 1e-9)
 
     @torch.no_grad()

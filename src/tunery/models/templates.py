@@ -31,7 +31,7 @@ PLAIN_TEMPLATE = """\
 """
 """Roles as plain text headings, because such a model has no control tokens for them; the end-of-sequence token after
 each assistant turn, so that the model learns to stop. A developer message is a system message. Tool calls are one JSON
-object a line: {"name": …, "arguments": …}.
+object per line: {"name": …, "arguments": …}.
 """
 
 

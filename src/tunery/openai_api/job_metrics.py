@@ -121,7 +121,7 @@ FILENAME = "step_metrics.csv"
 
 
 def results_csv(metrics: Iterable[JsonMapping]) -> bytes:
-    """A line a step; a cell stays empty where nothing was measured.
+    """One line per step; a cell stays empty where nothing was measured.
 
     Args:
         metrics: the lines of metrics.jsonl.

@@ -1,6 +1,6 @@
 """The record of a run: metrics.jsonl, and the trackers that were asked for.
 
-metrics.jsonl is the truth: one JSON object a line, each with "step"; training lines hold "train_loss", validation lines
+metrics.jsonl is the truth: one JSON object per line, each with "step"; training lines hold "train_loss", validation lines
 "valid_loss". Plots, reports and trackers are drawn from it.
 """
 

@@ -74,7 +74,7 @@ class SpeedCheck:
     """Looks at the first steps of a run on a CPU, and says what is wrong where they are far slower than promised.
 
     Attributes:
-        promised: floating-point operations a second of matmuls alone before the run.
+        promised: floating-point operations per second of matmuls alone before the run.
         chosen: the dtype was chosen by a probe, not set.
     """
 

@@ -111,7 +111,7 @@ def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice | Excepti
 
     Args:
         logits: [S, vocabulary], float32 or wider; changed in place.
-        samplers: one a row.
+        samplers: one per row.
 
     Returns:
         One entry a row: its choice, or what went wrong with it alone.
