@@ -141,7 +141,7 @@ class Check:
         return torch.randn(*size, device=self.device, dtype=dtype)
 
     def product_rate(self, m: int, k: int, n: int) -> float:
-        """Floating-point operations per second of x Wᵀ, x [m, k] and W [n, k] in bfloat16; at most 64 in a rehearsal."""
+        """Floating-point operations per second of x Wᵀ, x [m, k], W [n, k], in bfloat16; at most 64 in a rehearsal."""
         if self.tiny:
             m, k, n = (min(64, size) for size in (m, k, n))
         x, weight = self.noise(m, k), self.noise(n, k)

@@ -73,8 +73,8 @@ class PrecisionProbe:
     """What the hardware and a short timed matmul said about dtypes.
 
     Attributes:
-        float32_gflops, bfloat16_gflops: measured, in 10^9 floating-point operations per second; None where the processor
-            says that it has no bfloat16 instructions, which is not worth timing.
+        float32_gflops, bfloat16_gflops: measured, in 10^9 floating-point operations per second; None where the
+            processor says that it has no bfloat16 instructions, which is not worth timing.
         choice: the dtype to compute in.
         reason: the choice in a sentence.
     """

@@ -1,7 +1,7 @@
 """The record of a run: metrics.jsonl, and the trackers that were asked for.
 
-metrics.jsonl is the truth: one JSON object per line, each with "step"; training lines hold "train_loss", validation lines
-"valid_loss". Plots, reports and trackers are drawn from it.
+metrics.jsonl is the truth: one JSON object per line, each with "step"; training lines hold "train_loss", validation
+lines "valid_loss". Plots, reports and trackers are drawn from it.
 """
 
 from __future__ import annotations
