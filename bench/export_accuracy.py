@@ -38,7 +38,7 @@ FORMATS = ("gguf f16", "gguf bf16", "gguf q8_0", "gguf q4_k_m", "gguf q4_0", "gg
 def held_out(tuned: TunedModel, rows: int) -> LabelRows:
     """Every label of the first held-out rows."""
     data = read_data(tuned.task.data, tuned.task.seed)
-    return label_rows(tuned.renderer, (data.test or data.validation)[:rows], tuned.limit, tuned.task.data.too_long)
+    return label_rows(tuned.renderer, (data.held_out[1])[:rows], tuned.limit, tuned.task.data.too_long)
 
 
 def predicted_by_llama(given: LabelRows, labels: int, model: Path, adapter: Path | None) -> np.ndarray:

@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--peers", nargs="*", choices=names, default=names)
     parser.add_argument("--batch", type=int, default=4, help="rows a step of the 8B shape; the 70B shape takes one")
-    parser.add_argument("--length", type=int, default=2048, help="tokens a row")
+    parser.add_argument("--length", type=int, default=2048, help="tokens per row")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one to warm up")
     parser.add_argument("--work", type=Path, default=WORK.with_name("bench-gpu"))
     return parser.parse_args(arguments)

@@ -21,8 +21,8 @@ HOW_TO_READ = f"""\
 
 Each workload is written once as tokenised rows. Every program starts from the same base and the same adapter
 and trains the same rows in the same order: rank {plan.RANK} and alpha {plan.ALPHA:.0f} on all linear layers,
-AdamW without weight decay at a constant rate, gradients clipped to norm {plan.MAX_GRAD_NORM:.0f}. The number
-format is the one that tunery's probe chooses for the machine.
+AdamW without weight decay at a constant rate, gradients clipped to norm {plan.MAX_GRAD_NORM:.0f}. The dtype
+is the one that tunery's probe chooses for the machine.
 
 - **tunery is … times as fast** is the result: the ratio of two neighbouring steps, tunery's and the peer's,
   which work in turn on the same batch. The median of {plan.REPEATS} such pairs after one step to warm up, with
@@ -48,11 +48,11 @@ The peers:
   number of steps, and that there is no GPU, without which TRL does not start: float32 weights under bfloat16
   autocast, and gradient checkpointing. TRL leaves autocast on where a processor must emulate bfloat16; where the
   dtype is float32 it is switched off here, since a step would take ten times the processor time.
-- **TRL + PEFT, tuned by hand**: weights in the dtype itself, no checkpointing, a smaller micro-batch
+- **TRL + PEFT, tuned by hand**: weights in that dtype, no checkpointing, a smaller micro-batch
   with accumulation. TRL's entropy and accuracy cannot be switched off.
 - **PEFT in a bare loop**: padded rows, logits at all positions, nothing around it.
-- **LitGPT**: its LoRA model with its fused qkv, its chunked head and cross-entropy, its adapter in the number
-  format of the base.
+- **LitGPT**: its LoRA model with its fused qkv, its chunked head and cross-entropy, its adapter in the dtype
+  of the base.
 - **Unsloth** on its CPU backend, with the newest TRL and transformers that it allows. Set: what is set for TRL
   tuned by hand, and the base's dtype. Left: its loader, its LoRA, its loss in chunks. It promises SFT on a
   CPU only; its DPO runs too.

@@ -10,7 +10,7 @@ from bench.tables import processor, table
 
 REVIEWS = "16 film reviews as chat rows."
 ABOUT = {
-    "length": ("Sequence length", "tokens a row", "As many rows as make 2,048 tokens; nothing shared, all trained."),
+    "length": ("Sequence length", "tokens per row", "As many rows as make 2,048 tokens; nothing shared, all trained."),
     "rank": ("Rank", "rank", REVIEWS),
     "batch": ("Batch size", "rows", "Film reviews as chat rows: the larger the batch, the more share one instruction."),
     "targets": ("Adapted layers", "targets", REVIEWS),

@@ -28,7 +28,8 @@ from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import active_adapter, adapter_names, adapter_state
 from tunery.progress import Note
 from tunery.training import check, sizing, throughput
-from tunery.training.start import REFERENCE, attach_adapter
+from tunery.training.objectives.base import REFERENCE
+from tunery.training.start import attach_adapter
 
 QUIET = Console(quiet=True)
 THINGS = ("film", "answer", "day", "system", "user", "best")

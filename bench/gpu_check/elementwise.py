@@ -15,6 +15,7 @@ from bench.gpu_check.check import Check, milliseconds
 from tunery.fast import islands as functions
 from tunery.fast.compile import Island
 from tunery.fast.fused_rmsnorm import _RMSNorm
+from tunery.fast.trial import relative_difference
 
 Case = tuple[Island[Any], tuple[Any, ...], int]
 """A function, its arguments, and the fewest bytes that it must read and write."""
@@ -102,4 +103,4 @@ def _as_tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    return relative_difference(a, b)

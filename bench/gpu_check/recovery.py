@@ -8,6 +8,7 @@ from torch import Tensor
 from bench.gpu_check.check import Check
 from bench.gpu_check.trainer import random_llama, random_rows, trainer_of
 from tunery.config import TrainConfig
+from tunery.fast.trial import relative_difference
 from tunery.training.checkpoint import _optimizer_tensors, _restore_optimizer
 from tunery.training.guard import MicroBatchLimit
 from tunery.training.loop import StepResult, make_optimizer, train_step
@@ -72,4 +73,4 @@ def oom(check: Check) -> None:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+    return relative_difference(a, b, floor=1e-12)

@@ -17,6 +17,7 @@ from bench.gpu_check.trainer import measure_host, measure_steps, random_llama, r
 from bench.peers.with_tunery import Trainer
 from tunery.data.batching import PackedBatch, Row, pack
 from tunery.fast.packed_model import PackedModel
+from tunery.fast.trial import relative_difference
 from tunery.training.loss import batch_loss
 
 ROWS, LENGTH, SHARED, TRAINED = 16, 80, 47, 2
@@ -88,9 +89,7 @@ def _graph(check: Check, trainer: Trainer) -> None:
     facts["capture_s"] = check.since(started)
     facts["replay_ms"] = milliseconds(_wall(check, replay), 3)
     got = [p.grad for p in parameters if p.grad is not None]
-    facts["gradient_differs"] = max(
-        float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(got, wanted, strict=True)
-    )
+    facts["gradient_differs"] = max(relative_difference(a, b, floor=1e-12) for a, b in zip(got, wanted, strict=True))
     check.say("graph", **facts)
 
 

@@ -22,9 +22,9 @@ from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_
 from tunery.export.hub import write_card
 from tunery.fast.packed_model import PackedModel
 from tunery.hosted.client import Consent
+from tunery.hosted.earlier_run import require_local
 from tunery.hosted.hosted_plan import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
-from tunery.hosted.recovery import require_local
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.models.windows import context_length
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
@@ -94,7 +94,7 @@ def train(
             run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder,
             or the job of a hosted run ("ftjob-…") whose hosted.json was lost.
         progress: shown the progress; the default prints to stderr.
-        consent: of a hosted model: told what would be sent and what it would cost, says whether to go on.
+        consent: of a hosted model: told what would be sent and what it would cost, says whether to continue.
 
     Raises:
         TuneryError: see tunery.errors; the message says what to do.
@@ -146,7 +146,7 @@ def _set_aside(paths: RunPaths, progress: Progress) -> None:
 
 
 def _checkpoint(paths: RunPaths, resume: str) -> Path | None:
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
     if resume not in ("auto", "never"):
         path = Path(resume)
         if not (path / "state.json").is_file():
@@ -168,11 +168,11 @@ def _require_same_task(task: Task, then: Task, paths: RunPaths) -> None:
 
 
 def _require_same_start(task: Task, receipt: Receipt, paths: RunPaths) -> None:
-    """Refuse to take a finished run for one that goes on from another adapter."""
+    """Refuse to take a finished run for one that starts from another adapter."""
     then, now = receipt.lora.start, read_start(task)
     if now is not None and (then is None or now.hashes != (then.sha256, then.config_sha256)):
         raise ConfigError(
-            f"{paths.root} holds a finished run that went on from another adapter than lies in {now.path} now",
+            f"{paths.root} holds a finished run that started from another adapter than lies in {now.path} now",
             "give this run its own name with --set name=NAME, or start over with --resume never "
             "(the earlier run is kept under another name)",
         )

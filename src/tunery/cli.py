@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from tunery.errors import NotInstalledError, TuneryError
-from tunery.export.limits import ROWS
 from tunery.export.targets import FORMATS, TARGETS
+from tunery.export.targets.base import ROWS
 from tunery.scaffold import create, templates
 from tunery.startup import collector_paused
 

@@ -9,7 +9,8 @@ from tunery.jsonl import JsonMapping
 from tunery.progress import Note
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 
 class Console:
@@ -21,7 +22,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
-        self._progress: Progress | None = None
+        self._progress: RichProgress | None = None
         self._bar: TaskID | None = None
         self._total = 0
         self._valid = ""

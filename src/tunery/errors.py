@@ -77,7 +77,7 @@ class HostedError(TuneryError):
 
 
 class ResumableError(TuneryError):
-    """The run stopped for a reason outside it (a full disk, say) and can go on from its last checkpoint."""
+    """The run stopped for a reason outside it (a full disk, say) and can be resumed from its last checkpoint."""
 
     exit_code = 75
 

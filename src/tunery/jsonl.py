@@ -39,10 +39,10 @@ def encode_line(value: JsonMapping) -> str:
 def read_lines(path: Path) -> list[JsonObject]:
     """The objects in a file; none if it is not there. A line that a crash cut short is passed over."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [value for line in text.split("\n") if (value := parse_object(line)) is not None]
+    return [value for line in content.split(b"\n") if (value := parse_object(line)) is not None]
 
 
 def append_lines(path: Path, values: Iterable[JsonMapping]) -> None:

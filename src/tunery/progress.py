@@ -51,4 +51,4 @@ class Progress(Protocol):
         """A line of metrics.jsonl."""
 
     def close(self) -> None:
-        """The run has ended, well or not."""
+        """The run has ended, well or not; perhaps before `start`."""

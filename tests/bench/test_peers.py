@@ -59,7 +59,7 @@ def with_trl(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_trl_computes_in_the_number_format_of_the_workload(tmp_path: Path, with_trl: ModuleType) -> None:
+def test_trl_computes_in_the_dtype_of_the_workload(tmp_path: Path, with_trl: ModuleType) -> None:
     for precision in ("float32", "bfloat16"):
         work = workload(tmp_path, ROWS, precision=precision)
         defaults, tuned = (with_trl.settings(work, variant, 3, "out", 8) for variant in ("defaults", "tuned"))

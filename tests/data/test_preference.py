@@ -141,7 +141,7 @@ def test_earlier_answers_that_both_conversations_share_are_part_of_the_prompt() 
         ({"prompt": "q", "chosen": "a", "rejected": None}, "rejected", "missing"),
         ({"chosen": "a", "rejected": "b"}, "chosen", "there is no prompt"),
         ({"chosen": [USER, GOOD], "rejected": [SYSTEM, USER, BAD]}, "chosen", "begin differently"),
-        ({"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}, "chosen", "goes on where this one ends"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}, "chosen", "continues where this one ends"),
         ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt", "do not begin with"),
         ({"prompt": [USER], "chosen": [GOOD, USER], "rejected": [BAD]}, "chosen", "ends with an assistant"),
         (

@@ -9,7 +9,8 @@ import pytest
 
 from tunery.data.batching import Row
 from tunery.errors import DataError
-from tunery.evaluation.scores import accuracy_interval, classification_scores, text_scores
+from tunery.evaluation.scores import classification_scores, text_scores
+from tunery.training.intervals import accuracy_interval
 from tunery.training.objectives.dpo import preference_scores
 
 

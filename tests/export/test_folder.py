@@ -18,7 +18,7 @@ import tunery
 from tests.export.runs import QUIET
 from tunery import paths
 from tunery.errors import ConfigError, ResumableError, TuneryError
-from tunery.export.export_run import RECORD, check_target, sweep, write_export
+from tunery.export.export_run import RECORD, check_folder, sweep, write_export
 from tunery.export.subject import memory_errors, place_with_room
 from tunery.export.targets import TARGETS
 
@@ -28,7 +28,7 @@ def test_the_folder_one_is_in_is_not_replaced(out: str, tmp_path: Path, monkeypa
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="the folder you are in"):
-        check_target(Path(out).resolve(), tmp_path / "run")
+        check_folder(Path(out).resolve(), tmp_path / "run")
 
 
 def test_an_out_of_one_dot_is_told(

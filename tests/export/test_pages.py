@@ -1,10 +1,10 @@
-"""The page with the limits says what tunery.export.limits says."""
+"""The page with the limits says what tunery.export.targets.base says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tunery.export.limits import LIMITS
+from tunery.export.targets.base import LIMITS
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to.md"
 

@@ -211,7 +211,7 @@ def test_an_adapter_that_is_not_the_receipts(tmp_path: Path) -> None:
         ("gguf", {"quantize": "q9"}, "no dtype 'q9'"),
         ("gguf-adapter", {"quantize": "q4_0"}, "an adapter is not written as q4_0"),
         ("hub", {}, "where on the hub"),
-        ("hub", {"repo": "me"}, "no repository"),
+        ("hub", {"repo": "me"}, "not a repository"),
         ("gguf", {"dry_run": True}, "--dry-run has no meaning for gguf"),
         ("gguf", {"repo": "me/films"}, "--repo has no meaning"),
         ("gguf", {"private": False}, "--public has no meaning"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tunery.export.limits import LIMITS, Limits
 from tunery.export.targets import TARGETS
+from tunery.export.targets.base import LIMITS, Limits
 from tunery.export.token_scores import TokenScores, compare, make_probe
 
 
@@ -93,7 +93,8 @@ def test_positions_of_a_probe_are_spread_over_the_answer() -> None:
 
 
 def test_what_could_not_be_measured_is_not_invented() -> None:
-    from tunery.export.verify import _kept, _Slope
+    from tunery.export.updates import _kept, _Slope
+    from tunery.records.export_record import KeptUpdate
     from tunery.show import _found
 
     nothing, sharp = _Slope(), _Slope()
@@ -105,13 +106,13 @@ def test_what_could_not_be_measured_is_not_invented() -> None:
         "least_share": None,
         "least_in": None,
     }
-    assert _found(_kept([("a", nothing)]).as_dict()).startswith("the update is found in 0 of 1 layer:")
+    assert _found(KeptUpdate.of(_kept([("a", nothing)]).as_dict())).startswith("the update is found in 0 of 1 layer:")
     sharp.add(np.zeros((4, 4)), np.ones((4, 4)), 0.75 * np.ones((4, 4)), None)
-    found = _kept([("a", nothing), ("b", sharp)]).as_dict()
+    found = KeptUpdate.of(_kept([("a", nothing), ("b", sharp)]).as_dict())
     assert _found(found) == "the update is found in 1 of 2 layers, 75% of it on average, least 75% in b"
 
 
-def test_every_number_format_has_limits() -> None:
+def test_every_dtype_has_limits() -> None:
     from tunery.export.gguf_types import NUMBERS
 
     for numbers in NUMBERS:

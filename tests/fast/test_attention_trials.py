@@ -141,7 +141,7 @@ def test_a_trial_has_rows_as_long_and_laid_out_as_real_ones(monkeypatch: pytest.
     for q in given:
         assert q.shape[1] >= 300
         assert q.shape[1] % attention_flex.BLOCK
-        assert q.stride() == (q.shape[2], q.shape[0] * q.shape[2], 1)  # [H, T, D], a progress of [T, H, D]
+        assert q.stride() == (q.shape[2], q.shape[0] * q.shape[2], 1)  # [H, T, D], a view of [T, H, D]
 
 
 def batch_kernel(flat: PackedModel, share: bool, batch: list[Row] | None = None) -> str | None:
@@ -173,7 +173,19 @@ def test_cudnn_is_not_used_where_it_is_not_faster(monkeypatch: pytest.MonkeyPatc
     assert attention_gpu.refusals() == []  # nobody misses it
 
 
-@pytest.mark.parametrize("fault", ["fails", "wrong"])
+class _NaNBackward(torch.autograd.Function):
+    """The output as it is, its gradients not numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        return torch.full_like(slopes[0], torch.nan)
+
+
+@pytest.mark.parametrize("fault", ["fails", "wrong", "not a number"])
 def test_a_kernel_that_fails_or_gives_other_numbers_is_not_used_and_said(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +196,8 @@ def test_a_kernel_that_fails_or_gives_other_numbers_is_not_used_and_said(
         calls += 1
         if fault == "fails":
             raise RuntimeError("no kernel image is available for execution on the device\nmore")
+        if fault == "not a number":  # in the gradients alone: 0 there times infinity
+            return _NaNBackward.apply(attention_flex.over_blocks(*args))
         return attention_flex.over_blocks(*args).roll(1, 1)
 
     monkeypatch.setattr(attention_flex, "_compiled", lambda: broken)
@@ -194,7 +208,8 @@ def test_a_kernel_that_fails_or_gives_other_numbers_is_not_used_and_said(
     assert calls == before
     assert batch_kernel(flat, share=False) == "by_lengths"
     (reason,) = attention_gpu.refusals()
-    assert ("no kernel image is available" if fault == "fails" else "differs by") in reason
+    said = {"fails": "no kernel image is available", "wrong": "differs by", "not a number": "gives NaN"}
+    assert said[fault] in reason
 
 
 def test_an_engine_with_attention_of_its_own_compiles_none(monkeypatch: pytest.MonkeyPatch) -> None:

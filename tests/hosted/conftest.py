@@ -80,7 +80,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Watching:
-    """A progress that keeps what it is told."""
+    """A Progress that keeps what it is told."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

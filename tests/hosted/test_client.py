@@ -188,7 +188,7 @@ def test_the_address_is_the_settings_then_the_environments_then_openais(monkeypa
     assert base_url(HostedConfig(base_url="http://here.example/v1")) == "http://here.example/v1"
     for wrong in ("ftp://x/v1", "https://me:secret@x/v1", "nonsense"):
         monkeypatch.setenv("OPENAI_BASE_URL", wrong)
-        with pytest.raises(ConfigError, match="no address") as stopped:
+        with pytest.raises(ConfigError, match="not the address") as stopped:
             base_url(HostedConfig())
         assert "secret" not in str(stopped.value)
 

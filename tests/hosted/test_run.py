@@ -110,7 +110,7 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(project: Path, fake: Fak
             if len(self.lines) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(StoppedError, match="goes on at") as stopped:
+    with pytest.raises(StoppedError, match="continues at") as stopped:
         train(Interrupting())
     assert stopped.value.exit_code == 130
     assert "--cancel" in str(stopped.value)
@@ -287,3 +287,16 @@ def test_other_kinds_are_trained_and_evaluated(project: Path, fake: Fake) -> Non
         assert "overlap with the reference by 100.0 of 100 points" in page
         job = list(fake.jobs.values())[-1]
         assert job["method"]["type"] == ("dpo" if kind == "preference" else "supervised")
+
+
+def test_a_job_that_a_server_describes_in_its_own_way_is_told_and_not_lost(project: Path, fake: Fake) -> None:
+    train()
+    (RUN / "receipt.json").unlink()
+    (job,) = fake.jobs.values()
+    tokens, job["trained_tokens"] = job["trained_tokens"], "many"
+    with pytest.raises(HostedError, match=r"describes it in a form.*tokens\.data") as stopped:
+        train()
+    assert f"the model is trained: {job['fine_tuned_model']}" in str(stopped.value)
+    job["trained_tokens"] = tokens
+    assert train().receipt["tokens"]["data"] == tokens
+    assert len(fake.jobs) == 1

@@ -220,7 +220,7 @@ def test_a_shared_layer_is_adapted_in_all_its_places() -> None:
     assert len(trainable_parameters(model)) == 2 * 3
 
 
-def test_the_start_follows_from_the_seed_whatever_the_number_format() -> None:
+def test_the_start_follows_from_the_seed_whatever_the_dtype() -> None:
     values = [
         adapter_state(apply_lora(tiny_model("llama", dtype), rank=4, seed=seed))
         for dtype, seed in ((torch.float32, 1), (torch.bfloat16, 1), (torch.float64, 1), (torch.float32, 2))

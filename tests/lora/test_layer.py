@@ -111,7 +111,7 @@ def test_a_fresh_adapter_changes_nothing_and_its_start_is_kaiming_uniform() -> N
     assert torch.equal(A, again)
 
 
-def test_number_formats() -> None:
+def test_dtypes() -> None:
     for base_type, adapter_type in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)):
         layer = adapted(nn.Linear(4, 3, dtype=base_type), LoRASettings(2, 2.0))
         assert layer.lora_A["default"].dtype == layer.lora_B["default"].dtype == adapter_type

@@ -199,9 +199,9 @@ def test_a_model_that_needs_its_own_code_is_refused_and_the_code_is_not_run(fold
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "bert"}, "no decoder language model .*bert"),
-        ({"model_type": "t5"}, "no decoder language model .*t5"),
-        ({"model_type": "vit"}, "no decoder language model .*vit"),
+        ({"model_type": "bert"}, "not a decoder language model .*bert"),
+        ({"model_type": "t5"}, "not a decoder language model .*t5"),
+        ({"model_type": "vit"}, "not a decoder language model .*vit"),
         ({"model_type": "from-the-future"}, "does not know"),
         ({"model_type": None}, "does not say its model_type"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights .gptq."),

@@ -130,6 +130,6 @@ def test_exporting_never_replaces_what_is_no_adapter(tmp_path: Path) -> None:
     make(tmp_path / "run").save(adapter, optimizer, TrainerState(step=1))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(AdapterError, match="holds no adapter"):
+    with pytest.raises(AdapterError, match="is not an adapter folder"):
         export_checkpoint(tmp_path / "run", 1, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"

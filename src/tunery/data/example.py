@@ -91,7 +91,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with one row: where it is, what is wrong, and how to mend it."""
+    """One thing wrong with one row: where it is, what is wrong, and how to fix it."""
 
     file: str
     line: int

@@ -15,6 +15,8 @@ from tunery.data.prompts import Prompts
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject, append_lines, read_lines
 
+# --------------------------------------------------------------------------- questions
+
 
 @dataclass(frozen=True)
 class Question:
@@ -65,8 +67,8 @@ def question(example: Example, prompts: Prompts) -> Question | None:
 def questions(examples: Sequence[Example], prompts: Prompts) -> tuple[list[Question], int]:
     """(the questions of held-out examples in their order, how many examples put none)."""
     found = [question(example, prompts) for example in examples]
-    asked_ = [one for one in found if one is not None]
-    return asked_, len(found) - len(asked_)
+    asked = [one for one in found if one is not None]
+    return asked, len(found) - len(asked)
 
 
 def _unweighted(message: Message) -> JsonObject:
@@ -78,6 +80,9 @@ def shown(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return str(messages[0].get("content") or "")
     return "\n\n".join(f"{message['role']}: {message.get('content') or '(a tool call)'}" for message in messages)
+
+
+# --------------------------------------------------------------------------- answers, and answers.jsonl
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,9 @@ def _question_of(line: JsonObject) -> Question:
         shown=prompt or shown(messages),
         prompt=prompt,
     )
+
+
+# --------------------------------------------------------------------------- a person's own file of answers
 
 
 def lines_from(path: Path, known: Sequence[Question]) -> list[JsonObject]:

@@ -1,4 +1,4 @@
-"""Labels read from what a model wrote, and how often they are right."""
+"""Labels read from what a model wrote, how often they are right, and whether a set of answers is one of labels."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TIMED = 5
 
 
 @dataclass(frozen=True)
-class HereAnswers:
+class LocalAnswers:
     """Answers in the order of the questions.
 
     Attributes:
@@ -37,7 +37,7 @@ class HereAnswers:
     single_seconds: float | None
 
 
-def answer_here(tuned: TunedModel, questions: Sequence[Question], longest: int, note: Say) -> HereAnswers:
+def answer_locally(tuned: TunedModel, questions: Sequence[Question], longest: int, note: Say) -> LocalAnswers:
     """Let the tuned model answer, the likeliest token each time.
 
     Args:
@@ -67,7 +67,7 @@ def answer_here(tuned: TunedModel, questions: Sequence[Question], longest: int, 
         note(Note(f"{min(at + CHUNK, len(order)):,} of {len(order):,} questions answered here"))
     seconds = time.perf_counter() - started
     timed = [_seconds_alone(tuned, prompts[i], sampling) for i in order[:: max(1, len(order) // TIMED)][:TIMED]]
-    return HereAnswers(answers, seconds, tokens, statistics.median(timed) if timed else None)
+    return LocalAnswers(answers, seconds, tokens, statistics.median(timed) if timed else None)
 
 
 def _seconds_alone(tuned: TunedModel, prompt: list[int], sampling: Sampling) -> float:

@@ -54,7 +54,7 @@ METRICS = (
         "Preferred is likelier",
         "higher",
         "percent",
-        "share of pairs whose preferred answer, taken as a whole, is the likelier of the two",
+        "fraction of pairs whose preferred answer, taken as a whole, is the likelier of the two",
     ),
     Metric(
         "preference_loss",
@@ -63,7 +63,7 @@ METRICS = (
         "loss",
         "what the training lowers, on held-out pairs; log 2 = 0.693 for the base by definition",
     ),
-    Metric("accuracy", "Accuracy", "higher", "percent", "share of rows answered with the right label"),
+    Metric("accuracy", "Accuracy", "higher", "percent", "fraction of rows answered with the right label"),
     Metric("macro_f1", "Macro F1", "higher", "score", "F1 averaged over the labels, each counting the same"),
     Metric("weighted_f1", "Weighted F1", "higher", "score", "F1 averaged over the labels by their number of rows"),
     Metric("loss", "Loss", "lower", "loss", "mean surprise at each token of the answer, in nats"),
@@ -78,7 +78,7 @@ METRICS = (
     Metric("bleu", "BLEU", "higher", "points", "overlap of word sequences with the reference answer, 0 to 100"),
     Metric("distinct_1", "Distinct-1", "", "score", "different words as a fraction of all words written"),
     Metric("distinct_2", "Distinct-2", "", "score", "different word pairs as a fraction of all words written"),
-    Metric("mean_words", "Words an answer", "", "points", "mean length of a generated answer"),
+    Metric("mean_words", "Words per answer", "", "points", "mean length of a generated answer"),
 )
 
 

@@ -141,7 +141,7 @@ def _per_label(evaluation: JsonMapping) -> list[dict[str, object]]:
 
 
 def _matrices(evaluation: JsonMapping) -> list[dict[str, object]]:
-    """Confusion matrices of base and tuned, each cell with its share of the row (for the shade)."""
+    """Confusion matrices of base and tuned, each cell with its fraction of the row (for the shade)."""
     labels = [str(label) for label in listed(pick(evaluation, "labels"))]
     found = []
     for side in ("base", "tuned"):

@@ -21,10 +21,9 @@ from tunery.console import Console
 from tunery.errors import ConfigError, ResumableError, StoppedError, TuneryError
 from tunery.export import hub
 from tunery.export.destinations import Wanted
-from tunery.export.limits import ROWS
 from tunery.export.subject import Sample, Subject, draw_sample, memory_errors, open_run
 from tunery.export.targets import HUB, HUB_CONTENT, TARGETS
-from tunery.export.targets.base import Target
+from tunery.export.targets.base import ROWS, Target
 from tunery.export.verify import score_tuned
 from tunery.jsonl import JsonMapping, JsonObject
 from tunery.lora.variants import VARIANTS
@@ -91,7 +90,7 @@ def export_run(
     target.require_runtime()
     root = Path(run)
     folder = (Path(out) if out is not None else root / "export" / _folder_name(target, quantize)).resolve()
-    check_target(folder, root)
+    check_folder(folder, root)
     with terminable(), memory_errors():
         subject = open_run(run, device)
         subject.public = repository is not None
@@ -128,13 +127,13 @@ def _make(
 
 
 def _publish(
-    target: Path, record: ExportRecord, repository: str, private: bool, dry_run: bool, progress: Progress
+    folder: Path, record: ExportRecord, repository: str, private: bool, dry_run: bool, progress: Progress
 ) -> JsonObject:
     """Upload an export, or say what would be uploaded."""
-    upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(target, record["format"])}
+    upload = {"repository": repository, "sent": not dry_run, **hub.what_would_go(folder, record["format"])}
     if not dry_run:
         progress.note(Note(f"uploading {len(upload['files'])} files to {repository}"))
-        upload["address"] = hub.upload(target, repository, private=private, facts=record.as_json())
+        upload["address"] = hub.upload(folder, repository, private=private, facts=record.as_json())
     return upload
 
 
@@ -228,35 +227,35 @@ RECORD = "export.json"
 _ELSEWHERE = "choose another folder with --out"
 
 
-def check_target(target: Path, root: Path) -> None:
+def check_folder(folder: Path, root: Path) -> None:
     """Refuse a folder that is not an export's to replace.
 
     Args:
-        target: resolved.
+        folder: resolved.
         root: the run directory.
 
     Raises:
         ConfigError: it holds the run, this process's own folder, or anything that is not an export.
     """
     here = Path.cwd().resolve()
-    if target == here or target in here.parents:
-        raise ConfigError(f"{target} is the folder you are in, or holds it; it is not replaced", _ELSEWHERE)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / RECORD).is_file())):
-        raise ConfigError(f"{target} exists and holds no export; it is not replaced", _ELSEWHERE)
-    if target == root.resolve() or target in root.resolve().parents:
-        raise ConfigError(f"{target} holds the run itself", _ELSEWHERE)
+    if folder == here or folder in here.parents:
+        raise ConfigError(f"{folder} is the folder you are in, or holds it; it is not replaced", _ELSEWHERE)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).is_file())):
+        raise ConfigError(f"{folder} exists and holds no export; it is not replaced", _ELSEWHERE)
+    if folder == root.resolve() or folder in root.resolve().parents:
+        raise ConfigError(f"{folder} holds the run itself", _ELSEWHERE)
 
 
-def write_export(target: Path, fill: Callable[[Path], None]) -> None:
+def write_export(folder: Path, fill: Callable[[Path], None]) -> None:
     """Have `fill` write an export into a temporary folder, which then takes the name; or leave nothing.
 
     Raises:
         ResumableError: the disk is full.
         ConfigError: no permission.
     """
-    sweep(target)
+    sweep(folder)
     try:
-        write_folder(target, fill)
+        write_folder(folder, fill)
     except (ResumableError, ConfigError) as error:
         if isinstance(error.__cause__, OSError) and type(error) in _HINTS:
             error.hint = _HINTS[type(error)]
@@ -270,14 +269,14 @@ _HINTS: dict[type[TuneryError], str] = {
 """What to do about a disk; those who write files in general speak of runs."""
 
 
-def sweep(target: Path) -> None:
-    """Remove what killed exports left beside a target. One that had made way for its successor gets its name back."""
-    for leftover in sorted(target.parent.glob(f".{target.name}.*-*")):
-        match = re.fullmatch(r"\.(tmp|old)-(\d+)", leftover.name.removeprefix(f".{target.name}"))
+def sweep(folder: Path) -> None:
+    """Remove what killed exports left beside a folder. One that had made way for its successor gets its name back."""
+    for leftover in sorted(folder.parent.glob(f".{folder.name}.*-*")):
+        match = re.fullmatch(r"\.(tmp|old)-(\d+)", leftover.name.removeprefix(f".{folder.name}"))
         if match is None or psutil.pid_exists(int(match[2])):
             continue
-        if match[1] == "old" and not target.exists():
-            os.rename(leftover, target)
+        if match[1] == "old" and not folder.exists():
+            os.rename(leftover, folder)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -33,6 +33,9 @@ _PATH = re.compile(
 """An address, which stays, or a path of the machine, of which the last part does."""
 
 
+# --------------------------------------------------------------------------- model card
+
+
 def _places(record: RunRecord) -> list[str]:
     """Paths that the run names, longest first. A text may name them too, and one with blanks is found by no pattern."""
     receipt = record.receipt

@@ -131,7 +131,7 @@ def open_run(run: str | Path, device: str = "auto") -> Subject:
         base, numbers = ModelWeights(held), precision
     else:
         base = FileWeights(source, layers)
-        numbers = _number_format(base)
+        numbers = _dtype(base)
     weights = MergedWeights(base, layers, pieces)
     return Subject(paths, task, receipt, source, tokenizer, renderer, layers, pieces, weights, numbers, quantized, held)
 
@@ -145,7 +145,7 @@ def _require_same_adapter(paths: RunPaths, receipt: Receipt) -> None:
         )
 
 
-def _number_format(base: FileWeights) -> str:
+def _dtype(base: FileWeights) -> str:
     """The format in which most of the base's numbers are stored."""
     sizes: Counter[str] = Counter()
     for name in base.names():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunery.export.limits import KNOWN, POSITIONS, TIE, Limits
+from tunery.export.targets.base import KNOWN, POSITIONS, TIE, Limits
 from tunery.lora.layer import LoRAEmbedding, can_wrap
 from tunery.models.quantized import is_quantized
 

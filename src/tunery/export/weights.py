@@ -148,8 +148,12 @@ _METADATA = {"format": "pt"}
 def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, "pt")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file} is damaged: {error}", "copy or download the model again") from error
+    except PermissionError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        raise ModelError(
+            f"{file} is damaged, or cannot be mapped: {error}", "copy or download the model again"
+        ) from error
 
 
 class ModelWeights:
@@ -332,10 +336,7 @@ class MergedWeights:
 
 
 def slices_of(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Runs of rows of at most SLICE numbers (but at least one row) that cover a tensor."""
-    if not shape:
-        yield slice(0, 1)
-        return
+    """Runs of rows of at most SLICE numbers (but at least one row) that cover a tensor of one dimension or more."""
     step = max(1, SLICE // max(math.prod(shape[1:]), 1))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))

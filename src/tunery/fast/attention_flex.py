@@ -24,6 +24,7 @@ SHORTEST = 2 * BLOCK
 """Shorter rows are padded to this inside FlexAttention: PyTorch compiles a graph of its own for sizes of 1."""
 
 KernelOptions = Mapping[str, int | bool | str]
+"""`kernel_options` of PyTorch's flex_attention, by name."""
 
 KERNEL_OPTIONS: KernelOptions = {}
 """FlexAttention's `kernel_options` (block sizes, stages, warps), empty for PyTorch's own choice by GPU and head width.

@@ -89,9 +89,8 @@ def attention_function(
     ) -> tuple[Tensor, None]:
         """query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None)."""
         rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
-        q, k, v = (
-            x.squeeze(0) for x in (query, key, value)
-        )  # x[0] would fill a tensor with zeros in the backward pass
+        # x[0] would fill a tensor with zeros in the backward pass
+        q, k, v = (x.squeeze(0) for x in (query, key, value))
         return attend(given[keyword], q, k, v, rule)[None], None
 
     return attention

@@ -163,10 +163,8 @@ def _try(kernel: Kernel, kind: AttentionCase, layout: GpuLayout, plain: Plain) -
     worst = max(relative_difference(a, b, floor=1e-6) for a, b in zip([*got, alone], [*wanted, wanted[0]], strict=True))
     if worst <= TOLERANCE[kind.dtype]:
         return None
-    return (
-        f"{NAMES[kernel]} differs by {worst:.1%} from the plain computation on this GPU and is not used; "
-        "attention is slower"
-    )
+    how = f"differs by {worst:.1%} from the plain computation" if math.isfinite(worst) else "gives NaN or infinity"
+    return f"{NAMES[kernel]} {how} on this GPU and is not used; attention is slower"
 
 
 def _raise_if_out_of_memory(error: BaseException) -> None:

@@ -54,7 +54,7 @@ class LayerCall:
     Attributes:
         layer: its full name.
         given: the identity of its input.
-        tokens: how many these were.
+        tokens: in that input.
     """
 
     layer: str

@@ -13,7 +13,7 @@ from tunery.errors import ConfigError
 from tunery.evaluation.agreement import Pair, compare_sides
 from tunery.evaluation.answers import Answered
 from tunery.evaluation.charts import Interval, interval_chart
-from tunery.evaluation.local_answers import HereAnswers, answer_here
+from tunery.evaluation.local_answers import LocalAnswers, answer_locally
 from tunery.evaluation.page import render_page
 from tunery.evaluation.record import METRICS, NOTHING, as_number, items, show
 from tunery.evaluation.report import LONG_PROMPT
@@ -28,6 +28,15 @@ from tunery.progress import Say
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, Receipt
 from tunery.versions import version_of
+
+PAGE = "side-by-side.html"
+
+_EXACT = (
+    "exact",
+    "Same as the reference",
+    "percent",
+    "fraction of answers that are the reference, but for white space",
+)
 
 SAMPLES = 24
 """Answers shown side by side."""
@@ -66,7 +75,7 @@ def compare_with_hosted(
     tokenizer = tuned.base.tokenizer
     written = (len(tokenizer(answer.text, add_special_tokens=False)["input_ids"]) for _, answer in answered)
     longest = max((tuned.task.evaluate.max_new_tokens, *written))  # no shorter than what it is compared with
-    here = answer_here(tuned, [question for question, _ in answered], longest, note)
+    here = answer_locally(tuned, [question for question, _ in answered], longest, note)
     pairs = [
         Pair(question, hosted, local)
         for (question, hosted), local in zip(answered, here.answers, strict=True)
@@ -139,7 +148,7 @@ def _learnt(pairs: Sequence[Pair], learnt: Sequence[tuple[str, frozenset[str]]])
     ]
 
 
-def _warnings(pairs: Sequence[Pair], here: HereAnswers, answered: int) -> list[str]:
+def _warnings(pairs: Sequence[Pair], here: LocalAnswers, answered: int) -> list[str]:
     found = []
     if answered > len(pairs):
         found.append(f"{answered - len(pairs):,} questions do not fit into the local model's context and are left out")
@@ -152,19 +161,17 @@ def _warnings(pairs: Sequence[Pair], here: HereAnswers, answered: int) -> list[s
     return found
 
 
-PAGE = "side-by-side.html"
-
-_EXACT = ("exact", "Same as the reference", "percent", "share of answers that are the reference, but for white space")
+# --------------------------------------------------------------------------- side-by-side.html
 
 
 def write_side_by_side(run: Path, result: JsonMapping) -> Path:
     """Write the page into a run directory and return its path."""
     path = run / PAGE
-    write_atomic(path, render_page("side-by-side.html.jinja", page(result), package="tunery.hosted"))
+    write_atomic(path, render_page("side-by-side.html.jinja", page_values(result), package="tunery.hosted"))
     return path
 
 
-def page(result: JsonMapping) -> JsonObject:
+def page_values(result: JsonMapping) -> JsonObject:
     """What the template is filled with, besides the result itself."""
     return {
         "result": result,
@@ -172,17 +179,17 @@ def page(result: JsonMapping) -> JsonObject:
         "long_prompt": LONG_PROMPT,
         "hosted": result["from"]["fine_tuned_model"] or result["from"]["model"] or "the hosted model",
         "created": result["created"].replace("T", " ").replace("+00:00", " UTC"),
-        "headline": headline(result),
+        "headline": side_headline(result),
         "numbers": _numbers(result),
         "intervals": _intervals(result),
-        "metrics": metric_lines(result),
+        "metrics": score_rows(result),
         "certainty": result.get("certainty"),
         "between": result.get("between"),
         "facts": _facts(result["from"], result["to"], result["speed"]),
     }
 
 
-def headline(result: JsonMapping) -> str:
+def side_headline(result: JsonMapping) -> str:
     """One plain sentence on how near the two are."""
     rows, agreement = show(result["rows"], "count"), result["agreement"]
     if "label" in agreement:
@@ -220,7 +227,7 @@ def _numbers(result: JsonMapping) -> list[tuple[str, str, str]]:
     ]
 
 
-def metric_lines(result: JsonMapping) -> list[tuple[str, str, str, str]]:
+def score_rows(result: JsonMapping) -> list[tuple[str, str, str, str]]:
     """(metric, hosted, local, what it is) of every score that either side has, by the references."""
     known = [(m.key, m.name, m.form, m.meaning) for m in METRICS]
     return [
@@ -263,7 +270,7 @@ def _facts(there: JsonMapping, here: JsonMapping, speed: JsonMapping) -> list[tu
                 ("Trained", done and datetime.datetime.fromtimestamp(done, datetime.UTC).date().isoformat(), "words"),
                 ("Tokens trained", there["trained_tokens"], "count"),
                 ("Size", "not published", "words"),
-                ("Seconds an answer", speed["hosted_seconds"], "rate"),
+                ("Seconds per answer", speed["hosted_seconds"], "rate"),
                 *((str(key), str(value), "words") for key, value in items(there["metadata"])),
             ],
         ),
@@ -277,7 +284,7 @@ def _facts(there: JsonMapping, here: JsonMapping, speed: JsonMapping) -> list[tu
                 ("Dtype", here["dtype"], "words"),
                 ("Training", here["train_seconds"], "seconds"),
                 ("Memory at the peak", here["peak_bytes"], "bytes"),
-                ("Seconds an answer", speed["local_seconds"], "rate"),
+                ("Seconds per answer", speed["local_seconds"], "rate"),
                 ("Tokens per second, many answers at a time", speed["local_tokens_per_second"], "points"),
             ],
         ),

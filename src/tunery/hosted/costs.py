@@ -1,4 +1,4 @@
-"""What a task would send and what it would cost, before anything is sent; prices from a dated list."""
+"""What a job and its answers cost, from a dated list of prices."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def answers_sentence(answers: AnswerEstimate, about: str = "about ") -> str:
 
 
 def cost_words(amount: float | None) -> str:
-    """ ", $1.20"; nothing where it is not known."""
+    """The cost as the end of a sentence; nothing where it is not known."""
     return "" if amount is None else f", {dollars(amount)}"
 
 

@@ -41,6 +41,7 @@ from tunery.training.build_receipt import LISTED, read_section
 from tunery.training.check import histogram, label_counts
 
 PROBLEMS_SHOWN = 20
+"""Rows that are named when a hosted model does not take them."""
 
 
 def require_trainable(data: DataSet) -> None:
@@ -59,7 +60,7 @@ def require_trainable(data: DataSet) -> None:
         )
 
 
-def lines(examples: Sequence[Example], prompts: Prompts) -> list[str]:
+def training_file_lines(examples: Sequence[Example], prompts: Prompts) -> list[str]:
     """One JSON object an example, in order.
 
     Raises:
@@ -169,9 +170,9 @@ def make_plan(task: Task) -> HostedPlan:
     require_trainable(data)
     how = method(task, data.kind)
     prompts = Prompts(labels=data.labels, instruction=task.data.instruction, system=task.data.system)
-    files = {"training": lines(data.train, prompts)}
+    files = {"training": training_file_lines(data.train, prompts)}
     if data.validation:
-        files["validation"] = lines(data.validation, prompts)
+        files["validation"] = training_file_lines(data.validation, prompts)
     exam = make_exam(data, *data.held_out, prompts, task.evaluate) if task.evaluate.enabled else None
     exam = exam if exam is not None and exam.questions else None
     counter = TokenCounter(model)
@@ -228,6 +229,9 @@ def _estimate(
         currency="USD",
         prices=words,
     )
+
+
+# --------------------------------------------------------------------------- the check
 
 
 def check_hosted(task: Task, samples: int) -> HostedCheckReport:

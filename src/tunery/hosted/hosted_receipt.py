@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 
 from tunery.config import Task
+from tunery.errors import HostedError
 from tunery.hosted.costs import dollars
 from tunery.hosted.hosted_plan import HostedPlan
 from tunery.hosted.job_settings import to_yaml
@@ -13,6 +14,7 @@ from tunery.jsonl import JsonMapping, JsonObject
 from tunery.openai_api.methods import FEWEST_ROWS, settled_hyperparameters
 from tunery.records.hosted_state import HostedState
 from tunery.records.run_receipt import HostedReceipt
+from tunery.records.typed_record import RecordError
 from tunery.text import plural
 from tunery.training.build_receipt import head_section
 from tunery.training.metrics import training_lines, validation_lines
@@ -24,6 +26,9 @@ FEW_ROWS = 50
 
 def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[JsonMapping]) -> HostedReceipt:
     """The receipt of a run whose job has succeeded.
+
+    Raises:
+        HostedError: the server describes the job in another form than OpenAI's.
 
     Args:
         lines: of metrics.jsonl.
@@ -43,7 +48,13 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[JsonMapp
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in ("tunery", "openai")}},
     }
     facts["warnings"] = _warnings(plan, state, facts)
-    return HostedReceipt.of(facts)
+    try:
+        return HostedReceipt.of(facts)
+    except RecordError as error:
+        raise HostedError(
+            f"{state.job_id} has succeeded, but its server describes it in a form that is not OpenAI's: {error}",
+            f"the model is trained: {state.tuned_model} at {state.address}",
+        ) from None
 
 
 def _training(task: Task, state: HostedState, lines: Sequence[JsonMapping]) -> JsonObject:
@@ -77,9 +88,9 @@ def _hosted(state: HostedState, plan: HostedPlan) -> JsonObject:
         "tuned_model": job.get("fine_tuned_model"),
         "method": state.method,
         "files": {name: file.as_json() for name, file in state.uploaded.items()},
-        "result_files": job.get("result_files"),
+        "result_files": [str(file) for file in job.get("result_files") or ()],
         "billed_tokens": billed,
-        "cost": None if billed is None else plan.price.of_training(billed),
+        "cost": plan.price.of_training(billed) if isinstance(billed, int) else None,
         "estimate": state.estimate,
         "earlier_jobs": [{key: earlier.get(key) for key in ("id", "status", "error")} for earlier in state.earlier],
     }
@@ -97,7 +108,7 @@ def _warnings(plan: HostedPlan, state: HostedState, receipt: JsonMapping) -> lis
     if FEWEST_ROWS <= data["train_rows"] < FEW_ROWS:
         found.append(f"{data['train_rows']} training rows are few; OpenAI advises at least {FEW_ROWS}")
     billed, expected = receipt["hosted"]["billed_tokens"], receipt["tokens"]["estimated"]
-    if billed and expected and not 0.75 <= billed / expected <= 1.33:
+    if isinstance(billed, int) and billed and expected and not 0.75 <= billed / expected <= 1.33:
         cost = receipt["hosted"]["cost"]
         worth = "" if cost is None else f" ({dollars(cost)})"
         found.append(f"the job was billed for {billed:,} tokens{worth}, and {expected:,} were expected")

@@ -17,12 +17,12 @@ from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import read_evaluation
 from tunery.hosted.client import Consent, Service, require_consent
 from tunery.hosted.costs import answers_sentence, estimate_answers
+from tunery.hosted.earlier_run import is_job, load_state, put_aside, recover
 from tunery.hosted.hosted_evaluation import Exam, evaluate, make_exam
 from tunery.hosted.hosted_plan import HostedPlan, make_plan
 from tunery.hosted.hosted_receipt import build_receipt
-from tunery.hosted.job import cancel, create, failure, find, follow, require_access, upload
+from tunery.hosted.job import FAILED, cancel, create, failure, find, follow, require_access, upload
 from tunery.hosted.job_settings import suffix, to_yaml
-from tunery.hosted.recovery import is_job, load_state, put_aside, recover
 from tunery.paths import RunPaths, safe_name, write_atomic
 from tunery.progress import Note
 from tunery.records.evaluation_record import Evaluation
@@ -34,19 +34,17 @@ from tunery.training.metrics import read_metrics
 if TYPE_CHECKING:
     from tunery.progress import Progress
 
-FAILED = ("failed", "cancelled")
-
 
 def train_hosted(
     task: Task, paths: RunPaths, resume: str, progress: Progress, consent: Consent | None
 ) -> tuple[HostedReceipt, Evaluation | None]:
-    """Have a task trained; or go on where an earlier call stopped, at whatever point that was.
+    """Have a task trained; or resume where an earlier call stopped, at whatever point that was.
 
     Returns:
         The receipt, and the evaluation if there is one.
 
     Raises:
-        TuneryError: see tunery.errors. StoppedError: interrupted; the job on the server goes on.
+        TuneryError: see tunery.errors. StoppedError: interrupted; the job on the server continues.
     """
     if resume not in ("auto", "never") and not is_job(resume):
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from tunery.paths import RunPaths, write_atomic
 from tunery.progress import Note
 from tunery.records.hosted_state import HostedState, UploadedFile
 from tunery.text import similar_names
-from tunery.training.metrics import MetricsWriter, RunLog
+from tunery.training.metrics import RunLog, write_metrics
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -34,7 +34,8 @@ NO_FILE = "file-tuneryasksifitmaytrain"
 FOLLOW_PATIENCE = 1800.0
 """Seconds without an answer after which following a job is given up; the job does not mind."""
 
-DONE = ("succeeded", "failed", "cancelled")
+FAILED = ("failed", "cancelled")
+DONE = ("succeeded", *FAILED)
 """Statuses in which a job stays."""
 
 SHORTEST_LOOK, LONGEST_LOOK = 1.0, 20.0
@@ -104,7 +105,7 @@ def upload(service: Service, path: Path) -> UploadedFile:
 
     found = service.call(doing, send)
     size = path.stat().st_size
-    arrived = found.get("bytes")
+    arrived = found["bytes"] if isinstance(found.get("bytes"), int) else None
     if arrived and arrived != size:
         raise HostedError(f"{doing}: {size:,} bytes were sent and {arrived:,} arrived", "run the same command again")
     return UploadedFile(id=found["id"], bytes=arrived)
@@ -155,14 +156,14 @@ def _made_on(client: OpenAI, training_file: str) -> list[JsonObject]:
     except (openai.NotFoundError, openai.BadRequestError):  # a server that lists none
         return []
     made = [as_job(job) for job in reversed(recent or ()) if job.training_file == training_file]
-    return sorted(made, key=lambda job: job["status"] in ("failed", "cancelled"))
+    return sorted(made, key=lambda job: job["status"] in FAILED)
 
 
 def as_dict(answer: BaseModel) -> JsonObject:
     """An object of the client as JSON values.
 
     Raises:
-        TypeError, AttributeError: it is none.
+        TypeError, AttributeError: it is not one.
     """
     values = answer.model_dump(mode="json", exclude_none=False, warnings=False)
     if not isinstance(values.get("id"), str):
@@ -174,7 +175,7 @@ def as_job(answer: BaseModel) -> JsonObject:
     """A job of the client as JSON values.
 
     Raises:
-        TypeError, AttributeError: it is none.
+        TypeError, AttributeError: it is not one.
     """
     values = as_dict(answer)
     if not all(isinstance(values.get(name), str) for name in ("status", "model", "training_file")):
@@ -224,6 +225,9 @@ class EventLog:
         return new
 
 
+# --------------------------------------------------------------------------- following
+
+
 @dataclass
 class Poller:
     """Looks at a job until it is done.
@@ -256,9 +260,6 @@ class Poller:
             client_module.sleep(pause)
 
 
-# --------------------------------------------------------------------------- following
-
-
 _STEP = re.compile(r"^Step \d+(/\d+)?:")
 """What a metrics event says besides its data."""
 
@@ -271,7 +272,7 @@ def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
     curve = Curve(epochs=int(plan.task.train.epochs))
     for event in log.events:  # of an earlier call: told already
         curve.take(_data(event))
-    write_lines(paths.metrics, curve.lines())
+    write_metrics(paths.metrics, curve.lines())
     settings, step = {"task": to_yaml(plan.task)}, max(curve.points, default=0)
     with RunLog.open(plan.task, settings, paths, progress, step, keep_until_step=None) as run_log:
         telling = _Telling(curve, run_log)
@@ -286,7 +287,7 @@ def follow(service: Service, plan: HostedPlan, state: HostedState, paths: RunPat
         job = Poller(service, log, telling.event, changed).poll(state.job_id or "")
     for result in job.get("result_files") or ():
         _take_results(service, str(result), curve, paths, progress)
-    write_lines(paths.metrics, curve.lines())
+    write_metrics(paths.metrics, curve.lines())
     return job
 
 
@@ -320,13 +321,6 @@ class _Telling:
         if not self.shown and self.curve.total_steps:
             self.log.start(self.curve.total_steps, done)
             self.shown = True
-
-
-def write_lines(path: Path, lines: Sequence[JsonMapping]) -> None:
-    """metrics.jsonl with just these lines."""
-    with MetricsWriter(path, keep_until_step=0) as writer:
-        for line in lines:
-            writer.write(line)
 
 
 def _take_results(service: Service, file: str, curve: Curve, paths: RunPaths, progress: Progress) -> None:

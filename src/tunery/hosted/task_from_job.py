@@ -1,6 +1,5 @@
 """A captured job as a task here: its settings, its rows, and what the hosted model is asked.
 
-
 | job | task |
 | --- | --- |
 | `n_epochs` | `train.epochs` |
@@ -16,7 +15,7 @@ What the server does not say is taken as three epochs and the defaults here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,9 @@ def _extra(kind: KindName) -> tuple[str, ...]:
     return () if how is None else how.extra
 
 
+# --------------------------------------------------------------------------- for a person
+
+
 def mapping(capture: Capture, task: Task, kind: KindName) -> list[tuple[str, str, str]]:
     """(what, in the job, in the task that was trained here), for a person."""
     asked, train = settled_hyperparameters(capture.job), task.train
@@ -131,10 +133,12 @@ def _head(capture: Capture) -> str:
     )
 
 
-def held_out_questions(data: DataSet, limit: int | None = None) -> list[Question]:
-    """The held-out rows of a job, at most `limit`, as its model is asked them; those with a tool call as answer not."""
-    found = (_as_asked(example) for example in data.validation)
-    return [one for one in found if one is not None][:limit]
+# --------------------------------------------------------------------------- its rows
+
+
+def _questions(examples: Iterable[Example]) -> list[Question]:
+    """The rows of a job as its model is asked them; those with a tool call as answer are left out."""
+    return [one for example in examples if (one := _as_asked(example)) is not None]
 
 
 def _as_asked(example: Example) -> Question | None:
@@ -147,7 +151,7 @@ def _as_asked(example: Example) -> Question | None:
 
 @dataclass(frozen=True)
 class MovedRows:
-    """See the module.
+    """The rows of a captured job: what its model learnt, and what it is asked.
 
     Attributes:
         kind: of the rows.
@@ -181,23 +185,18 @@ def read_rows(capture: Capture) -> MovedRows:
         data = replace(alone, train=[], validation=alone.train)
     try:
         # alone, because of rows that are also in the validation file the hosted model has learnt all the same
-        learnt = _questions(_read(training, None, seed))
+        learnt = _questions(_read(training, None, seed).train)
     except DataError:
         learnt = []
-    asked = held_out_questions(data)
+    asked = _questions(data.validation)
     labels = common_labels(one.reference for one in (*learnt, *(asked if capture.validation else ())))
     return MovedRows(data.kind, asked, frozenset(one.key for one in learnt), labels, problem)
 
 
 def learnt_here(task: Task) -> frozenset[str]:
     """Keys of the questions that a model trained on this task has learnt."""
-    return frozenset(one.key for one in _questions(read_data(task.data, task.seed)))
+    return frozenset(one.key for one in _questions(read_data(task.data, task.seed).train))
 
 
 def _read(train: str, validation: str | float | None, seed: int) -> DataSet:
     return read_data(DataConfig(train=train, validation=validation, on_bad_row="skip"), seed)
-
-
-def _questions(data: DataSet) -> list[Question]:
-    rows: Sequence[Example] = data.train
-    return held_out_questions(replace(data, validation=list(rows)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from tunery.errors import ModelError
 from tunery.fast.packed_model import TOLERANCE, optimize_model, probe_rows, restore_model
 from tunery.fast.trial import relative_difference
-from tunery.inference.adapter_cache import Adapter, AdapterCache, Run
+from tunery.inference.adapter_cache import Adapter, AdapterCache
 from tunery.inference.cached_attention import (
     NAME,
     AttentionWatcher,
@@ -112,7 +112,7 @@ class Runner:
         ends = np.cumsum([len(part.tokens) for part in ordered])
         kept = [(part, end) for part, end in zip(ordered, ends.tolist(), strict=True) if part.keep]
         sources = np.concatenate([np.arange(end - p.keep, end) for p, end in kept] or [np.zeros(0, np.int64)])
-        self.bank.begin(_runs((p.adapter, len(p.tokens)) for p in ordered), _runs((p.adapter, p.keep) for p, _ in kept))
+        self.bank.begin([(p.adapter, len(p.tokens)) for p in ordered], [(p.adapter, p.keep) for p, _ in kept])
         with torch.inference_mode():
             logits = self._logits(ids, positions, sources, layout)
         if self.device.type == "mps":  # has no float64, in which tokens are drawn
@@ -222,10 +222,6 @@ def _pieces(length: int) -> list[tuple[int, int]]:
     """Six tokens, a stretch, and the last four one by one."""
     borders = [0, 6, *range(max(7, length - 4), length + 1)]
     return list(pairwise(borders))
-
-
-def _runs(runs: Iterable[Run]) -> list[Run]:
-    return list(runs)
 
 
 def _context(model: PreTrainedModel) -> int:

@@ -103,7 +103,7 @@ def keep_other_content(folder: Path) -> None:
         AdapterError: the folder is a file, or holds something else than an adapter.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
-        raise AdapterError(f"{folder} exists and holds no adapter; it is not replaced", "choose another folder")
+        raise AdapterError(f"{folder} exists and is not an adapter folder; it is not replaced", "choose another folder")
 
 
 def write_adapter_files(model: nn.Module, folder: Path, name: str = "default", base_model: str | None = None) -> None:

@@ -20,11 +20,25 @@ OPENAI_NAMES = {
 }
 """Name in metrics.jsonl → in OpenAI's events and checkpoints. Those of preference training (rewards_…) are kept."""
 
+COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_token_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_token_accuracy",
+}
+"""Column, as OpenAI names it → name in metrics.jsonl."""
+
+RESULTS_FILENAME = "step_metrics.csv"
+
 _TRAINING = {theirs: ours for ours, theirs in OPENAI_NAMES.items() if ours.startswith("train")}
-_TRAINING["train_accuracy"] = "train_token_accuracy"  # so the result file calls it
+_TRAINING |= {"train_accuracy": COLUMNS["train_accuracy"]}
 _VALIDATION = {theirs: ours for ours, theirs in OPENAI_NAMES.items() if ours.startswith("valid")}
 _WHOLE_VALIDATION = {f"full_{theirs}": ours for theirs, ours in _VALIDATION.items()}
 """Over the whole validation file; the plain ones may be over a batch of it."""
+
+
+# --------------------------------------------------------------------------- read
 
 
 @dataclass
@@ -108,16 +122,7 @@ def _decoded(content: bytes) -> str:
         return text
 
 
-COLUMNS = {
-    "step": "step",
-    "train_loss": "train_loss",
-    "train_accuracy": "train_token_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_mean_token_accuracy": "valid_token_accuracy",
-}
-"""Column, as OpenAI names it → name in metrics.jsonl."""
-
-FILENAME = "step_metrics.csv"
+# --------------------------------------------------------------------------- written
 
 
 def results_csv(metrics: Iterable[JsonMapping]) -> bytes:

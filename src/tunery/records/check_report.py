@@ -25,10 +25,10 @@ class LengthsSection(Record):
     """How long the rows are, in tokens."""
 
     all: int = Field(description="tokens of the training rows")
-    shortest: int = Field(description="row")
-    median: float = Field(description="of the rows")
-    mean: float = Field(description="of the rows")
-    longest: int = Field(description="row")
+    shortest: int = Field(description="tokens of the shortest row")
+    median: float = Field(description="tokens of the median row")
+    mean: float = Field(description="tokens of a row on average")
+    longest: int = Field(description="tokens of the longest row")
     histogram: list[dict[str, int]] = Field(description="rows that have from … to … tokens, both included")
 
 

@@ -26,7 +26,7 @@ class Metrics(Record):
     95 % intervals."""
 
     rewards_accuracy: float | None = Field(
-        default=None, description="share in which the better answer's reward is higher"
+        default=None, description="fraction in which the better answer's reward is higher"
     )
     rewards_accuracy_interval: list[float] | None = Field(default=None, description="of rewards_accuracy")
     rewards_margin: float | None = Field(default=None, description="mean reward of good answers minus that of bad ones")
@@ -36,8 +36,8 @@ class Metrics(Record):
     loss: float | None = Field(default=None, description="per trained token, in nats")
     perplexity: float | None = Field(default=None, description="exp(loss)")
     rejected_loss: float | None = Field(default=None, description="loss of the rejected answers")
-    token_accuracy: float | None = Field(default=None, description="share of trained tokens ranked first")
-    accuracy: float | None = Field(default=None, description="share of rows with the right label")
+    token_accuracy: float | None = Field(default=None, description="fraction of trained tokens ranked first")
+    accuracy: float | None = Field(default=None, description="fraction of rows with the right label")
     accuracy_interval: list[float] | None = Field(default=None, description="of accuracy")
     macro_f1: float | None = Field(default=None, description="mean F1 of the labels that occur")
     weighted_f1: float | None = Field(default=None, description="the same, weighted by support")
@@ -49,6 +49,15 @@ class Metrics(Record):
     distinct_1: float | None = Field(default=None, description="different words among all words generated")
     distinct_2: float | None = Field(default=None, description="different word pairs among all words generated")
     mean_words: float | None = Field(default=None, description="of a generated answer")
+
+
+class AnsweringSection(Record):
+    """How a model on a server answered."""
+
+    median_seconds: float = Field(description="of an answer, network included")
+    cut: int = Field(description="answers cut at the longest length")
+    prompt_tokens: int = Field(description="as the server counts them")
+    completion_tokens: int = Field(description="as the server counts them")
 
 
 class EvaluationSample(Record):
@@ -63,7 +72,7 @@ class EvaluationSample(Record):
 
 
 class Evaluation(Record):
-    """What both models made of the same rows. Metrics are those of tunery.evaluation.record.METRICS."""
+    """What both models made of the same rows."""
 
     version: int = Field(default=VERSION, description="of this format")
     kind: KindName = Field(description="of the rows (data.kind)")
@@ -79,3 +88,7 @@ class Evaluation(Record):
     tuned: Metrics = Field(description="metrics of the tuned model")
     samples: list[EvaluationSample] = Field(description="rows with both answers, for a person")
     seconds: float | None = Field(default=None, description="that it took")
+    beta: float | None = Field(default=None, description="of objectives that compare answers")
+    desirable_weight: float | None = Field(default=None, description="of KTO")
+    undesirable_weight: float | None = Field(default=None, description="of KTO")
+    answering: dict[str, AnsweringSection] | None = Field(default=None, description="side → how a server answered")

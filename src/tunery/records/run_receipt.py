@@ -105,7 +105,7 @@ class HostedTokensSection(Record):
 
 
 class StartSection(Record):
-    """The adapter that a run went on from (lora.start)."""
+    """The adapter that a run started from (lora.start)."""
 
     path: str = Field(description="its folder")
     sha256: str = Field(description="of its weights")

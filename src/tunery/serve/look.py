@@ -41,7 +41,7 @@ def look(
 
     Args:
         files, file_id: the file, among the server's.
-        base, start: of the model asked for: what Task.model names, and the adapter to go on from.
+        base, start: of the model asked for: what Task.model names, and the adapter to start from.
         asked: hyperparameters that are not left to "auto".
         defaults: settings for all jobs.
         home: the server's folder; a folder in it is made and removed.

@@ -142,7 +142,7 @@ class Registry:
         return [*named, *self._adapters.values(), *(model for model in tuned if model.base in self.bases)]
 
     def base_of(self, name: str) -> tuple[str, Path | None]:
-        """Where a new job begins: (what Task.model names, the adapter to go on from).
+        """Where a new job begins: (what Task.model names, the adapter to start from).
 
         Raises:
             ApiError: 404, there is no such model.

@@ -196,7 +196,7 @@ def _warm_up_end(rates: Mapping[int, float]) -> int:
 
 
 def _mean_rate_share(window: Sequence[tuple[int, float]], rates: Mapping[int, float]) -> float:
-    """Mean learning rate over the window as a share of the peak; 1 when no rates are known."""
+    """Mean learning rate over the window as a fraction of the peak; 1 when no rates are known."""
     seen = [rates[step] for step, _ in window if step in rates]
     peak = max(rates.values(), default=0.0)
     return statistics.fmean(seen) / peak if seen and peak > 0 else 1.0

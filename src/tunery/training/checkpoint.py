@@ -44,7 +44,7 @@ NEUTRAL_SETTINGS = {
 """Settings that may change between a checkpoint and its resumption: they leave the update as it is."""
 
 FILES = ("state.json", WEIGHTS_FILE, "optimizer.safetensors")
-"""What training goes on from; adapter_config.json beside them is for others."""
+"""What training resumes from; adapter_config.json beside them is for others."""
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Checkpoints:
     Args:
         folder: `checkpoints/` of the run directory.
         task: the task's settings as JSON values.
-        inputs: what else must be the same to go on, each by its name in words: {"the training rows": SHA-256, …}.
+        inputs: what else must be the same to resume, each by its name in words: {"the training rows": SHA-256, …}.
         adapter: the content of adapter_config.json (tunery.lora.adapter.adapter_config).
     """
 

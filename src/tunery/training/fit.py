@@ -78,7 +78,7 @@ def fit(
     """Train, save, read back, and write the receipt.
 
     Args:
-        resume: a checkpoint folder to go on from; None begins at step 0.
+        resume: a checkpoint folder to resume from; None begins at step 0.
 
     Raises:
         StoppedError, DivergedError, CheckpointError, AdapterError: see tunery.errors; the last checkpoint is sound.
@@ -113,7 +113,7 @@ def _fit(
         )
     recompute = sizing.gradient_checkpointing or (
         state.recomputing and task.train.gradient_checkpointing == "auto"
-    )  # a resumed run goes on as it was
+    )  # a resumed run continues as it was
     write_atomic(paths.task, task.to_yaml())
     with (
         _TimedLog.open(
@@ -165,7 +165,7 @@ def _fit(
 
 
 def _inputs(prepared: Prepared, base: Base, attached: Attached) -> dict[str, str]:
-    """What must be the same to go on from a checkpoint, besides the settings."""
+    """What must be the same to resume from a checkpoint, besides the settings."""
     start = {"the adapter to start from": " ".join(attached.start.hashes)} if attached.start else {}
     return {
         "the training rows": prepared.train.sha256(),

@@ -48,6 +48,26 @@ def read_metrics(path: Path) -> list[JsonObject]:
     return lines
 
 
+def training_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:
+    """(step, training loss) of the lines that have both, in order."""
+    return metric_lines(history, "train_loss")
+
+
+def validation_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:
+    """(step, validation loss) of the lines that have both, in order."""
+    return metric_lines(history, "valid_loss")
+
+
+def metric_lines(history: Sequence[JsonMapping], key: str) -> list[tuple[int, float]]:
+    """(step, value) of the lines that have this number, in order."""
+    pairs = [(line.get("step"), line.get(key)) for line in history]
+    return [
+        (int(step), float(value))
+        for step, value in pairs
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value)
+    ]
+
+
 class MetricsWriter:
     """Append-only JSON lines, each one handed to the operating system as it is written.
 
@@ -88,6 +108,13 @@ class MetricsWriter:
         self.close()
 
 
+def write_metrics(path: Path, lines: Iterable[JsonMapping]) -> None:
+    """metrics.jsonl with just these lines."""
+    with MetricsWriter(path, keep_until_step=0) as writer:
+        for line in lines:
+            writer.write(line)
+
+
 def _encode(line: JsonMapping) -> str:
     for key, value in line.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -114,7 +141,7 @@ class _TensorBoard:
     def __init__(self, run_dir: Path, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what a crashed run logged after the checkpoint that this one goes on from
+        # purge_step hides what a crashed run logged after the checkpoint that this one resumes from
         self._writer = SummaryWriter(log_dir=str(run_dir / "tensorboard"), purge_step=first_step)
 
     def log(self, step: int, metrics: JsonMapping) -> None:
@@ -257,53 +284,36 @@ class RunLog:
         *,
         keep_until_step: int | None,
     ) -> Iterator[Self]:
-        """For as long as a run is trained; the progress is closed with it.
+        """For as long as a run is trained; closes `progress` at its end.
 
         Args:
             settings: of the task, for the trackers.
             done: steps that the run has behind it.
             keep_until_step: see MetricsWriter.
         """
-        sinks = open_sinks(task.train.report_to, task.name, settings, paths.root, first_step=done + 1)
-        try:
-            with MetricsWriter(paths.metrics, keep_until_step=keep_until_step) as writer:
-                yield cls(writer, sinks, progress)
-        finally:
-            progress.close()
+        with contextlib.ExitStack() as stack:
+            sinks = open_sinks(task.train.report_to, task.name, settings, paths.root, first_step=done + 1)
             for sink in sinks:
-                sink.close()
+                stack.callback(sink.close)
+            writer = stack.enter_context(MetricsWriter(paths.metrics, keep_until_step=keep_until_step))
+            stack.callback(progress.close)
+            yield cls(writer, sinks, progress)
 
     def note(self, note: Note) -> None:
+        """See Progress."""
         self._progress.note(note)
 
     def start(self, total: int, done: int) -> None:
+        """See Progress."""
         self._progress.start(total, done)
 
     def log(self, line: JsonMapping) -> None:
+        """To the file, the trackers and the progress."""
         self._writer.write(line)
         for sink in self._sinks:
             sink.log(line["step"], line)
         self._progress.log(line)
 
     def close(self) -> None:
+        """See Progress."""
         self._progress.close()
-
-
-def training_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:
-    """(step, training loss) of the lines that have both, in order."""
-    return metric_lines(history, "train_loss")
-
-
-def validation_lines(history: Sequence[JsonMapping]) -> list[tuple[int, float]]:
-    """(step, validation loss) of the lines that have both, in order."""
-    return metric_lines(history, "valid_loss")
-
-
-def metric_lines(history: Sequence[JsonMapping], key: str) -> list[tuple[int, float]]:
-    """(step, value) of the lines that have this number, in order."""
-    pairs = [(line.get("step"), line.get(key)) for line in history]
-    return [
-        (int(step), float(value))
-        for step, value in pairs
-        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value)
-    ]

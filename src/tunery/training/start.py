@@ -100,7 +100,7 @@ class Attached:
 def attach_adapter(task: Task, model: PreTrainedModel, *, reference: bool = False) -> Attached:
     """Put the adapter to be trained on a base model, as the task says.
 
-    Dropout is a setting of this training, not of an adapter that it goes on from.
+    Dropout is a setting of this training, not of an adapter that it starts from.
 
     Args:
         reference: the tuned model is compared with what it starts from: an adapter to start from is put on twice, and

@@ -13,7 +13,7 @@ from tunery.lora.attach import adapter_names, trainable_parameters
 from tunery.models.device import matmul_rate, probe_precision
 from tunery.progress import Note
 from tunery.training.flops import step_flops
-from tunery.training.start import REFERENCE
+from tunery.training.objectives.base import REFERENCE
 
 FIRST_STEPS = 3
 """Steps of a run before the look at its speed; the first one warms up."""

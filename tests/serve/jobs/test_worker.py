@@ -139,7 +139,7 @@ def test_the_end_of_its_input_ends_a_worker_that_is_still_loading(tmp_path: Path
 def test_the_view_writes_the_plan_and_notes_without_paths(folder: JobFolder) -> None:
     data = {"train": "rows.jsonl", "validation": "more.jsonl"}
     task = Task.model_validate({"model": "m", "data": data})
-    view = worker.StatusView(folder, task)
+    view = worker.StatusProgress(folder, task)
     view.start(88, 4)
     view.note(Note(f"resuming from step 4 ({folder.run.checkpoints / 'step-4'})"))
     view.note(Note("the loss rises", level="warn", command="--set train.learning_rate=1e-4"))
@@ -163,7 +163,7 @@ def test_the_view_writes_the_plan_and_notes_without_paths(folder: JobFolder) -> 
         "resuming from step 4 (run/checkpoints/step-4)",
     )
     alone = Task.model_validate({"model": "m", "data": {**data, "validation": None}})
-    worker.StatusView(folder, alone).start(88, 0)
+    worker.StatusProgress(folder, alone).start(88, 0)
     assert json.loads(folder.status.read_text().splitlines()[-1])["eval_every"] is None
 
 

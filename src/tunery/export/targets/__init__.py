@@ -1,7 +1,7 @@
 """Export targets, one file each.
 
 To add one, write a module with a subclass of Target and name it in TARGETS; the command line, the checks before a
-training, the model card and the upload find it here. Its limits are in tunery.export.limits.
+training, the model card and the upload find it here. Its limits are in tunery.export.targets.base.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunery.errors import ConfigError
-from tunery.export.limits import LIMITS, Limits
-from tunery.export.targets.base import Remark
+from tunery.export.targets.base import LIMITS, Limits, Remark
 from tunery.export.targets.merged import Merged
 from tunery.paths import safe_name
 
@@ -73,7 +72,8 @@ class Gguf(Merged):
         from tunery.export.gguf_names import architecture_of
         from tunery.export.gguf_types import NUMBERS
         from tunery.export.llama_cpp import as_scores
-        from tunery.export.verify import MORE_BITS, ask, judge, kept_in_gguf
+        from tunery.export.updates import kept_in_gguf
+        from tunery.export.verify import MORE_BITS, ask, judge
 
         file = next(folder.glob("*.gguf"))
         entries = plan(architecture_of(subject.config), subject.config, subject.weights, NUMBERS[dtype])

@@ -58,7 +58,8 @@ class GgufAdapter(Gguf):
         from tunery.export.gguf_file import write_model
         from tunery.export.gguf_types import NUMBERS
         from tunery.export.llama_cpp import as_scores
-        from tunery.export.verify import MORE_BITS, ask, judge, kept_in_adapter
+        from tunery.export.updates import kept_in_adapter
+        from tunery.export.verify import MORE_BITS, ask, judge
 
         file = next(folder.glob("*.gguf"))
         kept = kept_in_adapter(subject, file)

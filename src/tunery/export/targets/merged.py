@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tunery.errors import AdapterError
-from tunery.export.limits import LIMITS, Limits
-from tunery.export.targets.base import Remark, Target
+from tunery.export.targets.base import LIMITS, Limits, Remark, Target
 from tunery.jsonl import JsonObject
 from tunery.paths import read_json, write_json
 
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
     from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
-    from tunery.export.verify import Kept, Verdict
+    from tunery.export.updates import Kept
+    from tunery.export.verify import Verdict
     from tunery.export.weights import MergedWeights
 
 
@@ -107,7 +107,7 @@ def _score(
     subject: Subject, sample: Sample, tuned: TokenScores, dtype: str, folder: Path, device: str
 ) -> tuple[TokenScores, Kept]:
     from tunery.export.token_scores import compute_in_float32, score
-    from tunery.export.verify import kept_in_model
+    from tunery.export.updates import kept_in_model
 
     model = _load(folder, device)
     kept = kept_in_model(subject.weights, dtype, model.get_parameter)

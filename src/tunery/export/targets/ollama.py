@@ -67,6 +67,9 @@ class Ollama(Gguf):
         return write_modelfile(subject, sample, folder)
 
 
+# --------------------------------------------------------------------------- Modelfile
+
+
 @dataclass(frozen=True)
 class Pieces:
     """The fixed texts that a chat template puts around messages.

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunery.errors import AdapterError, NotInstalledError
-from tunery.export.limits import LIMITS, Limits
-from tunery.export.targets.base import Target
+from tunery.export.targets.base import LIMITS, Limits, Target
 from tunery.export.targets.vllm import Vllm
 
 if TYPE_CHECKING:
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from tunery.export.destinations import Wanted
     from tunery.export.subject import Sample, Subject
     from tunery.export.token_scores import TokenScores
-    from tunery.export.verify import Kept, Verdict
+    from tunery.export.updates import Kept
+    from tunery.export.verify import Verdict
 
 
 class Peft(Target):
@@ -75,7 +75,8 @@ class Peft(Target):
 
 def _score(subject: Subject, sample: Sample, tuned: TokenScores, folder: Path, device: str) -> tuple[TokenScores, Kept]:
     from tunery.export.token_scores import compute_in_float32, score
-    from tunery.export.verify import kept_in_layers, load_stored
+    from tunery.export.updates import kept_in_layers
+    from tunery.export.verify import load_stored
     from tunery.models.hf_logging import quiet
     from tunery.models.quantized import bitsandbytes, installed
 

@@ -34,7 +34,7 @@ class JobFolder:
 
     @property
     def start(self) -> Path:
-        """A copy of the adapter to go on from, where the job has one."""
+        """A copy of the adapter to start from, where the job has one."""
         return self.root / "start"
 
     @property

@@ -5,7 +5,7 @@
 | 0 | validating: is queued; training: has succeeded |
 | 75 (full disk) | is paused, with an event that says why; it can be resumed |
 | after it was asked to pause | is paused |
-| after it was asked to stop, by a server that ends | is queued: it goes on when a server runs again |
+| after it was asked to stop, by a server that ends | is queued: it resumes when a server runs again |
 | 1, 2, 3, 4, 5 | has failed, for the reason that the worker wrote down |
 | any other way | is tried again from its last checkpoint; after three deaths without a new checkpoint it has failed |
 
@@ -28,7 +28,7 @@ from tunery.errors import (
     TuneryError,
 )
 from tunery.jsonl import JsonObject, Tail
-from tunery.openai_api.job_metrics import FILENAME, results_csv
+from tunery.openai_api.job_metrics import RESULTS_FILENAME, results_csv
 from tunery.paths import read_json
 from tunery.serve.files import Files
 from tunery.serve.jobs.job_folder import JobFolder, read_error
@@ -107,7 +107,7 @@ class Outcome:
             watch.poll(final=True)
         receipt = read_json(folder.run.receipt)
         table = results_csv(Tail(folder.run.metrics).read())
-        results = self._files.add_result(derived_id("file-", job.id, "results"), FILENAME, table)
+        results = self._files.add_result(derived_id("file-", job.id, "results"), RESULTS_FILENAME, table)
         now = int(time.time())
         with self._store.transaction():
             done = self._store.move(
@@ -156,7 +156,7 @@ class Outcome:
                 self.say(job.id, error.message, "error", data={"error_code": error.code}, key=("failed",))
 
     def _stopped(self, job: Job, work: Work, worker: Worker, code: int) -> None:
-        """It may go on: now, or when someone says so."""
+        """It may resume: now, or when someone says so."""
         if work.wanted == "pause" and job.status == "running":
             self.paused(job, "The job is paused")
         elif code == _RESUMABLE:

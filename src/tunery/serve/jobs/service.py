@@ -281,7 +281,7 @@ class Jobs:
         return work is None or work.wanted is None or self.get(job_id).status in FINAL
 
     def resume(self, job_id: str) -> Job:
-        """Let a paused job go on where it stopped.
+        """Let a paused job resume where it stopped.
 
         Raises:
             ApiError: 404, no such job; 400, it is not paused.

@@ -96,7 +96,7 @@ class JobSpec:
         method: "supervised" or "dpo".
         asked: hyperparameters as asked for; those left out are "auto".
         has_validation: there is a validation file.
-        goes_on: the job goes on from the adapter in its folder.
+        goes_on: the job starts from the adapter in its folder.
         trackers: for train.report_to.
         environment: variables for the trackers.
         defaults: settings of the server's owner for all jobs, as at the job's creation.
@@ -224,7 +224,7 @@ def make_task(spec: JobSpec, folder: JobFolder, kind: KindName, settled: Mapping
         kind: of the rows in its files.
         settled: hyperparameters, from `settle`.
         precision: for train.precision, unless that is set for all jobs: chosen once, so that a run which is taken up
-            again goes on in the dtype it began with.
+            again continues in the dtype it began with.
 
     Raises:
         ConfigError: the settings for all jobs do not go together with this job.

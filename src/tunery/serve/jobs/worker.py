@@ -141,7 +141,7 @@ def _train(folder: JobFolder) -> None:
     os.environ.update(JobSpec.read(folder).environment)
     _remove_leftovers(folder)
     task = load_task(folder.task)
-    train(task, progress=StatusView(folder, task))
+    train(task, progress=StatusProgress(folder, task))
 
 
 def _remove_leftovers(folder: JobFolder) -> None:
@@ -154,7 +154,7 @@ def _remove_leftovers(folder: JobFolder) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-class StatusView:
+class StatusProgress:
     """Writes what the run says into status.jsonl, for the server to read.
 
     Lines: {"kind": "plan", "total", "done", "eval_every", "at"} and {"kind": "note", "text", "level", "at"}.

@@ -70,7 +70,7 @@ def pause(job_id: str, services: Injected) -> Response:
 
 @router.post("/{job_id}/resume")
 def resume(job_id: str, services: Injected) -> Response:
-    """Let a paused job go on from its checkpoint."""
+    """Let a paused job resume from its checkpoint."""
     return json_response(one(JobObject, services.jobs.resume(require_id(_JOB, job_id))))
 
 

@@ -172,6 +172,6 @@ function remaining(job) {
     });
     return seconds > 5 ? `about ${duration(seconds)} left, done at ${time}` : "nearly done";
   }
-  if (job.status === "paused") return "paused, goes on from here";
+  if (job.status === "paused") return "paused, resumes from here";
   return job.finished_at ? `took ${duration(job.finished_at - job.created_at)}` : "";
 }

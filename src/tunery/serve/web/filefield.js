@@ -77,7 +77,7 @@ export class FileField {
 
   picked() {
     if (this.picker.files[0]) this.send(this.picker.files[0]);
-    this.picker.value = ""; // the same file, mended, can be picked again
+    this.picker.value = ""; // the same file, fixed, can be picked again
   }
 
   takeOld() {

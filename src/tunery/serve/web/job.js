@@ -118,7 +118,7 @@ function steering(id, refresh) {
   let busy = false; // not `disabled`, which would take the focus away
 
   async function steer(verb) {
-    const text = "Training ends for good; the checkpoints made so far stay. To go on later, pause it instead.";
+    const text = "Training ends for good; the checkpoints made so far stay. To continue later, pause it instead.";
     if (verb === "cancel" && !(await confirmed("Cancel this job?", text, "Cancel job", "Let it run"))) return;
     if (busy) return;
     busy = true;

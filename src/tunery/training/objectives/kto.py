@@ -99,7 +99,8 @@ class KTO(ReferenceObjective):
         return max(0.0, float((policy - reference).mean()))
 
     def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
-        z0, stats = context if isinstance(context, float) else 0.0, StepStats()
+        assert context is None or isinstance(context, float)  # of prepare_step
+        z0, stats = context or 0.0, StepStats()
         for together in [rows] if model.flattened else [[row] for row in rows]:
             batch = pack(together)
             reference = self.reference_log_probabilities(model, batch, len(together))

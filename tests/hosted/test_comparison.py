@@ -13,7 +13,7 @@ from tunery.evaluation.agreement import Pair, certainty, compare_sides, same
 from tunery.evaluation.answers import Answer, Question
 from tunery.evaluation.label_reading import common_labels
 from tunery.hosted.capture import Capture
-from tunery.hosted.comparison import headline, metric_lines
+from tunery.hosted.comparison import score_rows, side_headline
 from tunery.hosted.task_from_job import mapping, target_name, task_from_job
 from tunery.task_file import load_task
 
@@ -44,7 +44,7 @@ def test_agreement_of_texts() -> None:
     assert result["local"]["exact"] == pytest.approx(2 / 3)
     assert [group["share"] for group in result["certainty"]] == [1.0, 0.0]
     assert [sample["agree"] for sample in result["samples"]] == [False, False, True], "those that differ come first"
-    assert headline(result).startswith(
+    assert side_headline(result).startswith(
         "On 4 questions the model trained here gives the hosted model's very answer 50.0%"
     )
 
@@ -64,8 +64,8 @@ def test_agreement_of_labels() -> None:
         "labels": ["bad", "good", "(none of them)"],
         "counts": [[1, 0, 1], [1, 1, 0], [0, 0, 0]],
     }
-    assert "gives the hosted model's label to 50.0% of 4 questions" in headline(result)
-    names = [name for name, *_ in metric_lines(result)]
+    assert "gives the hosted model's label to 50.0% of 4 questions" in side_headline(result)
+    names = [name for name, *_ in score_rows(result)]
     assert names[:2] == ["Same as the reference", "Accuracy"]
     assert result["between"]["labels"] == ["bad", "good", "(none of them)"]
 
@@ -73,7 +73,7 @@ def test_agreement_of_labels() -> None:
 def test_nothing_to_judge_by_leaves_agreement() -> None:
     result = compare_sides([pair("a", "a"), pair("b", "c")], (), samples=1)
     assert (result["with_reference"], result["hosted"], result["local"]) == (0, {}, {})
-    assert metric_lines(result) == []
+    assert score_rows(result) == []
     assert "certainty" not in result
 
 

@@ -15,11 +15,11 @@ from tunery.data.prompts import Prompts
 from tunery.data.read import read_data
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError, DataError
-from tunery.hosted.hosted_plan import lines, require_trainable
+from tunery.hosted.hosted_plan import require_trainable, training_file_lines
 
 
 def rows(examples: list[Example], wording: Prompts | None = None) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines(examples, wording or Prompts())]
+    return [json.loads(line) for line in training_file_lines(examples, wording or Prompts())]
 
 
 def test_a_classification_asks_as_a_model_trained_here_is_asked() -> None:
@@ -52,7 +52,7 @@ def test_a_conversation_keeps_weights_tools_and_calls() -> None:
     assert row["messages"][0] == {"role": "system", "content": "be kind"}
     assert row["messages"][2] == {"role": "assistant", "content": "hm", "weight": 0}
     assert row["messages"][4] == {"role": "assistant", "content": None, "tool_calls": [call]}
-    assert "é" in lines([Example("chat", Place("f", 1), messages=messages)], Prompts())[0]
+    assert "é" in training_file_lines([Example("chat", Place("f", 1), messages=messages)], Prompts())[0]
 
 
 def test_a_completion_becomes_a_conversation() -> None:
@@ -76,7 +76,7 @@ def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path:
         "preferred_output": [{"role": "assistant", "content": "At ten."}],
         "non_preferred_output": [{"role": "assistant", "content": "Whatever."}],
     }
-    (tmp_path / "pairs.jsonl").write_text("".join(lines([example], Prompts()) * 1) + "\n")
+    (tmp_path / "pairs.jsonl").write_text("".join(training_file_lines([example], Prompts()) * 1) + "\n")
     (again,) = read_data(DataConfig(train=str(tmp_path / "pairs.jsonl"), validation=None), 0).train
     assert (again.messages, again.chosen, again.rejected) == (example.messages, example.chosen, example.rejected)
 
@@ -99,7 +99,7 @@ def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path:
 )
 def test_what_no_server_takes_is_named_with_its_place(example: Example, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        lines([example], Prompts())
+        training_file_lines([example], Prompts())
 
 
 def test_plain_text_and_too_few_rows_are_refused_with_a_way_out(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from tunery.paths import RunPaths, write_atomic
 from tunery.records.hosted_state import HostedState, UploadedFile
 from tunery.records.typed_record import RecordError
 
+FILES = ("training", "validation")
+
 
 def put_aside(paths: RunPaths) -> None:
     """Move what is known of an earlier job to a folder earlier-N."""
@@ -58,11 +60,11 @@ def load_state(paths: RunPaths) -> HostedState | None:
         ) from None
 
 
-FILES = ("training", "validation")
+# --------------------------------------------------------------------------- recovered by the name of its job
 
 
 def is_job(resume: str) -> bool:
-    """Whether what is to be gone on from is a job on a server."""
+    """Whether what is to be resumed is a job on a server."""
     return resume.startswith("ftjob-")
 
 
