@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -93,6 +94,12 @@ class Columns(_Settings):
     )
 
 
+Labels = dict[str, str] | tuple[str, ...] | None
+
+QUOTED_NUMBER = re.compile(r"\s*[\d.,_]+\s*%?\s*")
+"""What may be a number of rows, but was written as a text."""
+
+
 class DataConfig(_Settings):
     """The rows, what they mean, and how they are split."""
 
@@ -113,7 +120,7 @@ class DataConfig(_Settings):
         description="chat, completion, text, classification, preference or feedback; auto looks at the rows",
     )
     columns: Columns = Field(default_factory=Columns)
-    labels: dict[str, str] | tuple[str, ...] | None = Field(
+    labels: Labels = Field(
         default=None,
         description="classification: a map from the value in the file to the word the model answers, "
         "e.g. {0: negative, 1: positive}, or just the list of values; left out, the values themselves",
@@ -157,9 +164,28 @@ class DataConfig(_Settings):
             return tuple(_as_label(name) for name in value)
         return value
 
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_words(
+        cls, value: dict[str, str] | tuple[str, ...] | None
+    ) -> dict[str, str] | tuple[str, ...] | None:
+        names = value.values() if isinstance(value, dict) else value or ()
+        if any(not name.strip() for name in names):
+            raise ValueError("a label is blank; name the word that the model is to answer")
+        return value
+
+    @field_validator("train")
+    @classmethod
+    def _some_file(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or any(not name.strip() for name in ((value,) if isinstance(value, str) else value)):
+            raise ValueError("name at least one file, each by its path")
+        return value
+
     @field_validator("validation", mode="before")
     @classmethod
     def _no_zero_validation(cls, value: object) -> object:
+        if isinstance(value, str) and QUOTED_NUMBER.fullmatch(value):
+            raise ValueError("a fraction or a number of rows is written without quotes, such as 0.1 or 500")
         return None if value in (0, False) else value
 
     @field_validator("validation")

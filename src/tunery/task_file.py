@@ -1,11 +1,14 @@
 """Reading a task file.
 
 A task file is YAML. Unknown keys are errors with a did-you-mean, duplicate keys are errors, and every error names
-file:line:field. Paths in the file are relative to the file; paths given with `--set` to the current folder.
+file:line:field. Paths in the file are relative to the file; paths given with `--set` to the current folder. Labels are
+texts as they are written: `no`, `yes` and `010` are words there, not what YAML 1.1 makes of them.
 """
 
 from __future__ import annotations
 
+import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import ValidationError
 
-from tunery.config import BUILT_IN_MODELS, Task, all_settings, sections
+from tunery.config import BUILT_IN_MODELS, QUOTED_NUMBER, Task, all_settings, sections
 from tunery.errors import ConfigError
 from tunery.jsonl import JsonObject
 from tunery.paths import safe_name
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 
 FieldPath = tuple[str, ...]
 
+_LABELS = ("data", "labels")
+
+_MOST_VALUES = 100_000
+"""In one task file."""
+
 
 class _Marks:
     """Line numbers of a YAML document's fields: ("lora", "rank") → 12."""
@@ -31,6 +39,16 @@ class _Marks:
     def __init__(self, file: str):
         self.file = file
         self.lines: dict[FieldPath, int] = {}
+        self.values = 0
+
+    def count(self) -> None:
+        """One more value. A few hundred bytes of nested aliases stand for billions."""
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise ConfigError(
+                f"{self.file}: more than {_MOST_VALUES:,} values, aliases (*name) counted each time",
+                "a task file holds a few dozen settings",
+            )
 
     def where(self, field: FieldPath) -> str:
         known = next((field[:end] for end in range(len(field), 0, -1) if field[:end] in self.lines), None)
@@ -39,13 +57,18 @@ class _Marks:
 
 
 def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: FieldPath = ()) -> object:
-    """PyYAML's own scalars, but with line numbers kept and duplicate keys refused."""
+    """PyYAML's own scalars, but with line numbers kept, duplicate keys refused, and labels as they are written."""
+    marks.count()
     if isinstance(node, yaml.MappingNode):
         result: dict[object, object] = {}
         merges = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
         loader.flatten_mapping(node)  # `<<: *name` puts the named keys first, and own keys then replace them
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
+            key = (
+                key_node.value
+                if at == _LABELS and _is_plain(key_node)
+                else loader.construct_object(key_node, deep=True)
+            )
             field = (*at, str(key))
             if key in result and not merges:
                 raise ConfigError(
@@ -58,14 +81,25 @@ def _construct(node: yaml.Node, loader: yaml.SafeLoader, marks: _Marks, at: Fiel
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(child, loader, marks, (*at, str(index))) for index, child in enumerate(node.value)]
+    if at[:-1] == _LABELS and _is_plain(node):
+        if loader.construct_object(node) is None:
+            where = f"{marks.file}:{node.start_mark.line + 1}:{'.'.join(at)}"
+            raise ConfigError(f"{where}: a label has no word", "write one; if it is the word null, put it in quotes")
+        return node.value
     return loader.construct_object(node, deep=True)
 
 
-def _parse(text: str, marks: _Marks) -> object:
+def _is_plain(node: yaml.Node) -> bool:
+    """Whether a node is a word that YAML may take for something else: without quotes, and without a tag."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None
+
+
+def _parse(text: str, marks: _Marks, at: FieldPath = ()) -> object:
+    """The value of a YAML text that stands at a field; None for an empty one."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
-        return _construct(node, loader, marks) if node is not None else {}
+        return None if node is None else _construct(node, loader, marks, at)
     finally:
         loader.dispose()
 
@@ -81,6 +115,7 @@ def _read_yaml(path: Path, marks: _Marks) -> JsonObject:
         raise ConfigError(f"{path} cannot be read: {error}", "a task file is YAML text in UTF-8") from None
     try:
         value = _parse(text, marks)
+        value = {} if value is None else value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -98,11 +133,11 @@ def _apply_override(values: JsonObject, assignment: str) -> FieldPath:
     key, equals, raw = assignment.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {assignment}: not of the form key=value", "for example --set lora.rank=8")
+    field = tuple(key.strip().split("."))
     try:
-        value = yaml.safe_load(raw)
+        value = _parse(raw, _Marks(f"--set {key.strip()}"), field)
     except (yaml.YAMLError, ValueError):  # such as name=2024-13-45, which YAML takes for a date
         value = raw
-    field = tuple(key.strip().split("."))
     target = values
     for part in field[:-1]:
         if not isinstance(target.get(part), dict):
@@ -124,6 +159,11 @@ def _did_you_mean(field: FieldPath) -> str:
     return f"known here: {known}"
 
 
+_SHORT = reprlib.Repr()
+"""For values in messages."""
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
 def _explain(error: ErrorDetails, field: FieldPath) -> str:
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
@@ -131,7 +171,9 @@ def _explain(error: ErrorDetails, field: FieldPath) -> str:
     if kind == "missing":
         return "this setting is needed"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]}" + (f" (got {given!r})" if not isinstance(given, dict) else "")
+    return f"{message[0].lower()}{message[1:]}" + (
+        f" (got {_SHORT.repr(given)})" if not isinstance(given, dict) else ""
+    )
 
 
 def _config_error(error: ValidationError, marks: _Marks, overridden: set[FieldPath]) -> ConfigError:
@@ -156,7 +198,12 @@ def _is_setting(field: FieldPath) -> bool:
 
 
 def _looks_like_path(value: str) -> bool:
-    return not value.startswith(("hub:", "openai:")) and not Path(value).is_absolute()
+    return not value.startswith(("hub:", "openai:")) and "://" not in value and not QUOTED_NUMBER.fullmatch(value)
+
+
+def _absolute(base: Path, value: str) -> str:
+    """A path seen from `base`, ~ and .. taken out; links stay, so that messages name what a person wrote."""
+    return os.path.abspath(base / os.path.expanduser(value))
 
 
 def _anchored(field: FieldPath, only: set[FieldPath] | None) -> bool:
@@ -172,17 +219,15 @@ def _anchor(values: JsonObject, base: Path, only: set[FieldPath] | None = None) 
                 continue
             value = data.get(key)
             if isinstance(value, str) and _looks_like_path(value):
-                data[key] = str((base / value).resolve())
+                data[key] = _absolute(base, value)
             elif isinstance(value, list):
-                data[key] = [
-                    str((base / v).resolve()) if isinstance(v, str) and _looks_like_path(v) else v for v in value
-                ]
+                data[key] = [_absolute(base, v) if isinstance(v, str) and _looks_like_path(v) else v for v in value]
     lora = values.get("lora")
     if isinstance(lora, dict) and isinstance(lora.get("start"), str) and _anchored(("lora", "start"), only):
-        lora["start"] = str((base / Path(lora["start"]).expanduser()).resolve())
+        lora["start"] = _absolute(base, lora["start"])
     hosted = values.get("hosted")
     if isinstance(hosted, dict) and isinstance(hosted.get("prices"), str) and _anchored(("hosted", "prices"), only):
-        hosted["prices"] = str((base / Path(hosted["prices"]).expanduser()).resolve())
+        hosted["prices"] = _absolute(base, hosted["prices"])
     model = values.get("model")
     if isinstance(model, str) and _anchored(("model",), only):
         local = base / Path(model).expanduser()

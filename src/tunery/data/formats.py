@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -32,8 +34,9 @@ from tunery.data.source import (
     Item,
     RawRow,
     Source,
-    missing_file,
     open_text,
+    printable,
+    require_file,
     shown_path,
     undecodable,
 )
@@ -60,12 +63,14 @@ def open_source(source: str, split: str = "train") -> Source:
     """
     if source.startswith("hub:"):
         return open_hub(source, split)
+    if "://" in source:
+        raise ConfigError(
+            f"{printable(source, 200)} is an address, and addresses are not read", "download the file first"
+        )
     path = Path(source).expanduser()
     result = Source(shown_path(path))
-    if path.is_dir():
+    if require_file(path, result.shown):
         return open_folder(path, split, result)
-    if not path.exists():
-        raise missing_file(path, result.shown)
     extension = path.suffix.lower()
     if extension not in EXTENSIONS:
         raise ConfigError(
@@ -88,15 +93,23 @@ class _Json:
 
     def __init__(self) -> None:
         self._faults: list[tuple[str, str, str]] = []
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+        )
 
     def _object(self, pairs: list[tuple[str, object]]) -> JsonObject:
         value = dict(pairs)
         if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in value if keys.count(key) > 1})
+            counts = Counter(key for key, _ in pairs)
+            twice = sorted(key for key, count in counts.items() if count > 1)
             self._faults += [(key, "this key stands twice in one object", "keep one of them") for key in twice]
         return value
+
+    def _float(self, digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            self._faults.append((ROW, f"the number {digits[:40]} is too large", "write a smaller one, or a text"))
+        return number
 
     def _constant(self, name: str) -> None:
         self._faults.append((ROW, f"{name} is not JSON", "write null, or a number"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,12 +62,67 @@ def shown_path(path: Path) -> str:
     return min(relative, str(path), key=len)
 
 
+_OTHER_FORMATS = {
+    b"PK\x03\x04": ("a zip file, as .xlsx files of Excel are", "save the table as CSV"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the table as CSV"),
+    b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
+    b"%PDF": ("a PDF file", "save its text as .txt"),
+    b"PAR1": ("a Parquet file", "name it .parquet"),
+    b"SQLite format 3": ("an SQLite database", "write its rows to a .csv or .jsonl file"),
+}
+"""First bytes of files that are not text → what they are, and what to do."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def require_file(path: Path, shown: str) -> bool:
+    """Make sure that there is something to read; whether it is a folder.
+
+    Raises:
+        ConfigError: there is no such file (those that are like it are suggested), or it cannot be read.
+        DataError: the file holds something else than its name says.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.listdir(path)
+            return True
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{shown} is not a file that can be read twice", "write its rows to a file first")
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing_file(path, shown) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"{printable(shown, 120)} cannot be read: {why}", "check the path and its permissions"
+        ) from None
+    if start.startswith(_LFS):
+        raise DataError(f"{shown} is a Git LFS pointer, not the data itself", "fetch the data with `git lfs pull`")
+    if path.suffix.lower() != ".parquet":
+        for first, (what, fix) in _OTHER_FORMATS.items():
+            if start.startswith(first):
+                raise DataError(f"{shown} is not text but {what}", fix)
+    return False
+
+
 def missing_file(path: Path, shown: str) -> ConfigError:
     """The error for a file that does not exist, suggesting those that do."""
+    if path.is_symlink():
+        return ConfigError(
+            f"{shown} is a link to {printable(os.readlink(path), 120)}, which does not exist", "fix the link"
+        )
+    shown = printable(shown, 200)
     if not path.parent.is_dir():
-        return ConfigError(f"no file {shown}: the folder {shown_path(path.parent)} does not exist", "check data.train")
-    names = sorted(os.listdir(path.parent))
-    close = similar_names(path.name, names, 3, 0.5)
+        folder = printable(shown_path(path.parent), 200)
+        return ConfigError(f"no file {shown}: the folder {folder} does not exist", "check data.train")
+    try:
+        names = sorted(map(printable, os.listdir(path.parent)))
+    except OSError as error:
+        return ConfigError(f"no file {shown}: its folder cannot be read: {error.strerror}", "check its permissions")
+    close = similar_names(printable(path.name, 200), names, 3, 0.5)
     readable = [name for name in names if name.lower().endswith(EXTENSIONS)][:8]
     if close:
         return ConfigError(f"no file {shown}", f"did you mean {' or '.join(close)}?")
@@ -90,8 +146,10 @@ def bad_rows(problems: Sequence[Problem], rows: int, of: int, hint: str) -> Data
 def open_text(path: Path, shown: str, newline: str) -> TextIO:
     """UTF-8 text in which a wrong byte does not stop the reading: `undecodable` finds it in its row."""
     with open(path, "rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(f"{shown}:1: the file is UTF-16", "save it as UTF-8")
+        mark = file.read(4)
+    for encoding, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
+        if mark.startswith(marks):
+            raise DataError(f"{shown}:1: the file is {encoding}", "save it as UTF-8")
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
