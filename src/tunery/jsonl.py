@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tunery.paths import disk_errors
 
@@ -16,6 +16,21 @@ itself promises has a class instead (tunery.records)."""
 
 JsonMapping = Mapping[str, Any]
 """A JsonObject that is only read."""
+
+
+def is_object(value: object) -> TypeGuard[JsonObject]:
+    """Whether a value that others chose is a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_mapping(value: object) -> TypeGuard[JsonMapping]:
+    """Whether a value that others chose has members, whatever its class."""
+    return isinstance(value, Mapping)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value that others chose is a list."""
+    return isinstance(value, list)
 
 
 def parse_object(text: str | bytes) -> JsonObject | None:

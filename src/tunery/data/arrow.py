@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ def _library(module: str, shown: str) -> ModuleType:
 
 
 @contextmanager
-def _words_for_failures(what: str, kind: type[ConfigError] | type[DataError], hint: str) -> Iterator[None]:
+def _words_for_failures(what: str, kind: type[ConfigError] | type[DataError], hint: str) -> Generator[None]:
     try:
         yield
     except (ConfigError, DataError):

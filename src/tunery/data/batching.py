@@ -125,7 +125,8 @@ def micro_batches(
 
 def _cost(units: Iterable[Sequence[Row]], pair_cost: float) -> list[float]:
     """What each unit adds to a prefix tree that holds the one before it, in computed tokens."""
-    costs, before = [], None
+    costs: list[float] = []
+    before: Row | None = None
     for unit in units:
         cost = 0.0
         for row in unit:
@@ -274,7 +275,7 @@ def _similar(lengths: Sequence[int]) -> Iterator[slice]:
 
 def _path(nodes: list[_Node], node: int) -> list[int]:
     """The node and its ancestors, root first."""
-    chain = []
+    chain: list[int] = []
     while node >= 0:
         chain.append(node)
         node = nodes[node].parent
@@ -291,11 +292,11 @@ def _lay_out(nodes: list[_Node]) -> tuple[Group, ...]:
     children: dict[int, list[int]] = {}
     for index, node in enumerate(nodes):
         children.setdefault(node.parent, []).append(index)
-    groups = []
+    groups: list[Group] = []
     place = 0
     level = [-1]
     while level:
-        following = []
+        following: list[int] = []
         for parent in level:
             family = sorted(children.get(parent, ()), key=lambda n: len(nodes[n].tokens))
             following += family
@@ -327,7 +328,10 @@ def pack(rows: Sequence[Row], *, share: bool = True) -> PackedBatch:
         place = slice(node.start, node.start + len(node.tokens))
         ids[place] = node.tokens
         positions[place] = np.arange(node.depth, node.depth + len(node.tokens))
-    at, targets, weights, owners = [], [], [], []
+    at: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
     for sorted_index, row_index in enumerate(order):
         row = rows[row_index]
         predicted = np.flatnonzero(row.weights)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunery.data.example import ExampleFields, Problem
 from tunery.data.source import known_here
-from tunery.jsonl import JsonMapping, JsonObject
+from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 from tunery.text import did_you_mean
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -66,7 +66,7 @@ def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] 
         except (ValueError, RecursionError):
             report.add(field, "the text is not valid JSON", fix)
             return None
-    if isinstance(value, list):
+    if is_list(value):
         return value
     report.add(field, f"a list is needed, not {describe(value)}", fix)
     return None
@@ -102,7 +102,7 @@ def read_messages(report: Report, field: str, value: Sequence[object], calls: se
 
 def read_message(report: Report, at: str, message: object, calls: set[str]) -> JsonObject:
     """A message in OpenAI's form, without keys that are null (tables fill absent ones so). `calls`: ids seen so far."""
-    if not isinstance(message, dict):
+    if not is_object(message):
         report.add(at, f"a message is an object, not {describe(message)}", 'write {"role": …, "content": …}')
         return {}
     message, names = _from_sharegpt({key: value for key, value in message.items() if value is not None})
@@ -172,7 +172,7 @@ def _weight(report: Report, field: str, message: JsonObject, role: str, result: 
 def _content(report: Report, field: str, message: JsonObject, result: JsonObject) -> str:
     """The message's text. A refusal is what the assistant says; it stands in for absent content."""
     content, role = message.get("content"), result["role"]
-    if isinstance(content, list):
+    if is_list(content):
         content = _joined_parts(report, field, content)
     refusal = message.get("refusal")
     if role == "assistant" and isinstance(refusal, str) and refusal.strip():
@@ -193,11 +193,11 @@ def _content(report: Report, field: str, message: JsonObject, result: JsonObject
 
 
 def _joined_parts(report: Report, field: str, parts: Sequence[object]) -> str:
-    texts = []
+    texts: list[str] = []
     for index, part in enumerate(parts):
         at = f"{field}[{index}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text") if isinstance(part, dict) else None
+        kind = part.get("type") if is_object(part) else None
+        text = part.get("text") if is_object(part) else None
         if kind != "text" or not isinstance(text, str):
             what = "not a text part" if kind in (None, "text") else f"parts of type {str(kind)[:40]} are not supported"
             report.add(at, what, 'write {"type": "text", "text": …}')
@@ -224,10 +224,10 @@ def _tool_call_id(report: Report, field: str, message: JsonObject, role: str, ca
 def _tool_calls(report: Report, field: str, entries: object, role: str, calls: set[str]) -> list[JsonObject]:
     if role != "assistant":
         report.add(field, "only the assistant calls tools", "remove it, or write role assistant")
-    result = []
+    result: list[JsonObject] = []
     for index, entry in enumerate(read_list(report, field, entries, "write a list of calls, or leave it out") or ()):
         at = f"{field}[{index}]"
-        if not isinstance(entry, dict):
+        if not is_object(entry):
             report.add(at, f"a tool call is an object, not {describe(entry)}", "write id, type and function")
             continue
         call = entry.get("id")
@@ -246,7 +246,7 @@ def _function(report: Report, at: str, entry: JsonObject) -> JsonObject:
     if entry.get("type") != "function":
         report.add(f"{at}.type", "missing" if entry.get("type") is None else "unknown type", 'write "type": "function"')
     function = entry.get("function")
-    if not isinstance(function, dict):
+    if not is_object(function):
         report.add(f"{at}.function", f"an object is needed, not {describe(function)}", 'write {"name": …, …}')
         return {}
     if not isinstance(function.get("name"), str) or not function["name"].strip():
@@ -274,7 +274,7 @@ def read_tools(report: Report, key: str, value: object) -> tuple[JsonObject, ...
     if value is None:
         return ()
     for index, tool in enumerate(value):
-        if isinstance(tool, dict):
+        if is_object(tool):
             _function(report, f"{key}[{index}]", tool)
         else:
             report.add(f"{key}[{index}]", f"a tool is an object, not {describe(tool)}", "write type and function")

@@ -174,7 +174,7 @@ def _refuse_unused_settings(kind: Kind, config: DataConfig) -> None:
 
 
 def _find_columns(kind: Kind, names: list[str], config: DataConfig) -> dict[str, str]:
-    columns = {}
+    columns: dict[str, str] = {}
     for role in kind.roles:
         found = _candidates(kind, role, names, config)
         if len(found) > 1:
@@ -199,7 +199,7 @@ def _find_columns(kind: Kind, names: list[str], config: DataConfig) -> dict[str,
 
 
 def _notes(kind: Kind, columns: dict[str, str], names: list[str], config: DataConfig) -> tuple[str, ...]:
-    notes = []
+    notes: list[str] = []
     chosen = ", ".join(f"{role} from {column}" for role, column in columns.items())
     how = "found" if config.kind == "auto" else "as set"
     notes.append(f"Kind {kind.name} ({how})" + (f": {chosen}." if chosen else "."))

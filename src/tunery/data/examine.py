@@ -37,12 +37,12 @@ class Examined:
     """
 
     kind: KindName | None = None
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict[str, str])
     labels: tuple[str, ...] = ()
-    examples: list[Example] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list[Example])
+    problems: list[Problem] = field(default_factory=list[Problem])
     rows: int = 0
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
 
 def examine_files(
@@ -107,7 +107,7 @@ class _Reading:
         Raises:
             TuneryError: about the last of `shown`, which cannot be read (on).
         """
-        heads = []
+        heads: list[OpenedSource] = []
         for path in paths:
             self.shown.append(path)
             heads.append(OpenedSource.of(open_source(path, split)))

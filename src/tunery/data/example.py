@@ -126,12 +126,12 @@ class DataSet:
     train: list[Example]
     validation: list[Example]
     test: list[Example]
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list[Problem])
     rows_read: int = 0
     duplicates: int = 0
     overlap_removed: int = 0
-    files: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    notes: list[str] = field(default_factory=list[str])
 
     @property
     def held_out(self) -> tuple[str, list[Example]]:

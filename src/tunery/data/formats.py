@@ -41,7 +41,7 @@ from tunery.data.source import (
     undecodable,
 )
 from tunery.errors import ConfigError, DataError
-from tunery.jsonl import JsonObject
+from tunery.jsonl import JsonObject, is_object
 from tunery.paths import file_sha256
 from tunery.text import plural
 
@@ -129,7 +129,7 @@ class _Json:
             faults.append((ROW, *NOT_UTF8))
         elif "\\ud" in text.lower() and not _encodable(value):
             faults.append((ROW, "half of a surrogate pair (\\ud8xx) stands alone", "write the character itself"))
-        row = RawRow(line, value) if isinstance(value, dict) else None
+        row = RawRow(line, value) if is_object(value) else None
         if row is None:
             example = '{"text": "…"}'
             faults.append((ROW, f"a row is an object, not {_json_type(value)}", f"write it like {example}"))
@@ -145,7 +145,7 @@ def _encodable(value: object) -> bool:
 
 
 def _json_type(value: object) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names: dict[type[object], str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 

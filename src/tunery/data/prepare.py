@@ -16,7 +16,7 @@ from tunery.data.batching import Row
 from tunery.data.example import DataSet, Example, Problem, Rendered
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Encoded
-from tunery.data.render import Renderer
+from tunery.data.render import Renderer, decode
 from tunery.data.source import ROW, bad_rows
 from tunery.errors import DataError
 
@@ -37,11 +37,11 @@ class Rows:
         refused: what is wrong with examples that the chat template does not take.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list[Row])
     unit: int = 1
-    truncated: list[str] = field(default_factory=list)
-    dropped: list[tuple[str, str]] = field(default_factory=list)
-    refused: list[Problem] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list[str])
+    dropped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    refused: list[Problem] = field(default_factory=list[Problem])
 
     @property
     def units(self) -> int:
@@ -205,6 +205,4 @@ def pieces(renderer: Renderer, row: Row) -> list[tuple[str, bool]]:
     """A row's text in stretches of trained and untrained tokens: (text, whether it is trained)."""
     on = row.weights > 0
     borders = [0, *(np.flatnonzero(np.diff(on)) + 1).tolist(), len(on)]
-    return [
-        (str(renderer.tokenizer.decode(row.ids[a:b].tolist())), bool(on[a])) for a, b in itertools.pairwise(borders)
-    ]
+    return [(decode(renderer.tokenizer, row.ids[a:b].tolist()), bool(on[a])) for a, b in itertools.pairwise(borders)]

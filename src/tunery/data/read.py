@@ -44,7 +44,7 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
     train = [example for head in heads for example in log.read(head, shape, labels)]
     if shape.rules.labelled and labels is None and train:
         labels = collected_labels(train, log)
-    parts = {}
+    parts: dict[str, list[Example]] = {}
     for part, path in (("validation", config.validation), ("test", config.test)):
         parts[part] = log.read(OpenedSource.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
     log.finish()
@@ -96,7 +96,8 @@ class OpenedSource:
 
     @classmethod
     def of(cls, source: Source) -> OpenedSource:
-        seen, rows = [], 0
+        seen: list[Item] = []
+        rows = 0
         for item in source.items:
             seen.append(item)
             rows += isinstance(item, RawRow)
@@ -117,18 +118,19 @@ class Log:
     """What reading brings to light besides the rows."""
 
     on_bad_row: str
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list[Problem])
     rows_read: int = 0
     bad_rows: int = 0
     shortened: int = 0
-    without_rows: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
+    without_rows: list[str] = field(default_factory=list[str])
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    notes: list[str] = field(default_factory=list[str])
+    sources: list[Source] = field(default_factory=list[Source])
 
     def read(self, head: OpenedSource, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
         """The good rows of one source; its bad ones are noted."""
-        source, examples = head.source, []
+        source = head.source
+        examples: list[Example] = []
         check_columns(shape, [row.value for row in head.rows], source.shown)
         for item in head.items():
             self.rows_read += 1

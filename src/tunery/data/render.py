@@ -11,9 +11,9 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -30,11 +30,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class _Tokenizer(Protocol):
+    """The types of what transformers leaves without one in its tokenizers."""
+
+    @property
+    def chat_template(self) -> str | Mapping[str, str] | None: ...
+
+    def decode(self, token_ids: list[int], /) -> str | list[str]: ...
+
+
 @dataclass
 class Remarks:
     """What rendering noticed, counted over all rows; each is a sentence for the user."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def add(self, sentence: str) -> None:
         """Count one more row for which `sentence` is true."""
@@ -80,7 +89,7 @@ class Renderer(Prompts):
     @property
     def template_sha256(self) -> str:
         """Hash of the chat template; it travels with the adapter and is compared when a run is loaded."""
-        return text_sha256(str(self.tokenizer.chat_template or ""))
+        return text_sha256(str(_chat_template(self.tokenizer) or ""))
 
     @functools.cached_property
     def tokenizer_sha256(self) -> str:
@@ -102,7 +111,7 @@ class Renderer(Prompts):
 
     def plain(self, messages: Iterable[Message]) -> list[JsonObject]:
         """Messages as the chat template gets them."""
-        knows_developer = "developer" in str(self.tokenizer.chat_template)
+        knows_developer = "developer" in str(_chat_template(self.tokenizer))
         return [plain_message(message, knows_developer) for message in messages]
 
     def _template(self, messages: Sequence[Message], tools: Sequence[Tool], add_generation_prompt: bool = False) -> str:
@@ -152,7 +161,7 @@ class Renderer(Prompts):
         trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
         whole = self._template(messages[: trained[-1] + 1], tools)
         together: list[tuple[int, int]] = []
-        rows = []
+        rows: list[Rendered] = []
         for turn in trained:
             upto = whole if turn == trained[-1] else self._template(messages[: turn + 1], tools)
             start, end = self._answer_span(messages, turn, tools, upto)
@@ -212,7 +221,7 @@ class Renderer(Prompts):
             clean[index] &= wholes[index][0][: len(ids)] == ids
         first = self._first_tokens()
         last = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]  # type: ignore[arg-type]
-        result = []
+        result: list[tuple[list[int], list[bool]]] = []
         for row, (ids, offsets), is_clean in zip(rendered, wholes, clean, strict=True):
             if is_clean:
                 trained = _starts_within(offsets, row.spans)
@@ -246,7 +255,7 @@ class Renderer(Prompts):
             verbose=False,
         )
         ids: list[list[int]] = out["input_ids"]  # type: ignore[assignment]
-        spans = out["offset_mapping"] if offsets else [[] for _ in ids]
+        spans: list[list[tuple[int, int]]] = out["offset_mapping"] if offsets else [[] for _ in ids]
         return list(zip(ids, spans, strict=True))  # type: ignore[arg-type]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
@@ -265,7 +274,7 @@ class Renderer(Prompts):
     @property
     def end_of_turn(self) -> int | None:
         """The token with which the template ends an answer, found by rendering one; None if it writes none."""
-        if not self.tokenizer.chat_template:
+        if not _chat_template(self.tokenizer):
             return None
         for opening in ([], [{"role": "system", "content": "s"}]):
             messages = [*opening, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -284,8 +293,17 @@ class Renderer(Prompts):
         return sorted({int(i) for i in ids if i is not None})  # type: ignore[arg-type]
 
 
+def decode(tokenizer: _Tokenizer, ids: list[int]) -> str:
+    """The text of tokens."""
+    return str(tokenizer.decode(ids))
+
+
+def _chat_template(tokenizer: _Tokenizer) -> str | Mapping[str, str] | None:
+    return tokenizer.chat_template
+
+
 @contextlib.contextmanager
-def _template_errors(where: str) -> Iterator[None]:
+def _template_errors(where: str) -> Generator[None]:
     """What a chat template raises, in words and with the row it was about."""
     try:
         yield

@@ -49,8 +49,8 @@ class Source:
 
     shown: str
     items: Iterator[Item] = field(default_factory=lambda: iter(()))
-    hashes: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict[str, str])
+    notes: list[str] = field(default_factory=list[str])
 
 
 def shown_path(path: Path) -> str:

@@ -89,7 +89,8 @@ def hold_out(rows: Sequence[Example], share: float, seed: int) -> tuple[list[Exa
             )
         return list(rows), []
     keys = sorted(groups)
-    order = [keys[position] for position in np.random.default_rng([seed, _HOLD_OUT]).permutation(len(keys))]
+    places: list[int] = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(keys)).tolist()
+    order = [keys[place] for place in places]
     labels = {key: min(rows[index].label for index in groups[key]) for key in order}
     taken = _take(order, {key: len(groups[key]) for key in order}, labels, wanted)
     held = [index for key in order if key in taken for index in groups[key]]

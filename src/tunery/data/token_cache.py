@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -70,11 +70,11 @@ def _code_sha256() -> bytes:
 
 def load(key: str, examples: Sequence[Example]) -> tuple[JsonObject, dict[str, int]] | None:
     """An entry: what `store` was given, with the places of `examples`, and the remarks; None without a sound one."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     file = _file(key)
     try:
-        with safe_open(file, framework="np") as entry:
+        with _opened(file) as entry:
             arrays = {name: entry.get_tensor(name) for name in _ARRAYS}
             facts = json.loads(entry.metadata()["facts"])
             sound = entry.metadata()["sha256"] == _content_sha256(arrays, entry.metadata()["facts"])
@@ -83,28 +83,38 @@ def load(key: str, examples: Sequence[Example]) -> tuple[JsonObject, dict[str, i
         os.utime(file)  # used just now
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
+    truncated: list[int] = facts["truncated"]
+    dropped: list[tuple[int, str]] = facts["dropped"]
     return {
         **facts["more"],
         "rows": _cut_apart(arrays, examples),
-        "truncated": [examples[number].where for number in facts["truncated"]],
-        "dropped": [(examples[number].where, reason) for number, reason in facts["dropped"]],
+        "truncated": [examples[number].where for number in truncated],
+        "dropped": [(examples[number].where, reason) for number, reason in dropped],
     }, facts["remarks"]
 
 
+def _opened(file: Path) -> contextlib.AbstractContextManager[Any]:
+    from safetensors import safe_open
+
+    return safe_open(file, framework="np")
+
+
 def _cut_apart(arrays: Mapping[str, np.ndarray], examples: Sequence[Example]) -> list[Row]:
-    ends = np.cumsum(arrays["lengths"])
+    ends: list[int] = np.cumsum(arrays["lengths"]).tolist()
+    lengths: list[int] = arrays["lengths"].tolist()
+    numbers: list[int] = arrays["examples"].tolist()
+    answers: list[int] = arrays["desirable"].tolist()
     weights = arrays["weights"].astype(np.float32)
     desirable = {number: value for value, number in _DESIRABLE.items()}
-    columns = (ends, arrays["lengths"], arrays["examples"], arrays["desirable"])
     return [
         Row(
             arrays["ids"][end - length : end],
             weights[end - length : end],
             examples[number].where,
             number,
-            desirable[wanted],
+            desirable[answer],
         )
-        for end, length, number, wanted in zip(*(column.tolist() for column in columns), strict=True)
+        for end, length, number, answer in zip(ends, lengths, numbers, answers, strict=True)
     ]
 
 

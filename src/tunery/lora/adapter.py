@@ -16,18 +16,19 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunery.config import VariantName
 from tunery.errors import AdapterError
-from tunery.jsonl import JsonMapping, JsonObject
+from tunery.jsonl import JsonMapping, JsonObject, is_object
 from tunery.lora.attach import adapter_names, adapter_state, lora_layers, place, require_adapter
 from tunery.lora.layer import LoRASettings, LoRATensors, can_wrap, check_name, wrap
 from tunery.lora.targets import plain_modules
 from tunery.lora.variants import VARIANTS, variant_of
 from tunery.lora.variants.base import Variant
+from tunery.models.typed import load_file
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ _NEUTRAL = {
 """Fields of PEFT's configuration that a saved LoRA adapter may set and we honour, or that do not change its output.
 Any other field that is set stands for a method that needs more than A and B."""
 
-_UNSET = (None, False, "none", {}, [])
+_UNSET: tuple[object, ...] = (None, False, "none", {}, [])
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is; the others (PiSSA, OLoRA, …) change its weights too."""
@@ -226,7 +227,7 @@ def read_config(folder: Path) -> JsonObject:
         raise AdapterError(f"no adapter at {folder}: {CONFIG_FILE} is missing", hint) from None
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{file} cannot be read: {error}", _AGAIN) from None
-    if not isinstance(config, dict):
+    if not is_object(config):
         raise AdapterError(f"{file} holds no settings, but a {type(config).__name__}", _AGAIN)
     if config.get("peft_type") != "LORA":
         raise AdapterError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from tunery.lora.layer import LoRALayer, LoRASettings, LoRATensors, check_name, 
 from tunery.lora.targets import find_targets, plain_modules
 from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Variant
+from tunery.models.typed import named_modules
 
 
 def attach(
@@ -116,14 +117,15 @@ def place(
 def swap_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Put modules in the place of others, wherever those stand (a layer may be shared by several parents)."""
     for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
+        children: dict[str, nn.Module | None] = vars(parent)["_modules"]  # named_children() gives a module once
+        for key, child in list(children.items()):
             if child is not None and child in replacements:
                 setattr(parent, key, replacements[child])
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """The wrapped layers by full module name, in model order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALayer)}
+    return {name: module for name, module in named_modules(model) if isinstance(module, LoRALayer)}
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -170,7 +172,7 @@ def set_active(model: nn.Module, name: str | None) -> None:
 
 
 @contextlib.contextmanager
-def using(model: nn.Module, name: str | None) -> Iterator[None]:
+def using(model: nn.Module, name: str | None) -> Generator[None]:
     """Within this context another adapter is active; with None the model is its base, bit for bit.
 
     Raises:

@@ -30,6 +30,7 @@ from tunery.lora.variants import VARIANTS
 from tunery.lora.variants.base import Extra, Update, Variant
 from tunery.lora.variants.lora import add_up, delta_weight
 from tunery.models.quantized import is_quantized, unpacked_weight
+from tunery.models.typed import hook_state_dict
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class LoRATensors:
     settings: LoRASettings
     A: Tensor
     B: Tensor
-    extra: Extra = field(default_factory=dict)
+    extra: Extra = field(default_factory=dict[str, Tensor])
 
 
 def check_name(name: str) -> None:
@@ -98,8 +99,7 @@ class LoRALayer(nn.Module):
         self.dropouts: dict[str, Dropout] = {}
         self.active: str | None = None
         self.training = base.training
-        self.register_state_dict_post_hook(_hide_base)
-        self.register_load_state_dict_pre_hook(_find_base)
+        hook_state_dict(self, _hide_base, _find_base)
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         # transformers ties weights by assigning `lm_head.weight = …`

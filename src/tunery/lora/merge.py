@@ -13,6 +13,7 @@ from tunery.errors import AdapterError
 from tunery.lora.attach import active_adapter, lora_layers, require_adapter
 from tunery.lora.layer import LoRALayer
 from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, quantized_layers, unpacked_weight
+from tunery.models.typed import text_config, tied_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +101,7 @@ def _merged_weight(layer: LoRALayer, name: str, path: str) -> Tensor:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+    for config in {id(c): c for c in (model.config, text_config(model.config))}.values():
         config.tie_word_embeddings = False
     # transformers notes at construction which names share a weight, and goes by it when saving
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    model.all_tied_weights_keys = tied_weights(model)

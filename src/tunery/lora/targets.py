@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tunery.errors import TargetError
 from tunery.lora.layer import LoRALayer, can_wrap
+from tunery.models.typed import named_modules
 from tunery.text import did_you_mean
 
 SHORTCUTS = ("all-linear", "attention", "mlp")
@@ -22,7 +23,7 @@ _MLP = re.compile(r"(^|[._])(mlp|ffn?|feed_?forward|fc\d?|moe|experts?)([._]|$)"
 def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module of the model as it is without adapters, by full name, in model order; the root is left out."""
     inside: str | None = None
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if not name or (inside and name.startswith(inside)):
             continue
         inside = None
@@ -79,7 +80,7 @@ def untouched_linear_weights(model: nn.Module) -> list[str]:
 
 
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LoRALayer))
+    adapted = tuple(f"{name}." for name, module in named_modules(model) if isinstance(module, LoRALayer))
     return ((name, p) for name, p in model.named_parameters() if not name.startswith(adapted))
 
 
@@ -104,7 +105,7 @@ def _within(item: str, name: str) -> bool:
 def _layer_paths(model: nn.Module) -> Callable[[str], str | None]:
     """A function from full names to names within their decoder layer ("self_attn.q_proj"); None outside the layers."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    prefix = next((name for name, module in named_modules(model) if module is decoder), "")
     start = rf"{re.escape(prefix)}\." if prefix else ""
     layer = re.compile(start + r"(?:[^.\d][^.]*\.)+?\d+\.(.+)")
 
@@ -129,7 +130,7 @@ def _is_router(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 def _shortcut(model: nn.Module, modules: Mapping[str, nn.Module], word: str) -> set[str]:
     in_layer = _layer_paths(model)
-    found = set()
+    found: set[str] = set()
     for name, module in modules.items():
         path = in_layer(name)
         if path is None or isinstance(module, nn.Embedding) or not can_wrap(module) or _is_router(name, modules):

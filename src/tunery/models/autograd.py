@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,8 @@ class Context(Protocol):
     def set_materialize_grads(self, value: bool) -> None:
         """Whether `backward` is given zeros for outputs that nothing was computed from; otherwise None."""
         ...
+
+
+def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
+    """What such a function makes of its arguments."""
+    return function.apply(*arguments)

@@ -23,6 +23,7 @@ from tunery.lora.attach import remove, set_active
 from tunery.lora.targets import untouched_linear_weights
 from tunery.models.device import describe_device, peak_memory
 from tunery.models.load import Base
+from tunery.models.typed import norm
 from tunery.paths import file_sha256, text_sha256
 from tunery.records.run_receipt import (
     VERSION,
@@ -56,10 +57,10 @@ def versions() -> dict[str, str]:
 
 def movement(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, JsonObject]:
     """How far each tensor moved: the norm of its change, over the norm it started with (over 1 if that was zero)."""
-    moved = {}
+    moved: dict[str, JsonObject] = {}
     for name, start in initial.items():
-        change = float((now[name].detach().cpu() - start).norm())
-        size = float(start.norm())
+        change = float(norm(now[name].detach().cpu() - start))
+        size = float(norm(start))
         moved[name] = {"shape": list(start.shape), "moved": change / (size if size > 0 else 1.0)}
     return moved
 

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from tunery.config import OF_THE_START, all_settings
 from tunery.errors import CheckpointError
-from tunery.jsonl import JsonMapping, JsonObject
+from tunery.jsonl import JsonMapping, JsonObject, is_mapping
 from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, keep_other_content
+from tunery.models.typed import load_file
 from tunery.paths import RunPaths, read_json, write_folder, write_json
 
 NEUTRAL_SETTINGS = {
@@ -95,7 +96,7 @@ def settings_that_matter(task: JsonMapping) -> JsonObject:
     def walk(value: object, at: str) -> None:
         if at in NEUTRAL_SETTINGS:
             return
-        if isinstance(value, Mapping) and value and at != "data.labels":
+        if is_mapping(value) and value and at != "data.labels":
             for key, inner in value.items():
                 walk(inner, f"{at}.{key}" if at else str(key))
         else:
@@ -196,7 +197,9 @@ class Checkpoints:
             content = read_json(path / "state.json")
             tensors = load_file(path / WEIGHTS_FILE)
             moments = load_file(path / "optimizer.safetensors")
-            state = TrainerState(**{**content["progress"], "resumed_from": tuple(content["progress"]["resumed_from"])})
+            progress: JsonObject = content["progress"]
+            progress = {**progress, "resumed_from": tuple(progress["resumed_from"])}
+            state = TrainerState(**progress)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} cannot be read: {error}",

@@ -8,17 +8,17 @@ evaluation afterwards, generation and saving never meet a recomputing layer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunery.data.batching import pack
 from tunery.fast.compile import calls, refusals
 from tunery.fast.packed_model import PackedModel, probe_rows
+from tunery.models.typed import checkpoint
 from tunery.training.loss import batch_loss
 
 
@@ -50,7 +50,7 @@ class DecoderLayers:
 
 
 @contextlib.contextmanager
-def running_layers(model: nn.Module, recompute: bool = False) -> Iterator[DecoderLayers]:
+def running_layers(model: nn.Module, recompute: bool = False) -> Generator[DecoderLayers]:
     """The layers of a model, to be changed within this context; at its end they are as before."""
     layers = DecoderLayers(model)
     if recompute:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from tunery.lora.attach import adapter_state, trainable_parameters
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import available_memory
 from tunery.models.load import Base
+from tunery.models.typed import save_tokenizer
 from tunery.paths import RunPaths, write_atomic, write_folder
 from tunery.progress import Note, Progress
 from tunery.records.run_receipt import Receipt
@@ -43,7 +44,7 @@ from tunery.training.scoring import scoring_functions
 from tunery.training.sizing import SAMPLED_STEPS, Sizing, size_up
 from tunery.training.start import Attached, attach_adapter
 from tunery.training.throughput import speed_check
-from tunery.training.worker_pool import can_fork, wanted_workers
+from tunery.training.worker_pool import Function, can_fork, wanted_workers
 
 _RECOMPUTE = "recompute"
 
@@ -205,7 +206,7 @@ def _workers(
     clock: DropoutClock,
     layers: DecoderLayers,
     state: TrainerState,
-) -> Iterator[Workers | None]:
+) -> Generator[Workers | None]:
     """Processes that compute beside this one, where they make a run faster. A resumed run keeps their number, since
     another one would add in another order, unless the task fixes it."""
     train, objective = prepared.train, plan.objective
@@ -217,7 +218,7 @@ def _workers(
         count = state.cpu_workers or wanted_workers(model, batches, objective.unit, torch.get_num_threads())
     elif not can_fork(model):
         count = 1
-    functions = {_RECOMPUTE: lambda _: layers.recompute(), **scoring_functions(model)}
+    functions: dict[str, Function] = {_RECOMPUTE: lambda _: layers.recompute(), **scoring_functions(model)}
     workers = start_workers(model, trainable_parameters(model.model), clock, objective, count, functions)
     try:
         yield workers
@@ -270,6 +271,6 @@ def _say_plan(
 def _save_adapter(base: Base, folder: Path) -> None:
     def fill(temporary: Path) -> None:
         write_adapter_files(base.model, temporary, base_model=base.info.name)
-        base.tokenizer.save_pretrained(temporary)
+        save_tokenizer(base.tokenizer, temporary)
 
     write_folder(folder, fill)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunery.lora.attach import base_parameters
 from tunery.models.quantized import numel
+from tunery.models.typed import output_embeddings
 from tunery.models.windows import attention_width
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def step_flops(
         last_layer: parameters of the base that are used at the predicting positions only (tunery.fast.last_layer).
         reference_parameters: frozen numbers of an adapter that is on in those passes.
     """
-    head = model.get_output_embeddings()
+    head = output_embeddings(model)
     outside = {id(p) for m in (head, model.get_input_embeddings()) if m is not None for p in m.parameters()}
     base = base_parameters(model)
     inside = sum(numel(p) for p in base if p.dim() >= 2 and id(p) not in outside)

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @contextlib.contextmanager
-def thread_count(threads: int) -> Iterator[None]:
+def thread_count(threads: int) -> Generator[None]:
     """Within this context PyTorch computes with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -27,7 +27,8 @@ def thread_count(threads: int) -> Iterator[None]:
 def shared_like(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Zeros of the same shapes in memory that processes forked later share; not in /dev/shm, which is often small."""
     sizes = [-(-tensor.numel() * tensor.element_size() // 64) * 64 for tensor in tensors]
-    memory, at, made = mmap.mmap(-1, max(1, sum(sizes))), 0, []
+    memory, at = mmap.mmap(-1, max(1, sum(sizes))), 0
+    made: list[Tensor] = []
     for tensor, size in zip(tensors, sizes, strict=True):
         flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=at)
         made.append(flat.view(tensor.shape))
@@ -39,7 +40,7 @@ _ASKED_TO_STOP = {signal.SIGINT, signal.SIGTERM}
 
 
 @contextlib.contextmanager
-def signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Generator[None]:
     """SIGINT and SIGTERM wait until this context ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED_TO_STOP)
     try:
@@ -67,7 +68,7 @@ def anonymous_bytes(*, peak: bool = False, status: Path = Path("/proc/self/statu
     The system knows the peak of all kinds together (proc(5), VmHWM). Files and shared memory, which only grow here, are
     taken off.
     """
-    found = {}
+    found: dict[str, int] = {}
     for line in status.read_text().splitlines():
         name, _, value = line.partition(":")
         if name in ("VmHWM", "RssAnon", "RssFile", "RssShmem"):

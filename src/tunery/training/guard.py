@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -115,14 +115,15 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """A signal has come."""
         if self.signal_number is not None:  # asked twice: stop at once
             raise KeyboardInterrupt
         self.signal_number = number
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[StopRequest]:
+def stop_signals() -> Generator[StopRequest]:
     """Within this context the first SIGINT or SIGTERM is a request, the second acts at once.
 
     In a thread other than the main one signals cannot be caught, and the request is never set.
@@ -130,7 +131,7 @@ def stop_signals() -> Iterator[StopRequest]:
     request = StopRequest()
     caught = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = {number: signal.signal(number, request._handle) for number in caught}
+        before = {number: signal.signal(number, request.handle) for number in caught}
     except ValueError:
         yield request
         return

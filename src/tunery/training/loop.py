@@ -18,6 +18,7 @@ from tunery.fast.shared_input import forget_outputs
 from tunery.jsonl import JsonObject
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import is_out_of_memory
+from tunery.models.typed import numbers
 from tunery.progress import Note, Progress
 from tunery.training.advice import advise
 from tunery.training.checkpoint import Checkpoints, TrainerState
@@ -102,7 +103,7 @@ def _read(values: Sequence[Tensor | float]) -> list[float]:
     if not any(isinstance(value, Tensor) and value.is_cuda for value in values):
         return [float(value) for value in values]
     device = next(value.device for value in values if isinstance(value, Tensor) and value.is_cuda)
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]).tolist()
+    return numbers(torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]))
 
 
 def batch_gradient(
@@ -159,7 +160,7 @@ def train_step(
     return batch_gradient(model, parameters, rows, limit, clock, key, max_norm, objective, workers).read()
 
 
-def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(adapter: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the adapter's float32 tensors."""
     return torch.optim.AdamW(
         list(adapter.values()),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunery.data.batching import PackedBatch
 from tunery.fast.islands import softmax_gradient, softmax_sums
 from tunery.fast.packed_model import OutputHead, PackedModel
-from tunery.models.autograd import Context
+from tunery.models.autograd import Context, apply
 from tunery.training.memory import LOGIT_PARTS, logit_chunk
 
 
@@ -137,6 +137,7 @@ def _head_pass(hidden: Tensor, head: OutputHead, entries: _Entries, keep: bool) 
     layer = head.frozen
     assert layer is not None
     weight, rows = layer.weight, chunk_rows(layer.weight)
+    bias: Tensor | None = getattr(layer, "bias", None)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     grad = torch.empty_like(hidden) if keep else None
     weights = entries.weights.to(wide)
@@ -149,8 +150,8 @@ def _head_pass(hidden: Tensor, head: OutputHead, entries: _Entries, keep: bool) 
     for start in range(0, len(hidden), rows):
         stop = min(start + rows, len(hidden))
         logits = torch.mm(hidden[start:stop], weight.t(), out=room[: stop - start])
-        if layer.bias is not None:
-            logits += layer.bias
+        if bias is not None:
+            logits += bias
         for first in range(start, stop, step):
             last = min(first + step, stop)
             part, on = (
@@ -227,7 +228,7 @@ def batch_loss(model: PackedModel, batch: PackedBatch) -> BatchLoss:
         logits = model.logits(batch) if model.head is None else model.head.logits(model.hidden(batch))
         return _loss_of_logits(logits, entry, targets, weights)
     hidden = model.hidden(batch)
-    return BatchLoss(*_FrozenHeadLoss.apply(hidden, model.head, _Entries.of(model, batch)))  # type: ignore[misc]
+    return BatchLoss(*apply(_FrozenHeadLoss, hidden, model.head, _Entries.of(model, batch)))
 
 
 def row_log_probabilities(model: PackedModel, batch: PackedBatch, rows: int) -> Tensor:
@@ -243,7 +244,7 @@ def row_log_probabilities(model: PackedModel, batch: PackedBatch, rows: int) -> 
         each = _each_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), entry, targets)
     else:
         hidden = model.hidden(batch).index_select(0, entry)
-        each = _FrozenHeadEach.apply(hidden, model.head, targets)
+        each: Tensor = apply(_FrozenHeadEach, hidden, model.head, targets)
     by_row = np.argsort(batch.owners, kind="stable")
     counts = np.bincount(batch.owners, minlength=rows).tolist()
-    return -torch.stack([part.sum() for part in each[model.tensor(by_row)].split(counts)])  # type: ignore[index]
+    return -torch.stack([part.sum() for part in torch.split(each[model.tensor(by_row)], counts)])

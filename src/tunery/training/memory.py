@@ -11,6 +11,7 @@ from torch import nn
 from tunery.fast.attention import KEPT_KEYS
 from tunery.fast.fused_mlp import FusedMLP, is_gated_mlp
 from tunery.lora.layer import LoRALinear
+from tunery.models.typed import text_config
 from tunery.models.windows import AttentionHeads
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class _Widths:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> _Widths:
-        config = config.get_text_config()
+        config = text_config(config)
         hidden = int(_first(config, "hidden_size", "d_model") or 0)
         heads = AttentionHeads.of(config)
         if not heads.queries:  # recurrent layers are taken for attention with one head

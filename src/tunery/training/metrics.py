@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -137,12 +137,20 @@ class Sink(Protocol):
         ...
 
 
+class _Scalars(Protocol):
+    """The types of TensorBoard's writer."""
+
+    def add_scalar(self, tag: str, value: object, step: int, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class _TensorBoard:
     def __init__(self, run_dir: Path, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what a crashed run logged after the checkpoint that this one resumes from
-        self._writer = SummaryWriter(log_dir=str(run_dir / "tensorboard"), purge_step=first_step)
+        self._writer: _Scalars = SummaryWriter(log_dir=str(run_dir / "tensorboard"), purge_step=first_step)
 
     def log(self, step: int, metrics: JsonMapping) -> None:
         for name, value in metrics.items():
@@ -283,7 +291,7 @@ class RunLog:
         done: int,
         *,
         keep_until_step: int | None,
-    ) -> Iterator[Self]:
+    ) -> Generator[Self]:
         """For as long as a run is trained; closes `progress` at its end.
 
         Args:

@@ -11,6 +11,7 @@ from tunery.data.batching import steps_per_epoch
 from tunery.data.prepare import Prepared, Rows
 from tunery.errors import ConfigError, DataError
 from tunery.jsonl import JsonMapping
+from tunery.models.typed import text_config
 from tunery.training.loop import Plan
 from tunery.training.objectives import OBJECTIVES
 from tunery.training.objectives.base import Objective
@@ -72,7 +73,7 @@ def peak_rate(config: TrainConfig, model_config: PreTrainedConfig, objective: Ob
     times the multiplier."""
     if config.learning_rate != "auto":
         return config.learning_rate * config.learning_rate_multiplier
-    rate = auto_learning_rate(model_config.get_text_config().hidden_size)
+    rate = auto_learning_rate(text_config(model_config).hidden_size)
     return float(f"{rate * objective.lr_scale:.2g}") * config.learning_rate_multiplier
 
 

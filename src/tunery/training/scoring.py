@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from tunery.data.batching import PackedBatch, Row, deal, micro_batches, pack
 from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import active_adapter, using
 from tunery.models.device import is_out_of_memory
+from tunery.models.typed import numbers
 from tunery.progress import Note, Say
 from tunery.training.guard import out_of_memory_with_one_row
 from tunery.training.loss import BatchLoss, batch_loss
@@ -123,7 +124,7 @@ def _answer(model: PackedModel, asked: _Asked) -> Scores:
 @contextlib.contextmanager
 def scoring(
     model: PackedModel, rows: Sequence[Row], workers: int | str = "auto", say: Say | None = None
-) -> Iterator[Scorer]:
+) -> Generator[Scorer]:
     """A scorer with as many workers as score such rows fastest, or with as many as are wanted (`train.cpu_workers`)."""
     count = workers if isinstance(workers, int) and can_fork(model) else 1
     if workers == "auto":
@@ -161,7 +162,7 @@ def score(model: PackedModel, rows: Sequence[Row], tokens: int = BATCH_TOKENS) -
 
 
 def _sum(values: Sequence[Tensor]) -> float:
-    return sum(torch.stack(list(values)).tolist()) if values else 0.0
+    return sum(numbers(torch.stack(list(values)))) if values else 0.0
 
 
 def _losses(model: PackedModel, rows: Sequence[Row], tokens: int) -> Iterator[tuple[list[Row], PackedBatch, BatchLoss]]:

@@ -15,6 +15,7 @@ from tunery.fast.packed_model import PackedModel
 from tunery.lora.attach import base_parameters
 from tunery.models.device import peak_memory, resident_memory
 from tunery.models.quantized import held_bytes, numel
+from tunery.models.typed import text_config
 from tunery.training.memory import Lean, MemoryEstimate, StepSizes, estimate, logit_chunk, tokens_that_fit
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Need:
             "lean": Lean.of(model),
         }
         at_once = max(longest, -(-tokens * wanted_rows(task) // task.train.batch_size))
-        return cls(model.config.get_text_config(), at_once, longest, positions, sizes)
+        return cls(text_config(model.config), at_once, longest, positions, sizes)
 
     def estimate(self, tokens: int, recompute: bool) -> MemoryEstimate:
         """With so many tokens at a time, activations recomputed or not."""

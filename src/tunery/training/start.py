@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ def read_start(task: Task) -> Start | None:
 
 
 @contextlib.contextmanager
-def _named() -> Iterator[None]:
+def _named() -> Generator[None]:
     """Put the setting's name before what is wrong with the folder."""
     try:
         yield

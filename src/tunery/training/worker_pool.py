@@ -24,6 +24,7 @@ from tunery.errors import ResumableError, TuneryError
 from tunery.fast.compile import compile_in_calling_thread
 from tunery.fast.packed_model import PackedModel
 from tunery.models.device import is_out_of_memory
+from tunery.models.typed import text_config
 from tunery.models.windows import attention_width
 from tunery.training.flops import step_flops
 from tunery.training.forking import anonymous_bytes, follow_parent, signals_held_back, thread_count
@@ -240,7 +241,7 @@ class WorkerPool:
 def pair_cost(model: PackedModel) -> float:
     """What a query and a key that see each other cost, summed over the layers, in computed tokens."""
     config = model.model.config
-    layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0))
+    layers = int(getattr(text_config(config), "num_hidden_layers", 0))
     token = step_flops(model.model, 1, 0, 0)
     return 12.0 * layers * attention_width(config) / token if token else 0.0
 

@@ -29,7 +29,7 @@ from tunery.data.kinds.completion import PROMPT_COLUMNS
 from tunery.data.kinds.values import with_input
 from tunery.data.prompts import Prompts
 from tunery.data.source import known_here
-from tunery.jsonl import JsonMapping, JsonObject
+from tunery.jsonl import JsonMapping, JsonObject, is_list, is_mapping
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -200,13 +200,13 @@ def read_prompt(
     tools = read_tools(report, tools_key, row.get(tools_key))
     if key is None or value is None:
         return None, tools
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return _openai_input(report, key, value, calls)
     if isinstance(value, str):
         if not value.strip():
             report.add(key, "empty", "write the prompt, or remove the row")
         return [{"role": "user", "content": value}], tools
-    if not isinstance(value, list):
+    if not is_list(value):
         report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
         return [], tools
     if not value:
@@ -238,7 +238,7 @@ def read_answer(report: Report, key: str, value: object, calls: set[str]) -> Mes
         if not value.strip():
             report.add(key, "the answer is empty", "write the answer, or remove the row")
         return [{"role": "assistant", "content": value}]
-    if not isinstance(value, list):
+    if not is_list(value):
         report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
         return []
     if not value:

@@ -25,7 +25,7 @@ class Update:
     A: Tensor
     B: Tensor
     scaling: float
-    extra: Extra = field(default_factory=dict)
+    extra: Extra = field(default_factory=dict[str, Tensor])
 
 
 class Variant(ABC):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tunery.lora.variants.base import Update, Variant
 from tunery.lora.variants.lora import delta_weight
+from tunery.models.typed import norm
 
 if TYPE_CHECKING:
     from tunery.lora.layer import LoRALinear
@@ -37,7 +38,7 @@ class DoRA(Variant):
     peft: ClassVar[Mapping[str, object]] = {"use_dora": True}
 
     def start(self, weight: Tensor) -> dict[str, Tensor]:
-        return {MAGNITUDE: weight.norm(dim=1)}
+        return {MAGNITUDE: norm(weight, dim=1)}
 
     def output(self, layer: LoRALinear, x: Tensor, name: str) -> Tensor:
         update = layer.update(name)
@@ -52,7 +53,7 @@ class DoRA(Variant):
 
     def merged(self, weight: Tensor, update: Update) -> Tensor:
         direction = weight + delta_weight(update.A, update.B, update.scaling)
-        gain = update.extra[MAGNITUDE] / _above_zero(direction.norm(dim=1))
+        gain = update.extra[MAGNITUDE] / _above_zero(norm(direction, dim=1))
         return gain[:, None] * direction
 
 

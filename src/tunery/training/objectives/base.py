@@ -42,7 +42,7 @@ class StepStats:
     """
 
     loss: Tensor | float = 0.0
-    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    metrics: dict[str, Tensor | float] = field(default_factory=dict[str, Tensor | float])
     data_tokens: int = 0
     computed_tokens: int = 0
     trained_tokens: int = 0

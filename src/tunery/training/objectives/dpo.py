@@ -108,7 +108,7 @@ class DPO(ReferenceObjective):
         batch = pack(rows)
         reference = self.reference_log_probabilities(model, batch, len(rows))
         judged = judge(row_log_probabilities(model, batch, len(rows)), reference, self.beta)
-        (judged.loss / weight).backward()
+        torch.autograd.backward(judged.loss / weight)
         return StepStats.of(judged.loss.detach(), judged.metrics, model, [batch])
 
     def _one_by_one(self, model: PackedModel, rows: Sequence[Row], weight: float) -> StepStats:
@@ -121,7 +121,7 @@ class DPO(ReferenceObjective):
         judged = judge(policy.requires_grad_(), reference, self.beta)
         (slopes,) = torch.autograd.grad(judged.loss / weight, policy)
         for slope, batch in zip(slopes, batches, strict=True):
-            (slope * row_log_probabilities(model, batch, 1)).sum().backward()
+            torch.autograd.backward((slope * row_log_probabilities(model, batch, 1)).sum())
         return StepStats.of(judged.loss.detach(), judged.metrics, model, batches)
 
     def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
@@ -149,7 +149,7 @@ class DPO(ReferenceObjective):
 
 def judge_scores(policy: np.ndarray, reference: np.ndarray, beta: float) -> tuple[float, dict[str, float]]:
     """(mean loss, mean metrics) of pairs, from float64 log-probabilities [2 · pairs] as `judge` takes them."""
-    judged = judge(torch.from_numpy(policy), torch.from_numpy(reference), beta)
+    judged = judge(torch.as_tensor(policy), torch.as_tensor(reference), beta)
     pairs = len(policy) // 2
     return float(judged.loss) / pairs, {name: float(value) / pairs for name, value in judged.metrics.items()}
 

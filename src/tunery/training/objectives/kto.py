@@ -106,7 +106,7 @@ class KTO(ReferenceObjective):
             reference = self.reference_log_probabilities(model, batch, len(together))
             policy = row_log_probabilities(model, batch, len(together))
             loss, metrics = self._losses(policy, reference, together, z0)
-            (loss / weight).backward()
+            torch.autograd.backward(loss / weight)
             stats += StepStats.of(loss.detach(), metrics, model, [batch])
         return stats
 
@@ -125,7 +125,7 @@ class KTO(ReferenceObjective):
         """The mean over the rows, with a z₀ of all of them together."""
         z0 = self.prepare_step(score, rows)
         policy, reference = self.both(score, rows)
-        loss, metrics = self._losses(torch.from_numpy(policy), torch.from_numpy(reference), rows, z0)
+        loss, metrics = self._losses(torch.as_tensor(policy), torch.as_tensor(reference), rows, z0)
         means = {name: float(value) / len(rows) for name, value in metrics.items()}
         good = _good(rows)
         if good.any() and not good.all():
@@ -180,7 +180,7 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
     goes off the front of the prompt."""
     longest = max(len(row.ids) for row in rows)
     starts = [int(np.flatnonzero(row.weights)[0]) for row in rows]
-    found = []
+    found: list[Row] = []
     for number, row in enumerate(rows):
         other = rows[(number + 1) % len(rows)]
         answer, start = slice(starts[(number + 1) % len(rows)], None), starts[number]

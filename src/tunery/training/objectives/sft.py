@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
+import torch
+
 from tunery.config import Task
 from tunery.data.batching import Row, pack
 from tunery.data.prepare import Rows
@@ -42,7 +44,7 @@ class CrossEntropy(Objective):
     def backward(self, model: PackedModel, rows: Sequence[Row], weight: float, context: object = None) -> StepStats:
         batch = pack(rows)
         loss = batch_loss(model, batch)
-        (loss.total / weight).backward()
+        torch.autograd.backward(loss.total / weight)
         return StepStats.of(loss.total.detach(), {"train_token_accuracy": loss.correct}, model, [batch])
 
     def measure(self, score: Scorer, rows: Sequence[Row]) -> tuple[float, Mapping[str, float]]:
