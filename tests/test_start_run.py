@@ -205,7 +205,7 @@ def test_a_finished_run_is_not_taken_for_one_from_another_start(project: Path) -
     assert again.receipt == done.receipt
     scaled = config_of(project / "start") | {"lora_alpha": 6}
     (project / "start" / "adapter_config.json").write_text(json.dumps(scaled))
-    with pytest.raises(ConfigError, match="went on from another adapter"):
+    with pytest.raises(ConfigError, match="started from another adapter"):
         tunery.train("task.yaml", progress=QUIET)
 
 
