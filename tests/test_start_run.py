@@ -373,7 +373,7 @@ def test_an_adapter_of_peft_with_exceptions_is_trained_on_as_it_is(project: Path
     )
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), settings)
     config = {"base_model_name_or_path": str(base_folder), "init_lora_weights": True}
-    model.save_pretrained(project / "theirs")
+    model.save_pretrained(str(project / "theirs"))
     (project / "theirs" / "adapter_config.json").write_text(json.dumps(config_of(project / "theirs") | config))
     run = tunery.train("task.yaml", ["lora.start=theirs", "train.max_steps=2"], progress=QUIET)
     saved = config_of(run.path / "adapter")

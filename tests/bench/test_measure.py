@@ -82,8 +82,7 @@ def test_an_environment_is_built_again_only_when_its_pins_change(
     pins = tmp_path / "x.txt"
     pins.write_text("torch==2.13.0\n")
     for _ in range(2):
-        python = environments.python_of("x")
-    assert python.startswith(str(tmp_path / ".venv-bench" / "x"))
+        assert environments.python_of("x").startswith(str(tmp_path / ".venv-bench" / "x"))
     assert len(commands) == 2, "one to make it, one to install"
     pins.write_text("torch==2.13.1\n")
     environments.python_of("x")

@@ -1,12 +1,13 @@
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tunery.data.example import Problem
 from tunery.data.formats import PASSAGE_CHARACTERS, open_source
-from tunery.data.source import RawRow
+from tunery.data.source import Item, RawRow
 from tunery.errors import ConfigError, DataError
 from tunery.versions import install_command
 
@@ -17,14 +18,20 @@ def put(folder: Path, name: str, content: str | bytes) -> str:
     return str(path)
 
 
-def items(folder: Path, name: str, content: str | bytes):
+def items(folder: Path, name: str, content: str | bytes) -> list[Item]:
     return list(open_source(put(folder, name, content)).items)
 
 
-def rows(folder: Path, name: str, content: str | bytes) -> list[tuple[int, object]]:
-    found = items(folder, name, content)
-    assert all(isinstance(item, RawRow) for item in found), found
-    return [tuple(item) for item in found]
+def only_rows(found: Iterable[Item]) -> list[RawRow]:
+    kept: list[RawRow] = []
+    for item in found:
+        assert isinstance(item, RawRow), item
+        kept.append(item)
+    return kept
+
+
+def rows(folder: Path, name: str, content: str | bytes) -> list[RawRow]:
+    return only_rows(items(folder, name, content))
 
 
 def problems(folder: Path, name: str, content: str | bytes) -> list[Problem]:
@@ -70,6 +77,7 @@ class TestJsonLines:
     def test_bytes_that_are_not_utf8_spoil_their_row_only(self, tmp_path):
         found = items(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n{"text": "b"}\n')
         assert [type(item) for item in found] == [RawRow, list, RawRow]
+        assert isinstance(found[1], list)
         assert "a.jsonl:2:(row): a character is not valid UTF-8" in str(found[1][0])
 
     def test_single_quotes_get_their_own_fix(self, tmp_path):
@@ -117,7 +125,7 @@ class TestJsonList:
 
     def test_json_lines_under_this_name_are_read_and_noted(self, tmp_path):
         source = open_source(put(tmp_path, "a.json", '{"text": "a"}\n{"text": "b"}\n'))
-        assert [item.line for item in source.items] == [1, 2]
+        assert [row.line for row in only_rows(source.items)] == [1, 2]
         assert "JSON lines" in source.notes[0]
 
 
@@ -133,15 +141,15 @@ class TestTables:
         texts = ['a "b" c', "x,y", "line\nline", " spaced ", "", "x" * 200_000]
         with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
-        found = list(open_source(str(tmp_path / "a.csv")).items)
-        assert [item.value["text"] for item in found] == texts
+        found = only_rows(open_source(str(tmp_path / "a.csv")).items)
+        assert [row.value for row in found] == [{"id": str(i), "text": text} for i, text in enumerate(texts)]
 
     def test_tabs(self, tmp_path):
         assert rows(tmp_path, "a.tsv", "text\tlabel\na, b\t1\n") == [(2, {"text": "a, b", "label": "1"})]
 
     def test_semicolons_are_seen_and_noted(self, tmp_path):
         source = open_source(put(tmp_path, "a.csv", "text;label\na, b;1\n"))
-        assert [item.value for item in source.items] == [{"text": "a, b", "label": "1"}]
+        assert [row.value for row in only_rows(source.items)] == [{"text": "a, b", "label": "1"}]
         assert "semicolons" in source.notes[0]
 
     def test_a_header_with_commas_stays_with_commas(self, tmp_path):
@@ -157,6 +165,8 @@ class TestTables:
     def test_a_stray_quote_is_a_problem_and_later_rows_are_read(self, tmp_path):
         found = items(tmp_path, "a.csv", 'text,label\n"a"b,1\nc,2\n')
         assert [type(item) for item in found] == [list, RawRow]
+        assert isinstance(found[0], list)
+        assert isinstance(found[1], RawRow)
         assert (found[0][0].line, found[1].line) == (2, 3)
 
     def test_a_quote_that_swallows_the_file_is_an_error_even_when_rows_may_be_skipped(self, tmp_path):
@@ -176,6 +186,8 @@ class TestTables:
 
     def test_bytes_that_are_not_utf8_spoil_their_row_only(self, tmp_path):
         found = items(tmp_path, "a.csv", b'text,label\n"x\n\xff",1\nb,2\n')
+        assert isinstance(found[0], list)
+        assert isinstance(found[1], RawRow)
         assert (found[0][0].line, found[1].line) == (2, 4)
 
     def test_a_header_that_is_not_utf8_does_not_make_the_next_row_the_header(self, tmp_path):
@@ -190,12 +202,14 @@ class TestPlainText:
     def test_a_long_text_is_cut_between_paragraphs_and_nothing_is_lost(self, tmp_path):
         paragraphs = [f"{number} " + "word " * 100 for number in range(60)]
         source = open_source(put(tmp_path, "a.txt", "\r\n\r\n".join(paragraphs)))
-        found = list(source.items)
+        found = only_rows(source.items)
         assert 5 < len(found) < 10
-        assert "\n\n".join(row.value for row in found) == "\n\n".join(paragraphs)
-        assert all(PASSAGE_CHARACTERS <= len(row.value) + 2 < PASSAGE_CHARACTERS + 600 for row in found[:-1])
+        texts = [row.value for row in found if isinstance(row.value, str)]
+        assert len(texts) == len(found)
+        assert "\n\n".join(texts) == "\n\n".join(paragraphs)
+        assert all(PASSAGE_CHARACTERS <= len(text) + 2 < PASSAGE_CHARACTERS + 600 for text in texts[:-1])
         lines = "\n\n".join(paragraphs).split("\n")
-        assert all(lines[row.line - 1] == row.value.split("\n")[0] for row in found)
+        assert [lines[row.line - 1] for row in found] == [text.split("\n")[0] for text in texts]
         assert f"{len(found)} passages" in source.notes[0]
 
 
@@ -253,7 +267,7 @@ class TestArrow:
         assert list(source.items) == [RawRow(1, {"text": "a", "label": 1})]
         assert any("0: no, 1: yes" in note for note in source.notes)
         assert any(name.endswith(".arrow") for name in source.hashes)
-        assert [row.line for row in open_source(str(tmp_path / "saved" / "train")).items] == [1]
+        assert [row.line for row in only_rows(open_source(str(tmp_path / "saved" / "train")).items)] == [1]
         with pytest.raises(ConfigError, match="it has train, test"):
             open_source(str(tmp_path / "saved"), "validation")
 

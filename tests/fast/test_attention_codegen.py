@@ -20,13 +20,17 @@ pytest.importorskip("triton")
 
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.device_interface import CudaInterface
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InductorError
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.hints import DeviceProperties
+from torch._subclasses import fake_tensor
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.nn.attention import flex_attention
+from torch.utils import _triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
@@ -72,7 +76,7 @@ def forget() -> None:
     """What was compiled, and what PyTorch remembers about this machine and its Triton."""
     torch.compiler.reset()
     attention_gpu.forget()
-    for known in (*vars(torch.utils._triton).values(), DeviceProperties.create):
+    for known in (*vars(_triton).values(), DeviceProperties.create):
         if hasattr(known, "cache_clear"):
             known.cache_clear()
 
@@ -96,7 +100,7 @@ def codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 if "device" in node.kwargs:
                     node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
         inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-        mode = next(x.fake_mode for x in inputs if isinstance(x, Tensor))
+        mode = next(x.fake_mode for x in inputs if isinstance(x, fake_tensor.FakeTensor))
         with mode:
             inputs = [
                 torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") if isinstance(x, Tensor) else x
@@ -130,11 +134,11 @@ def codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         (CudaInterface.Worker, "get_device_properties", staticmethod(lambda *_: H100)),
         (CudaInterface.Worker, "current_device", staticmethod(lambda *_: 0)),
         (GraphLowering, "_compile_to_module", keep),
-        (torch._subclasses.fake_tensor, "init_gpu_context", lambda *_: None),
+        (fake_tensor, "init_gpu_context", lambda *_: None),
         (flex_attention, "_validate_device", lambda *_: None),
         (driver, "_active", Driver()),
-        (torch._inductor.config, "compile_threads", 1),
-        (torch._functorch.config, "force_non_lazy_backward_lowering", True),
+        (inductor_config, "compile_threads", 1),
+        (functorch_config, "force_non_lazy_backward_lowering", True),
     ):
         monkeypatch.setattr(owner, name, value)
     backend = aot_autograd(

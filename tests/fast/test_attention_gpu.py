@@ -134,11 +134,17 @@ def test_the_block_mask_is_the_one_pytorch_makes_from_the_whole_mask() -> None:
                 assert got[0, 0, row, :count].tolist() == wanted[0, 0, row, :count].tolist()
 
 
-def heads(length: int, seed: int = 0, query: int = 4, keys: int = 2, width: int = 16) -> list[Tensor]:
-    """Random queries, keys and values in float64, [H, T, D] and [G, T, D]."""
+def heads(
+    length: int, seed: int = 0, query: int = 4, keys: int = 2, width: int = 16, learnt: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random queries, keys and values in float64, [H, T, D] and [G, T, D]; `learnt` asks for their gradients."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(query, length, width), (keys, length, width), (keys, length, width)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+    def random(count: int) -> Tensor:
+        values = torch.randn(count, length, width, generator=generator, dtype=torch.float64)
+        return values.requires_grad_(learnt)
+
+    return random(query), random(keys), random(keys)
 
 
 def plainly(batch: PackedBatch, q: Tensor, k: Tensor, v: Tensor, scale: float = 0.3, **rule: Any) -> Tensor:
@@ -175,7 +181,7 @@ def test_flex_attention_over_the_tree_equals_attention_by_groups_with_its_gradie
         lambda q, k, v, rule: plainly(batch, q, k, v, **rule),
         lambda q, k, v, rule: by_tree(q, k, v, layout, as_rule(**rule), over_blocks),
     ):
-        inputs = [x.requires_grad_() for x in heads(len(batch.ids))]
+        inputs = heads(len(batch.ids), learnt=True)
         out = compute(*inputs, rule)  # sinks belong to the frozen base
         slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
         results.append([out.detach(), *torch.autograd.grad(out, inputs, slope)])
@@ -218,7 +224,8 @@ def test_flex_attention_is_compiled_once_for_batches_of_any_length(counting: Cou
             assert torch.allclose(got, plainly(batch, q, k, v, sliding_window=window))
             with torch.no_grad():
                 by_tree(q, k, v, layout, Rule(0.3, window))
-            by_tree(*(x.contiguous().requires_grad_() for x in (q, k, v)), layout, Rule(0.3, window))
+            q, k, v = (x.contiguous().requires_grad_() for x in (q, k, v))
+            by_tree(q, k, v, layout, Rule(0.3, window))
     assert counting.graphs == 3  # nothing needs a gradient, no gradients, all need one
 
 
@@ -228,7 +235,7 @@ def test_a_process_may_hold_many_models(counting: Counting) -> None:
     shapes = [(4, 2, 16, 0.25), (6, 2, 16, 0.25), (8, 8, 16, 0.125), (4, 4, 32, 0.2), (8, 2, 32, 0.3), (2, 1, 16, 0.4)]
     for query, keys, width, scale in shapes * 2:
         layout = GpuLayout(batch.groups, CPU)
-        inputs = [x.requires_grad_() for x in heads(len(batch.ids), query=query, keys=keys, width=width)]
+        inputs = heads(len(batch.ids), query=query, keys=keys, width=width, learnt=True)
         got = by_tree(*inputs, layout, Rule(scale))
         with torch.no_grad():
             assert torch.equal(by_tree(*inputs, layout, Rule(scale)), got)
@@ -279,7 +286,7 @@ def test_segments_of_one_length_are_a_batch(keys: int, monkeypatch: pytest.Monke
     assert layout.one_length == 37
     results = []
     for compute in (plainly, lambda _, q, k, v: by_equal_lengths(q, k, v, layout, Rule(0.3))):
-        inputs = [x.requires_grad_() for x in heads(len(batch.ids), keys=keys)]
+        inputs = heads(len(batch.ids), keys=keys, learnt=True)
         out = compute(batch, *inputs)
         slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
         results.append([out.detach(), *torch.autograd.grad(out, inputs, slope)])

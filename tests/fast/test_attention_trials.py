@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention
+from torch.utils.checkpoint import CheckpointError
+from transformers import PreTrainedModel
 
 from tests.fast.flash import flash
 from tests.support.shapes import tiny_model
@@ -51,13 +53,13 @@ def rows(count: int, stem: int = 20) -> list[Row]:
     return [Row(ids, np.concatenate([[0], np.ones(len(ids) - 1)]).astype(np.float32)) for ids in each]
 
 
-def tuned(name: str = "llama", **changes: Any) -> tuple[torch.nn.Module, list[Tensor]]:
+def tuned(name: str = "llama", **changes: Any) -> tuple[PreTrainedModel, list[torch.nn.Parameter]]:
     model = tiny_model(name, **{"hidden_size": 64, "head_dim": 16, **changes}).eval()
     apply_lora(model, rank=4, targets="all-linear")
     return model, trainable_parameters(model)
 
 
-def gradient(model: PackedModel, parameters: list[Tensor], share: bool) -> list[Tensor]:
+def gradient(model: PackedModel, parameters: Sequence[Tensor], share: bool) -> list[Tensor]:
     with model.running():
         return list(torch.autograd.grad(batch_loss(model, pack(rows(5), share=share)).total, parameters))
 
@@ -92,7 +94,7 @@ def test_a_kernel_tried_within_a_recomputed_layer_would_be_noticed(monkeypatch: 
         return attend(q, k, v, layout, rule)
 
     monkeypatch.setattr(attention, "attend", at_once)
-    with running_layers(model, recompute=True), pytest.raises(torch.utils.checkpoint.CheckpointError):
+    with running_layers(model, recompute=True), pytest.raises(CheckpointError):
         gradient(flat, parameters, share=False)
 
 
@@ -102,7 +104,8 @@ def test_all_kernels_are_tried_before_the_run_on_the_layers_own_kinds_of_attenti
     model.set_attn_implementation("eager")  # transformers 5.17 loads Gemma 2 with SDPA, which knows no soft cap
     assert optimize_model(model).flattened
     config = model.config
-    tried = {(key[0], attention_gpu.AttentionCase(*key[1:])) for key in attention_gpu._tried}
+    keys: list[tuple[Any, ...]] = list(attention_gpu._tried)
+    tried = {(kernel, attention_gpu.AttentionCase(*case)) for kernel, *case in keys}
     flash = {"llama": {by_equal_lengths, by_lengths}}.get(name, set())
     assert {kernel for kernel, _ in tried} == {by_tree, *flash}
     assert {kind.windowed for _, kind in tried} == ({False} if name == "llama" else {False, True})
@@ -149,7 +152,10 @@ def batch_kernel(flat: PackedModel, share: bool, batch: list[Row] | None = None)
     inputs = flat._inputs(pack(batch or rows(5), share=share))
     with flat.running(), torch.no_grad():
         flat.model.get_decoder()(**inputs)
-    (kernel,) = set(inputs["segments"].gpu.chosen.values())
+    layout = inputs["segments"]
+    assert isinstance(layout, attention.PackedLayout)
+    assert layout.gpu is not None
+    (kernel,) = set(layout.gpu.chosen.values())
     return kernel and kernel.__name__
 
 

@@ -20,12 +20,12 @@ from tunery.data.batching import Row, pack
 from tunery.fast import fused_lora as fused
 from tunery.fast import shared_input as shared
 from tunery.fast.adapters import apply_lora
+from tunery.fast.fused_linear import FusedLoRALinear
 from tunery.fast.fused_lora import LoRAPart, gated_mlp, lora_linears
 from tunery.fast.fused_mlp import FusedMLP, replace_mlps
 from tunery.fast.islands import ACTIVATIONS
 from tunery.fast.packed_model import optimize_model
 from tunery.lora.attach import lora_layers
-from tunery.lora.layer import LoRALinear
 
 F64 = torch.float64
 
@@ -64,7 +64,7 @@ def test_layers_with_one_input_are_the_formula_and_its_gradient(
     inputs = [x, *(t for i in which for t in (parts[i].A, parts[i].B))]
 
     def gradients(outputs: Any) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(sum((outputs[i] * outputs[i].cos()).sum() for i in which), inputs)
+        return torch.autograd.grad(torch.stack([(outputs[i] * outputs[i].cos()).sum() for i in which]).sum(), inputs)
 
     got, wanted = lora_linears(x, parts), [written_out(x, part) for part in parts]
     assert same(got, wanted)
@@ -89,7 +89,7 @@ def test_in_a_step_gradients_add_up_as_autograd_would_add_them(aligned: bool, mo
     """Three layers of other ranks and scalings with one input and the block after them, for three micro-batches."""
     monkeypatch.setattr(fused, "_wants_alignment", lambda device: aligned)
     parts = [random_part(7, out, rank, False, seed) for seed, (out, rank) in enumerate([(6, 4), (3, 8), (3, 5)])]
-    block = [random_part(6, 9, 3, True, 4), random_part(6, 9, 3, False, 4), random_part(9, 6, 2, False, 5)]
+    block = random_part(6, 9, 3, True, 4), random_part(6, 9, 3, False, 4), random_part(9, 6, 2, False, 5)
     adapters = [t for part in (*parts, *block) for t in (part.A, part.B)]
     batches = [0.1 * torch.randn(n, 7, dtype=F64, generator=torch.Generator().manual_seed(n)) for n in (5, 1, 8)]
 
@@ -149,11 +149,11 @@ def test_no_gradient_goes_where_none_is_wanted() -> None:
     assert same([got], [wanted])
 
 
-def adapted(dropout: float = 0.0) -> tuple[nn.Module, LoRALinear]:
+def adapted(dropout: float = 0.0) -> tuple[nn.Module, FusedLoRALinear]:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     apply_lora(model, rank=2, targets=["0"], dropout=dropout)
     layer = model[0]
-    assert isinstance(layer, LoRALinear)
+    assert isinstance(layer, FusedLoRALinear)
     return model, layer
 
 
@@ -174,7 +174,8 @@ def test_what_the_fused_function_does_not_know_takes_the_plain_path() -> None:
     hook.remove()
     dropping, layer = adapted(dropout=0.5)
     assert layer.part(x) is not None
-    assert dropping.train()[0].part(x) is None
+    dropping.train()
+    assert layer.part(x) is None
 
 
 def row(length: int) -> Row:
@@ -182,12 +183,19 @@ def row(length: int) -> Row:
     return Row(ids, (ids > 8).astype("float32"))
 
 
+def query_layer(model: nn.Module) -> FusedLoRALinear:
+    layer = lora_layers(model)["model.layers.0.self_attn.q_proj"]
+    assert isinstance(layer, FusedLoRALinear)
+    return layer
+
+
 def test_query_key_and_value_compute_together_in_a_run_and_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama").eval()
     apply_lora(model, rank=2)
     flat = optimize_model(model)
-    together = lora_layers(model)["model.layers.0.self_attn.q_proj"].shared  # type: ignore[union-attr]
-    assert [layer.out_features for layer in together.layers] == [32, 16, 16]
+    together = query_layer(model).shared
+    assert together is not None
+    assert [layer.out_features for layer in together.layers if isinstance(layer, FusedLoRALinear)] == [32, 16, 16]
     counts: list[int] = []
     real = shared.lora_linears
     monkeypatch.setattr(shared, "lora_linears", lambda x, parts: (counts.append(len(parts)), real(x, parts))[1])
@@ -202,8 +210,7 @@ def test_outputs_that_nobody_takes_are_not_kept() -> None:
     model = tiny_model("llama").eval()
     apply_lora(model, rank=2)
     optimize_model(model)
-    query = lora_layers(model)["model.layers.0.self_attn.q_proj"]
-    assert isinstance(query, LoRALinear)
+    query = query_layer(model)
     assert query.shared is not None
     x = torch.randn(1, 3, 32)
     with shared.sharing():
@@ -218,17 +225,16 @@ def test_a_backward_pass_in_another_thread_leaves_nothing_behind() -> None:
     model = tiny_model("llama").eval()
     apply_lora(model, rank=2)
     optimize_model(model)
-    layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, LoRALinear)}
+    layers = {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, FusedLoRALinear)}
     groups = {layer.shared for layer in layers.values() if layer.shared is not None}
     alive: list[weakref.ref[Tensor]] = []
 
     def recompute() -> None:
-        for name, layer in layers.items():
-            if name.endswith(("q_proj", "k_proj", "v_proj")):
-                if name.endswith("q_proj"):
-                    x = torch.randn(1, 3, 32)
-                    alive.append(weakref.ref(x))
-                layer(x)
+        for block in range(2):
+            x = torch.randn(1, 3, 32)
+            alive.append(weakref.ref(x))
+            for which in "qkv":
+                layers[f"model.layers.{block}.self_attn.{which}_proj"](x)
         x = torch.randn(1, 3, 32)
         alive.append(weakref.ref(x))
         layers["model.layers.0.self_attn.q_proj"](x)  # and is stopped before k_proj

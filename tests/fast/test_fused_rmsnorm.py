@@ -18,7 +18,7 @@ WITHOUT = ("gpt2", "opt", "gpt_neox")
 
 @pytest.mark.parametrize("name", [*SHAPES, *EXPERT_SHAPES])
 def test_every_rms_norm_is_replaced_and_gives_the_same_to_the_bit(name: str) -> None:
-    model = tiny_model(name).requires_grad_(False).to(torch.bfloat16)
+    model = tiny_model(name, torch.bfloat16).requires_grad_(False)
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             nn.init.normal_(module.weight)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def test_every_usual_shape_runs_flattened_and_scores_as_alone(name: str) -> None
 @pytest.mark.parametrize("head", [True, False], ids=["our head", "its head"])
 def test_a_micro_batch_forward_and_backward_never_waits_for_the_device(name: str, head: bool) -> None:
     """Once a batch is laid out. transformers, for one, looks for packed rows where a mask function is registered."""
-    as_the_real_one = {"pad_token_id": None} if name == "gpt2" else {}  # with one, it looks whether it was given any
+    # with a padding token, GPT-2 looks whether it was given any
+    as_the_real_one: dict[str, Any] = {"pad_token_id": None} if name == "gpt2" else {}
     model = tiny_model(name, **as_the_real_one).eval()
     apply_lora(model, rank=4, targets="all-linear")
     flat = optimize_model(model)

@@ -43,13 +43,13 @@ class Said(list[str]):
 
 
 @pytest.fixture
-def notes() -> list[str]:
+def notes() -> Said:
     """What a service said while it tried again."""
     return Said()
 
 
 @pytest.fixture
-def service(fake: Fake, notes: list[str]) -> Service:
+def service(fake: Fake, notes: Said) -> Service:
     """The stand-in, as the code under test sees it."""
     return Service(HostedConfig(), notes.append)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.hosted.conftest import Said
 from tests.hosted.fake import KEY, Failure, Fake
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError, ResumableError
@@ -36,7 +37,7 @@ def models(service: Service) -> list[str]:
     ids=["500", "503", "429", "408", "dropped", "answer lost"],
 )
 def test_a_failure_that_passes_is_waited_out(
-    fake: Fake, service: Service, pauses: list[float], notes: list[str], failure: Failure
+    fake: Fake, service: Service, pauses: list[float], notes: Said, failure: Failure
 ) -> None:
     fake.failures.append(failure)
     assert models(service) == list(fake.models)
@@ -46,7 +47,7 @@ def test_a_failure_that_passes_is_waited_out(
     assert "trying again" in notes[-1]
 
 
-def test_a_server_that_hangs_is_asked_again(fake: Fake, notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_asked_again(fake: Fake, notes: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "TIMEOUT", 0.2)
     fake.failures.append(Failure("GET", "/models", hang=0.6))
     assert models(Service(HostedConfig(), notes.append)) == list(fake.models)
@@ -133,7 +134,7 @@ def test_what_does_not_pass_is_told_at_once_and_in_words(
     assert fake.count("GET /models") == 1
 
 
-def test_the_key_is_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
+def test_the_key_is_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: Said) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-9876543210")
     with pytest.raises(ConfigError, match=r"Incorrect API key provided: …\.") as stopped:
         models(Service(HostedConfig(), notes.append))
@@ -143,7 +144,7 @@ def test_the_key_is_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPatch, not
 
 @pytest.mark.parametrize("key", ["sk-secret\nsk-more", "sk-sécret", "sk-secret more"])
 def test_a_key_that_is_none_is_refused_without_showing_it(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: list[str], key: str
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, notes: Said, key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ConfigError, match="what OPENAI_API_KEY holds is not a key") as stopped:
@@ -157,14 +158,14 @@ def test_words_about_a_network_failure_are_without_the_key() -> None:
 
 
 def test_nothing_listening_is_an_unreachable_address(
-    pauses: list[float], notes: list[str], monkeypatch: pytest.MonkeyPatch
+    pauses: list[float], notes: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(ResumableError, match=r"127\.0\.0\.1:9/v1 could not be reached"):
         models(Service(HostedConfig(base_url="http://127.0.0.1:9/v1"), notes.append))
 
 
-def test_a_key_is_needed_except_on_this_machine(monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
+def test_a_key_is_needed_except_on_this_machine(monkeypatch: pytest.MonkeyPatch, notes: Said) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):

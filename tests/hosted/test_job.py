@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosted.conftest import Said
 from tests.hosted.fake import KEY, MODEL, Failure, Fake
 from tunery.config_hosted import HostedConfig
 from tunery.errors import ConfigError, HostedError
@@ -97,7 +98,7 @@ def test_a_job_that_is_made_after_the_time_is_up_is_the_only_one(
 
 
 def test_of_two_jobs_on_the_same_rows_the_later_is_cancelled(
-    fake: Fake, service: Service, rows: Path, notes: list[str]
+    fake: Fake, service: Service, rows: Path, notes: Said
 ) -> None:
     file = upload(service, rows)["id"]
     once = fake.add_job
@@ -125,9 +126,7 @@ def test_making_a_job_may_take_long(fake: Fake, service: Service, rows: Path) ->
     assert given == []
 
 
-def test_a_wrong_key_is_told_without_it(
-    fake: Fake, notes: list[str], rows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_key_is_told_without_it(fake: Fake, notes: Said, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}x")
     with pytest.raises(ConfigError, match="refuses the key") as stopped:
         upload(Service(HostedConfig(), notes.append), rows)

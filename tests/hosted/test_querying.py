@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosted.conftest import Said
 from tests.hosted.fake import MODEL, Failure, Fake
 from tunery.config_hosted import HostedConfig
 from tunery.errors import HostedError, ResumableError
@@ -26,9 +27,14 @@ TUNED = "ft:gpt-4.1-mini:org::1"
 
 
 def ask(
-    service: Service, path: Path, questions: list[Question] = FILMS, parallel: int = 3, **more: bool
+    service: Service,
+    path: Path,
+    questions: list[Question] = FILMS,
+    parallel: int = 3,
+    logprobs: bool = False,
+    fresh: bool = False,
 ) -> list[Answer]:
-    return ask_all(Asker(service, TUNED, 8, **more), AnswerBook(path), questions, parallel, service.note)
+    return ask_all(Asker(service, TUNED, 8, logprobs, fresh), AnswerBook(path), questions, parallel, service.note)
 
 
 def test_answers_come_in_the_order_of_the_questions_and_are_kept(fake: Fake, service: Service, tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_log_probabilities_are_kept_where_they_are_given(fake: Fake, service: Se
 
 
 def test_an_answer_may_take_long_and_is_asked_for_twice_at_most(
-    fake: Fake, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: Fake, notes: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "TIMEOUT", 0.2)
     monkeypatch.setattr(client_module, "LONG_TIMEOUT", 0.6)

@@ -65,7 +65,7 @@ def test_a_completion_becomes_a_conversation() -> None:
 def test_a_pair_is_written_as_openai_reads_it_and_reads_back_as_it_was(tmp_path: Path) -> None:
     example = Example(
         "preference",
-        "f:1",
+        Place("f", 1),
         messages=({"role": "user", "content": "When?"},),
         chosen=({"role": "assistant", "content": "At ten."},),
         rejected=({"role": "assistant", "content": "Whatever."},),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from tests.support.tiny import tiny_llama_config, tiny_tokenizer
 from tunery.data.example import Example, Place
@@ -18,9 +19,7 @@ from tunery.training.scoring import Scorer
 
 
 @pytest.fixture
-def model() -> torch.nn.Module:
-    from transformers import LlamaForCausalLM
-
+def model() -> PreTrainedModel:
     torch.manual_seed(0)
     return LlamaForCausalLM(tiny_llama_config(len(tiny_tokenizer()))).eval()
 
@@ -28,7 +27,7 @@ def model() -> torch.nn.Module:
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15], [20], [21, 22, 23, 24, 25], [3, 4] * 7]
 
 
-def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: torch.nn.Module) -> None:
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
     sampling = Sampling(max_new_tokens=12)
     together = generate(model, tokenizer, PROMPTS, sampling, [2])
@@ -37,7 +36,7 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: torch.nn.
     assert ["".join(stream(model, tokenizer, prompt, sampling, [2])) for prompt in PROMPTS] == alone
 
 
-def test_an_answer_ends_at_a_stop_token_which_is_not_part_of_it(model: torch.nn.Module) -> None:
+def test_an_answer_ends_at_a_stop_token_which_is_not_part_of_it(model: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
     whole = generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=12), [])[0]
     tokens = tokenizer(whole, add_special_tokens=False)["input_ids"]
@@ -47,7 +46,7 @@ def test_an_answer_ends_at_a_stop_token_which_is_not_part_of_it(model: torch.nn.
     assert len(cut) < len(whole)
 
 
-def test_a_drawn_answer_is_repeated_by_its_seed(model: torch.nn.Module) -> None:
+def test_a_drawn_answer_is_repeated_by_its_seed(model: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
     drawn = [
         generate(model, tokenizer, PROMPTS[:1], Sampling(max_new_tokens=12, temperature=1.5, seed=seed), [2])[0]
@@ -56,7 +55,7 @@ def test_a_drawn_answer_is_repeated_by_its_seed(model: torch.nn.Module) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: torch.nn.Module) -> None:
+def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: PreTrainedModel) -> None:
     renderer = Renderer(tiny_tokenizer(), labels=["good", "good film", "bad"], instruction="which?")
     examples = [Example("classification", Place("r", i), text=f"film {i}", label="bad") for i in range(3)]
     given = label_rows(renderer, examples, 200)
@@ -74,7 +73,7 @@ def test_label_scores_are_the_log_probabilities_of_the_whole_answers(model: torc
     assert scores.loss == pytest.approx(-sum(true) / tokens)
 
 
-def test_the_base_side_of_a_comparison_is_the_base(model: torch.nn.Module) -> None:
+def test_the_base_side_of_a_comparison_is_the_base(model: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
     before = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8), [2])
     apply_lora(model, rank=4)

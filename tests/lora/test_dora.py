@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tests.lora.test_adapter import in_peft, made_by_peft, relative
@@ -32,7 +33,7 @@ SHAPES = ("llama", "gpt2", "gemma2")
 MAGNITUDE = "lora_magnitude_vector"
 
 
-def with_dora(shape: str, seed: int = 1) -> nn.Module:
+def with_dora(shape: str, seed: int = 1) -> PreTrainedModel:
     model = tiny_model(shape, F64)
     return apply_lora(model, rank=3, alpha=5.0, variant="dora", seed=seed)
 
@@ -49,8 +50,8 @@ def test_a_layer_is_the_formula_of_the_paper_and_its_gradient(bias: bool) -> Non
     expected = x @ (m[:, None] * V / V.norm(dim=1, keepdim=True).detach()).T + (base.bias if bias else 0.0)
     assert relative(layer(x), expected) < 1e-12
     wanted = torch.autograd.grad(expected.square().sum(), (A, B, m))
-    tensors = [layer.lora_A["default"], layer.lora_B["default"], layer.extra[MAGNITUDE]["default"]]
-    found = torch.autograd.grad(layer(x).square().sum(), tensors)
+    tensors = layer.tensors("default")  # A, B, m
+    found = torch.autograd.grad(layer(x).square().sum(), list(tensors.values()))
     assert all(relative(a, b) < 1e-10 for a, b in zip(found, wanted, strict=True))
 
 
@@ -62,8 +63,9 @@ def test_a_fresh_adapter_leaves_the_base_as_it_was(base: nn.Module) -> None:
     layer.active = "default"
     x = torch.randn(4, 7)
     assert torch.allclose(layer(x), base(x), atol=1e-6)
-    assert layer.extra[MAGNITUDE]["default"].shape == (5,)
-    assert layer.extra[MAGNITUDE]["default"].requires_grad
+    magnitude = layer.tensors("default")[MAGNITUDE]
+    assert magnitude.shape == (5,)
+    assert magnitude.requires_grad
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -154,7 +156,10 @@ def test_it_is_trained_by_peft_as_well(tmp_path: Path) -> None:
     state = adapter_state(ours)
     assert len(state) == len(named)
     for key, parameter in state.items():
-        assert relative(parameter.grad, named[key.removesuffix(".weight")].grad) < 1e-4, key
+        mine, other = parameter.grad, named[key.removesuffix(".weight")].grad
+        assert mine is not None
+        assert other is not None
+        assert relative(mine, other) < 1e-4, key
 
 
 def test_only_plain_lora_is_fused_and_served_side_by_side() -> None:

@@ -146,6 +146,7 @@ def test_the_device_is_described() -> None:
     assert facts["kind"] == "cpu"
     assert facts["name"]
     assert facts["threads"] == torch.get_num_threads()
+    assert isinstance(facts["memory_bytes"], int)
     assert 0 < available_memory(CPU) <= facts["memory_bytes"]
 
 
@@ -204,6 +205,7 @@ def test_the_container_limit_caps_what_the_machine_has(monkeypatch: pytest.Monke
 def test_a_gpu_is_described_and_measured() -> None:
     gpu = pick_device("cuda")
     facts = describe_device(gpu)
+    assert isinstance(facts["memory_bytes"], int)
     assert 0 < available_memory(gpu) <= facts["memory_bytes"]
     before = peak_memory(gpu)
     block = torch.ones(1 << 20, device=gpu)

@@ -6,12 +6,13 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.tiny import CHATML, tiny_llama_config, tiny_tokenizer
 from tunery.errors import ModelError
@@ -60,6 +61,7 @@ def write_gguf(path: Path, cut: str = "default") -> LlamaForCausalLM:
     out.add_block_count(config.num_hidden_layers)
     out.add_feed_forward_length(config.intermediate_size)
     out.add_head_count(config.num_attention_heads)
+    assert config.num_key_value_heads is not None
     out.add_head_count_kv(config.num_key_value_heads)
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_rope_freq_base(10_000.0)
@@ -181,6 +183,7 @@ def test_digits_are_cut_off_where_the_file_says_so(
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf", cut)
     tokenizer = load_tokenizer(str(tmp_path / "tiny.gguf"))
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
     pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a:\n\n123 b")]
     breaks = ["ĊĊ"] if cut == "smollm" else ["Ċ", "Ċ"]
     assert pieces == ["a", ":", *breaks, *digits, "Ġb"]
@@ -218,6 +221,8 @@ def test_the_real_model_loads_answers_and_keeps_its_tokenizer(smollm2: str) -> N
     text = base.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
     )
+    assert isinstance(text, str)
     ids = torch.tensor([base.tokenizer(text)["input_ids"]])
-    answer = base.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    model: Any = base.model  # transformers' `generate` names a Protocol that none of its models satisfies
+    answer = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert "Paris" in base.tokenizer.decode(answer)

@@ -66,7 +66,9 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     ids = token_ids(3, 20)
     logits = model(ids).logits
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    return {name: tensor.grad for name, tensor in adapter_state(model).items()}
+    found = {name: tensor.grad for name, tensor in adapter_state(model).items() if tensor.grad is not None}
+    assert found.keys() == adapter_state(model).keys()
+    return found
 
 
 # --------------------------------------------------------------------------- numbers

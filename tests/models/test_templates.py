@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,12 @@ TALK = [
 ]
 
 
-def plain(messages, **options) -> str:
+def plain(messages: list[dict[str, Any]], **options: Any) -> str:
     tokenizer = tiny_tokenizer(None)
     assert ensure_template(tokenizer) == "tunery plain"
-    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    assert isinstance(text, str)
+    return text
 
 
 def test_a_conversation_in_plain_headings_with_the_end_token_after_each_answer() -> None:

@@ -86,6 +86,7 @@ def test_a_run_stuck_high_after_a_first_fall_is_a_plateau():
 
     found = [advice for advice in advise(history(1, stuck, noise=0.03, decay=False)) if advice.code == "plateau"]
     assert "about 2.0" in found[0].message
+    assert found[0].hint is not None
     assert "learning_rate (it was 0.001)" in found[0].hint
     assert "scheduler" in found[0].hint
 
@@ -116,6 +117,7 @@ def test_overfit_names_the_best_step_and_what_helps():
     assert advice.code == "overfit"
     assert "best at step 40 (1.20)" in advice.message
     assert "now 1.70" in advice.message
+    assert advice.hint is not None
     assert all(word in advice.hint for word in ("early_stopping", "epochs", "dropout", "more rows"))
 
 
@@ -139,6 +141,7 @@ def test_divergence_is_seen_and_said_alone(noise: float):
     assert share("diverging", lambda seed: history(seed, lambda done: 2 + 4 * done, noise=noise)) >= 0.95
     (advice,) = advise(history(0, lambda done: 2 + 4 * done, noise=noise))
     assert advice.code == "diverging"
+    assert advice.hint is not None
     assert "lower train.learning_rate" in advice.hint
 
 

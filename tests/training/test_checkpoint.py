@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def make(folder: Path, task: dict | None = None, rows: str = "r") -> Checkpoints
     return Checkpoints(folder / "checkpoints", task or TASK, inputs, {"peft_type": "LORA"})
 
 
-def adapter_and_optimizer(steps: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
+def adapter_and_optimizer(steps: int) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
     generator = torch.Generator().manual_seed(0)
     adapter = {f"t{i}": torch.nn.Parameter(torch.randn(3, 2, generator=generator)) for i in range(2)}
     optimizer = make_optimizer(adapter, TrainConfig())
@@ -31,7 +32,7 @@ def adapter_and_optimizer(steps: int) -> tuple[dict[str, torch.Tensor], torch.op
     return adapter, optimizer
 
 
-def one_step(adapter: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
+def one_step(adapter: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 0.1 / (step + 1)
     for index, tensor in enumerate(adapter.values()):

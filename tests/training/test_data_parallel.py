@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tests.support.double import Double
 from tests.training.test_gradients import lora_model, make_rows, tree_rows
 from tunery.data.batching import Row, deal, pack
+from tunery.lora.attach import lora_layers
 from tunery.lora.dropout import DropoutClock
 from tunery.training import data_parallel, worker_pool
 from tunery.training.data_parallel import StepPart, Workers, backward_part
@@ -46,9 +47,9 @@ class Setup:
             self.model, adapter = lora_model(shape)
         self.parameters, self.objective, self.clock = list(adapter.values()), objective, DropoutClock()
         if dropout:
-            for module in self.model.model.modules():
-                for name, drop in getattr(module, "dropouts", {}).items():
-                    module.dropouts[name] = type(drop)(dropout, self.clock, drop.layer)
+            for layer in lora_layers(self.model.model).values():
+                for name, drop in layer.dropouts.items():
+                    layer.dropouts[name] = type(drop)(dropout, self.clock, drop.layer)
 
     @contextmanager
     def workers(self, count: int, wrap: Wrap = lambda backward: backward) -> Iterator[Workers]:

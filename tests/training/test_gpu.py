@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def fresh() -> Iterator[None]:
 
 def lora(name: str, dtype: torch.dtype, device: str) -> tuple[PackedModel, list[Tensor]]:
     """The same random model and adapter in every format and on every device."""
-    changes = {"n_embd": 128} if name == "gpt2" else WIDER
+    changes: dict[str, Any] = {"n_embd": 128} if name == "gpt2" else WIDER
     model = tiny_model(name, torch.float64, **changes)
     apply_lora(model, rank=4, targets="attention" if name == "gpt_oss" else "all-linear", seed=1)
     with torch.no_grad():
@@ -165,4 +166,5 @@ def test_a_whole_run_learns_and_its_adapter_reads_back(
     assert run.receipt["reload"]["ok"]
     assert run.receipt["training"]["compiled"] is (compiled == "true")
     assert run.receipt["training"]["final_loss"] < run.receipt["training"]["first_loss"] / 2
+    assert run.evaluation is not None
     assert run.evaluation["tuned"]["accuracy"] > 0.9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from tunery.training.scoring import score
 
 CHECKED = ("llama", "gpt2", "qwen3", "gemma2", "mistral", "phi3", "gpt_oss")
 
-PLAIN = weakref.WeakKeyDictionary[torch.nn.Module, tuple[torch.nn.Module, dict[str, Tensor]]]()
+PLAIN = weakref.WeakKeyDictionary[torch.nn.Module, tuple[torch.nn.Module, Mapping[str, Tensor]]]()
 """A model of `lora_model` → its copy, on which nothing was replaced, and that copy's adapter."""
 
 
@@ -71,7 +71,7 @@ def tree_rows(seed: int, count: int, vocabulary: int = 60) -> list[Row]:
     return rows
 
 
-def lora_model(name: str) -> tuple[PackedModel, dict[str, Tensor]]:
+def lora_model(name: str) -> tuple[PackedModel, dict[str, torch.nn.Parameter]]:
     """A tiny model in float64 whose adapter is not zero."""
     model = tiny_model(name, dtype=torch.float64).eval()
     apply_lora(model, rank=4, targets="all-linear", seed=1)
@@ -106,7 +106,9 @@ def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, weights
 
 
-def padded_gradient(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, list[Tensor]]:
+def padded_gradient(
+    model: PackedModel, adapter: Mapping[str, Tensor], rows: Sequence[Row]
+) -> tuple[float, list[Tensor]]:
     """The plain way: transformers' own modules, one padded batch, full logits, cross-entropy divided once by the
     trained weight."""
     plain, adapter = PLAIN.get(model.model, (model.model, adapter))
@@ -124,7 +126,7 @@ def relative(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def our_gradient(
-    model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
+    model: PackedModel, adapter: Mapping[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[float, list[Tensor]]:
     result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None)
     return result.loss, [t.grad.clone() for t in adapter.values() if t.grad is not None]

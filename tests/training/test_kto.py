@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -62,7 +62,7 @@ def with_other_answers(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, ids=row.ids[-longest:], weights=row.weights[-longest:]) for row in found]
 
 
-def plain(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[float, float, list[Tensor]]:
+def plain(model: PackedModel, adapter: Mapping[str, Tensor], rows: Sequence[Row]) -> tuple[float, float, list[Tensor]]:
     """(mean loss, z₀, gradient) by the formula, from transformers' own modules over padded batches."""
     policy, own = PLAIN.get(model.model, (model.model, adapter))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def plain(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -
 
 
 def ours(
-    model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
+    model: PackedModel, adapter: Mapping[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[StepResult, list[Tensor]]:
     objective = KTO(BETA, GOOD, BAD)
     result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=objective)

@@ -29,10 +29,14 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
+    def note(self, note: Note) -> None: ...
+
+    def start(self, total: int, done: int) -> None: ...
+
     def log(self, line: Mapping[str, Any]) -> None:
         self.lines.append({key: value for key, value in line.items() if "second" not in key})
 
-    def note(self, note: Note) -> None: ...
+    def close(self) -> None: ...
 
 
 def make_loop(folder: Path, ahead: int, **plan: Any) -> tuple[Loop, Lines]:

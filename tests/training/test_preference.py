@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def padded_log_probabilities(model: torch.nn.Module, rows: Sequence[Row]) -> Ten
     return (each * weights[:, 1:]).sum(dim=1)
 
 
-def plain(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
+def plain(model: PackedModel, adapter: Mapping[str, Tensor], rows: Sequence[Row]) -> tuple[Tensor, list[Tensor]]:
     """(log-probability ratios of policy and reference [rows], gradient of the mean loss) by the formula.
 
     The policy is a copy of the model with transformers' own modules, the reference a copy of that without an adapter.
@@ -90,7 +90,7 @@ def plain(model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row]) -
 
 
 def ours(
-    model: PackedModel, adapter: dict[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
+    model: PackedModel, adapter: Mapping[str, Tensor], rows: Sequence[Row], limit: MicroBatchLimit
 ) -> tuple[StepResult, list[Tensor]]:
     result = train_step(model, list(adapter.values()), rows, limit, DropoutClock(), (0, 0), None, objective=DPO(BETA))
     return result, [t.grad.clone() for t in adapter.values() if t.grad is not None]

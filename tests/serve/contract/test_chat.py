@@ -158,7 +158,7 @@ def test_a_streamed_tool_call(client: openai.OpenAI) -> None:
 
 
 def test_json_of_a_schema(client: openai.OpenAI) -> None:
-    schema = Person.model_json_schema() | {"additionalProperties": False}
+    schema: dict[str, object] = {**Person.model_json_schema(), "additionalProperties": False}
     answer = client.chat.completions.create(
         model=ALIAS,
         messages=HELLO,

@@ -41,7 +41,8 @@ def test_token_ids(client: openai.OpenAI, prompt: Any) -> None:
 def test_streaming_is_the_same_text(client: openai.OpenAI, lenient: openai.OpenAI) -> None:
     asked: Any = {"model": ALIAS, "prompt": ["a fine film", "a dull one"], "max_tokens": 3, "temperature": 0}
     whole = client.completions.create(**asked)
-    texts, reasons = ["", ""], [None, None]
+    texts = ["", ""]
+    reasons: list[str | None] = [None, None]
     chunks = list(lenient.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     for chunk in chunks:
         for choice in chunk.choices:

@@ -24,20 +24,27 @@ END = 2
 GRAMMARS = Grammars(TOKENIZER, SIZE, [END])
 
 
+def text_of(tokens: list[int]) -> str:
+    text = TOKENIZER.decode(tokens)
+    assert isinstance(text, str)
+    return text
+
+
 def random_answer(matcher: Matcher, seed: int, most: int = 2000) -> tuple[str, bool]:
     """An answer of random allowed tokens, prone to end its texts: (text, whether it is complete)."""
     rng, tokens = random.Random(seed), []
     for _ in range(most):
         allowed = matcher.allowed().nonzero().flatten().tolist()
-        ends = [token for token in allowed if TOKENIZER.convert_ids_to_tokens(token).startswith('"')]
+        names = TOKENIZER.convert_ids_to_tokens(allowed)
+        ends = [token for token, name in zip(allowed, names, strict=True) if name.startswith('"')]
         token = rng.choice(ends if ends and rng.random() < 0.4 else allowed)
         if token == END:
-            return TOKENIZER.decode(tokens), True
+            return text_of(tokens), True
         matcher.accept(token)
         tokens.append(token)
         if matcher.done:
-            return TOKENIZER.decode(tokens), True
-    return TOKENIZER.decode(tokens), False
+            return text_of(tokens), True
+    return text_of(tokens), False
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:

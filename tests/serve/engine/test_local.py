@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tests.serve.engine.helpers import write_adapter
 from tests.serve.engine.near_tie import assert_same_up_to_rounding
@@ -49,13 +50,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> Iterator[Callable[[Callable[[LocalBackend], Awaitable[Any]]], Any]]:
+def runs(folder: Path) -> Iterator[Callable[[Callable[[LocalBackend], Coroutine[Any, Any, Any]]], Any]]:
     """Runs a coroutine function with a backend that is started; one backend and one event loop for all tests."""
     backend = LocalBackend([str(folder)], limits=LIMITS, precision="float32", device="cpu")
     with asyncio.Runner() as runner:
         runner.run(backend.start())
         yield lambda work: runner.run(work(backend))
         runner.run(backend.stop())
+
+
+def health(backend: LocalBackend, folder: Path) -> dict[str, Any]:
+    """Of the engine of one base."""
+    facts = backend.health()[str(folder)]
+    assert isinstance(facts, dict)
+    return facts
 
 
 async def collect(stream: AsyncIterator[Any]) -> tuple[list[TokenDelta], Usage]:
@@ -244,6 +252,7 @@ def test_the_real_model_answers_as_it_does_without_the_engine(smollm2: str, tmp_
             await backend.stop()
 
     found = asyncio.run(work())
+    assert isinstance(base.tokenizer, PreTrainedTokenizerFast)
     texts = TokenTexts(base.tokenizer)
     by_bytes = {texts.bytes(index): index for index in base.tokenizer.get_vocab().values()}
     answers = [[by_bytes[bytes(token.bytes)] for token in tokens] for tokens in found]
@@ -319,7 +328,7 @@ def test_closing_the_stream_cancels(runs: Any, folder: Path) -> None:
         await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
         for _ in range(500):
-            if backend.health()[str(folder)]["rows"] == 0:
+            if health(backend, folder)["rows"] == 0:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("the rows go on")
@@ -330,12 +339,12 @@ def test_closing_the_stream_cancels(runs: Any, folder: Path) -> None:
 def test_a_cancelled_task_cancels(runs: Any, folder: Path) -> None:
     async def work(backend: LocalBackend) -> None:
         task = asyncio.create_task(collect(backend.chat(chat(logit_bias={"2": -100}), Model(str(folder)))))
-        while backend.health()[str(folder)]["rows"] == 0:
+        while health(backend, folder)["rows"] == 0:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while backend.health()[str(folder)]["rows"]:
+        while health(backend, folder)["rows"]:
             await asyncio.sleep(0.001)
 
     runs(work)
@@ -363,7 +372,7 @@ def test_many_at_once_over_adapters_answer_as_each_alone(runs: Any, folder: Path
             for number, (model, request) in enumerate(asked)
         ]
         together = await asyncio.gather(*jobs)
-        assert [text_of(found[0]) for found in together[:20:2]] == alone
+        assert [found and text_of(found[0]) for found in together[:20:2]] == alone
 
     runs(work)
 
@@ -375,8 +384,8 @@ def test_a_full_queue_is_busy_before_the_first_item(folder: Path) -> None:
         try:
             streams = [backend.chat(chat(logit_bias={"2": -100}), Model(str(folder))) for _ in range(3)]
             await anext(streams[0])
-            waiting = asyncio.create_task(anext(streams[1]))
-            while backend.health()[str(folder)]["waiting"] == 0:
+            waiting = asyncio.ensure_future(anext(streams[1]))
+            while health(backend, folder)["waiting"] == 0:
                 await asyncio.sleep(0.001)
             with pytest.raises(Busy):
                 await anext(streams[2])

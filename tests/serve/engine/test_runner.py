@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,18 @@ def serve(base: Base) -> Runner:
     return Runner(base, adapters=8, wake=lambda: None)
 
 
-def random_walk(runner: Runner, rows: list[list[int]], adapters: list[Adapter | None], seed: int) -> list[torch.Tensor]:
+Pieces = list[tuple[int, torch.Tensor]]
+"""A row's logits in pieces, each with the place of its first token."""
+
+
+def random_walk(runner: Runner, rows: list[list[int]], adapters: list[Adapter | None], seed: int) -> list[Pieces]:
     """The rows' logits, computed in pieces of random sizes, rows joining and leaving at random."""
     rng = np.random.default_rng(seed)
     cache = Cache(runner.shapes, runner.dtype, runner.device, 1 << 30)
     cache.take(8)  # a row that is never computed: its slot is a hole
     places = [cache.take(len(row)) for row in rows]
-    done, found = [0] * len(rows), [[] for _ in rows]
+    done = [0] * len(rows)
+    found: list[Pieces] = [[] for _ in rows]
     while any(at < len(row) for at, row in zip(done, rows, strict=True)):
         parts = []
         for i in rng.permutation(len(rows)):
@@ -54,7 +60,7 @@ def random_walk(runner: Runner, rows: list[list[int]], adapters: list[Adapter | 
     return found
 
 
-def compare(found, truths, tolerance: float) -> None:
+def compare(found: Sequence[Pieces], truths: Sequence[torch.Tensor], tolerance: float) -> None:
     seen = 0
     for pieces, truth in zip(found, truths, strict=True):
         for start, logits in pieces:
@@ -64,7 +70,7 @@ def compare(found, truths, tolerance: float) -> None:
     assert seen > 20
 
 
-def plain(model, rows: list[list[int]]) -> list[torch.Tensor]:
+def plain(model: torch.nn.Module, rows: list[list[int]]) -> list[torch.Tensor]:
     with torch.no_grad():
         return [model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in rows]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,7 +111,7 @@ def test_every_token_of_the_answer_has_its_log_probability_once(text: str, stop:
 def test_the_first_space_shows_where_the_prompts_tokens_are_known() -> None:
     """A decoder that strips the first space, as SentencePiece's does."""
 
-    def decode(tokens: list[int]) -> str:
+    def decode(tokens: Sequence[int]) -> str:
         return "".join({0: " the", 1: " cat", 2: "s"}[token] for token in tokens).removeprefix(" ")
 
     def answer(before: list[int]) -> str:
@@ -152,4 +155,5 @@ def test_sentencepiece_tokens_show_their_bytes(decoder: dict, name: str, content
         def convert_ids_to_tokens(self, token: int) -> str:
             return name
 
-    assert TokenTexts(Fake()).bytes(5) == content
+    fake: Any = Fake()
+    assert TokenTexts(fake).bytes(5) == content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -112,11 +111,7 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 
 
 def pieces(text: str, size: int) -> list[str]:
-    return (
-        ["".join(part) for part in itertools.batched(text, size)]
-        if hasattr(itertools, "batched")
-        else [text[i : i + size] for i in range(0, len(text), size)]
-    )
+    return [text[i : i + size] for i in range(0, len(text), size)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -336,11 +336,16 @@ async def _guard(request: Request, call_next: Callable[..., Any]) -> Response:
     return response
 
 
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return JSONResponse(error.body, error.status)
+
+
 def make_app(state: State) -> Starlette:
     """The application around `state`."""
     app = Starlette(
         routes=[Route(path, endpoint, methods=methods) for path, endpoint, methods in ROUTES],
-        exception_handlers={Refusal: lambda _, error: JSONResponse(error.body, error.status)},
+        exception_handlers={Refusal: _refuse},
     )
     app.mount("/web", StaticFiles(directory=WEB))
     app.add_middleware(BaseHTTPMiddleware, dispatch=_guard)

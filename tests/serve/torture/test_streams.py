@@ -106,6 +106,7 @@ async def alone(address: str, asks: list[Ask]) -> Mapping[tuple[str, str], str]:
 
 async def come_to_rest(address: str) -> Mapping[str, Any]:
     """What the engine says once no row is left in it."""
+    engine: Mapping[str, Any] = {}
     async with httpx2.AsyncClient(timeout=30) as client:
         for _ in range(200):
             (engine,) = (await client.get(f"{address}/api/server")).json()["engine"].values()
