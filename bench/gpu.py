@@ -172,7 +172,7 @@ def write_base(work: Path, name: str, shape: Mapping[str, Any], *, whole: bool) 
     """A Llama of this shape in `base-NAME`: its configuration and a tokenizer, and if `whole` random weights and an
     adapter to start from. What is there already is kept."""
     import torch
-    from tests.support.tiny import tiny_tokenizer  # any will do: the rows are random tokens
+    from tests.tiny import tiny_tokenizer  # any will do: the rows are random tokens
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tunery.lora.adapter import save_adapter

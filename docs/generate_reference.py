@@ -162,8 +162,8 @@ def check_part() -> Iterator[str]:
     yield "\n## The check report\n\n"
     yield (
         f"What `tunery check --json` prints, format {CHECK_VERSION}. In Python: "
-        "`tunery.check(task).training.steps`. The lists `samples…` go together. With `--for` and `--lr-test` the program "
-        "adds `destinations` and `learning_rate_test`.\n"
+        "`tunery.check(task).training.steps`. The lists `samples…` go together. With `--for` and `--lr-test` the "
+        "program adds `destinations` and `learning_rate_test`.\n"
     )
     yield from record_tables(
         CheckReport, "A model that is trained here", HostedCheckReport, "A hosted model: what differs"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tunery
-from tests.support.tiny import CHATML, save_tiny_llama, tiny_tokenizer
+from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
 from tunery.api import examine
 from tunery.console import Console
 from tunery.errors import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 
 
 def tunery(

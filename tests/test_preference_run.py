@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import tunery
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 from tunery import show
 from tunery.api import learning_rate_test
 from tunery.console import Console

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tunery
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 from tunery.api import learning_rate_test
 from tunery.config import LoraConfig, Task
 from tunery.console import Console

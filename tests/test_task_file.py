@@ -140,3 +140,49 @@ def test_early_stopping_without_validation_is_refused(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_description() -> None:
     assert all(info.description for _, info in all_settings())
+
+
+# --------------------------------------------------------------------------- what YAML takes for other than was written
+
+
+@pytest.mark.parametrize(
+    ("written", "labels"),
+    [
+        ("{0: no, 1: yes}", {"0": "no", "1": "yes"}),
+        ("{true: yes, false: no}", {"true": "yes", "false": "no"}),
+        ("{01: fine, 010: broken}", {"01": "fine", "010": "broken"}),
+        ("{a: 1.10, b: 1e3}", {"a": "1.10", "b": "1e3"}),
+        ('{a: "null", b: off}', {"a": "null", "b": "off"}),
+        ("[no, yes, 2026-01-02]", ("no", "yes", "2026-01-02")),
+    ],
+)
+def test_labels_are_as_they_are_written(tmp_path: Path, written: str, labels: object) -> None:
+    assert load_task(write(tmp_path, f"{MINIMAL}  labels: {written}\n")).data.labels == labels
+    assert load_task(write(tmp_path, MINIMAL), [f"data.labels={written}"]).data.labels == labels
+
+
+def test_a_label_without_a_word_is_refused(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, MINIMAL + "  labels: {a: null, b: broken}\n"))
+    assert ":4:data.labels.a: a label has no word" in text
+    assert "in quotes" in text
+    assert "data.labels: a label is blank" in refusal(write(tmp_path, MINIMAL + '  labels: {a: " ", b: broken}\n'))
+
+
+def test_files_must_be_named_and_numbers_stand_without_quotes(tmp_path: Path) -> None:
+    assert ":3:data.train: name at least one file" in refusal(write(tmp_path, "model: m\ndata:\n  train: []\n"))
+    text = refusal(write(tmp_path, MINIMAL + '  validation: "0.5"\n'))
+    assert "data.validation: a fraction or a number of rows is written without quotes" in text
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    task = load_task(write(tmp_path, "model: m\ndata:\n  train: ~/rows.csv\n"))
+    assert task.data.train == str(tmp_path / "home" / "rows.csv")
+
+
+def test_nested_aliases_end_at_once_and_in_few_words(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    text = refusal(write(tmp_path, "\n".join(lines)))
+    assert "more than 100,000 values" in text
+    assert len(text) < 500

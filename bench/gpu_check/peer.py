@@ -15,7 +15,7 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 from bench import gpu, plan
 from bench.gpu_check.check import Check

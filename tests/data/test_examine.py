@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer
 from tunery.config import Columns, DataConfig
 from tunery.data.examine import FILE, Examined, examine_files
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -318,3 +319,67 @@ def test_a_hundred_thousand_lines_take_seconds(tmp_path):
     start = time.process_time()
     assert sum(1 for _ in open_source(path).items) == 100_000
     assert time.process_time() - start < 10
+
+
+# --------------------------------------------------------------------------- files that cannot be read
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises((ConfigError, DataError)) as error:
+        list(open_source(str(path)).items)
+    return str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    assert "not a file that can be read twice" in refused(tmp_path / "rows.jsonl")
+
+
+def test_links_to_nothing_and_to_themselves_are_said(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").symlink_to("gone.jsonl")
+    assert "rows.jsonl is a link to gone.jsonl, which does not exist" in refused(tmp_path / "rows.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    assert "loop.jsonl cannot be read: " in refused(tmp_path / "loop.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a\0b.jsonl", r"a\x00b.jsonl cannot be read"),
+        ("a" * 300 + ".jsonl", "cannot be read: File name too long"),
+        ("\x1b[31mrows.jsonl", r"no file \x1b[31mrows.jsonl"),
+        ("https://example.org/rows.jsonl", "addresses are not read"),
+    ],
+)
+def test_odd_names_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = refused(name)
+    assert words in text
+    assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        ("rows.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        ("rows.csv", b"PK\x03\x04rest", "a zip file, as .xlsx files of Excel are"),
+        ("rows.csv", b"\xd0\xcf\x11\xe0rest", "an old Excel"),
+        ("rows.jsonl", b"\x1f\x8brest", "gunzip"),
+        ("rows.txt", b"%PDF-1.7", "a PDF file"),
+        ("rows.jsonl", '{"text": "a"}'.encode("utf-32"), "the file is UTF-32"),
+        ("rows.jsonl", '{"text": "a"}'.encode("utf-16"), "the file is UTF-16"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named_as_that(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert words in refused(tmp_path / name)
+
+
+def test_a_number_beyond_what_json_readers_hold_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"label": 1e999}\n{"label": 2}\n')
+    first, second = open_source(str(tmp_path / "rows.jsonl")).items
+    assert isinstance(first, list)
+    assert "the number 1e999 is too large" in str(first[0])
+    assert isinstance(second, RawRow)

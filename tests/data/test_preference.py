@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.config import Columns, DataConfig
 from tunery.data.detect import Shape, detect
 from tunery.data.example import Example, Problem

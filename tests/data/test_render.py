@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place
 from tunery.data.prepare import tokenize, tokenize_once

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer
 from tunery.data import prepare, token_cache
 from tunery.data.batching import Row
 from tunery.data.example import Example, Place

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tunery
 from tests.support.shapes import tiny_model
-from tests.support.tiny import CHATML, CONTROL_TOKENS
+from tests.tiny import CHATML, CONTROL_TOKENS
 from tunery.console import Console
 from tunery.paths import file_sha256
 

@@ -14,7 +14,7 @@ import pytest
 import tunery
 from tests.export.runs import save_base, write_rows
 from tests.support.shapes import tiny_model
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.errors import ConfigError
 
 

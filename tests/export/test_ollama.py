@@ -11,7 +11,7 @@ import pytest
 
 import tunery
 from tests.export.runs import GEMMA_TEMPLATE, QUIET, byte_level, make_run, save_base, sentencepiece
-from tests.support.tiny import CHATML
+from tests.tiny import CHATML
 from tunery.data.render import Renderer
 from tunery.errors import ConfigError
 from tunery.export.targets.ollama import find_pieces, go_template, read_modelfile, unsayable

@@ -234,7 +234,7 @@ def test_a_mistake_is_told_before_anything_is_done(
 
 def test_a_model_without_a_place_in_llama_cpp(tmp_path: Path) -> None:
     from tests.support.shapes import tiny_model
-    from tests.support.tiny import tiny_tokenizer
+    from tests.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     tiny_model("gpt_neox", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")

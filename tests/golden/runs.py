@@ -16,7 +16,7 @@ import torch
 import tunery
 from tests.golden.curve import Line, Tolerance, how_it_moved, processor
 from tests.support.shapes import tiny_model
-from tests.support.tiny import save_tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.console import Console
 from tunery.models.device import matmul_rate
 

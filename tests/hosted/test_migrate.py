@@ -14,7 +14,7 @@ import yaml
 import tunery
 from tests.hosted.conftest import Watching, film, write_chats
 from tests.hosted.fake import KEY, MODEL, Failure, Fake
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 from tunery.config_hosted import HostedConfig
 from tunery.errors import CheckpointError, ConfigError, DataError, HostedError, ResumableError
 from tunery.hosted.client import Service

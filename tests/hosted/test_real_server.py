@@ -21,7 +21,7 @@ import tunery
 from tests.hosted.conftest import Watching, write_chats, write_task
 from tests.hosted.fake import KEY, Failure, Fake, serving
 from tests.hosted.proxy import Passing
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 from tunery.config_hosted import HostedConfig
 from tunery.hosted import client as client_module
 from tunery.hosted.client import Service

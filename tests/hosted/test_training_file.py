@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.config import DataConfig
 from tunery.data.example import Example, Place
 from tunery.data.prompts import Prompts

@@ -11,7 +11,7 @@ import pytest
 import tunery
 from tests.hosted.conftest import Watching, write_task
 from tests.hosted.fake import KEY, Fake, serving
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 from tunery.hosted import client as client_module
 
 Both = tuple[tunery.Run, tunery.Run, list[str]]

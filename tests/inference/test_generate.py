@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from tests.support.tiny import tiny_llama_config, tiny_tokenizer
+from tests.tiny import tiny_llama_config, tiny_tokenizer
 from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.evaluation.labels import label_rows, score_labels

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.support.tiny import CHATML, tiny_llama_config, tiny_tokenizer
+from tests.tiny import CHATML, tiny_llama_config, tiny_tokenizer
 from tunery.errors import ModelError
 from tunery.models.gguf import convert
 from tunery.models.load import load_base, load_tokenizer

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from tests.support.shapes import tiny_model, token_ids
-from tests.support.tiny import CHATML, save_tiny_llama, tiny_tokenizer
+from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
 from tunery.config import BUILT_IN_MODELS
 from tunery.errors import ConfigError, ModelError, ResumableError
 from tunery.fast.packed_model import optimize_model

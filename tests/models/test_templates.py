@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer
 from tunery.data.example import Example, Place
 from tunery.data.render import Renderer
 from tunery.errors import ModelError

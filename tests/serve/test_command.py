@@ -15,8 +15,8 @@ import openai
 import pytest
 
 from tests.serve.contract.conftest import chat_rows
-from tests.support.tiny import save_tiny_llama
 from tests.test_cli import tunery
+from tests.tiny import save_tiny_llama
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""What several tests share: small models, numerics in float64, waits of a GPU, finished runs."""
+"""What several tests share beside tests.tiny: small models, numerics in float64, waits of a GPU, finished runs."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tunery
 from tests.support.shapes import tiny_model
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
 from tunery.console import Console
 from tunery.data.batching import Row, pack

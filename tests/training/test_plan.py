@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.tiny import tiny_llama_config
+from tests.tiny import tiny_llama_config
 from tunery.config import TrainConfig
 from tunery.training.objectives.dpo import DPO
 from tunery.training.objectives.sft import CROSS_ENTROPY

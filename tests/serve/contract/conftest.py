@@ -15,7 +15,7 @@ import pytest
 from tests.serve.echo import EchoBackend
 from tests.serve.fakes import FakeFiles, FakeJobs, FakeRegistry
 from tests.serve.running import Running, running
-from tests.support.tiny import save_tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.serve.app import make_parts
 from tunery.serve.server_settings import make_settings
 

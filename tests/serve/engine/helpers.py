@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.support.shapes import tiny_model
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.fast.adapters import apply_lora
 from tunery.lora.adapter import save_adapter
 from tunery.lora.attach import remove, trainable_parameters

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.serve.engine.templates import FORMS
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.data.render import Renderer
 from tunery.serve.api_errors import ApiError
 from tunery.serve.engine.constrain import Grammars, Matcher, json_grammar

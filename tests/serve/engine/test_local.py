@@ -16,7 +16,7 @@ from tests.serve.engine.helpers import write_adapter
 from tests.serve.engine.near_tie import assert_same_up_to_rounding
 from tests.serve.engine.templates import FORMS
 from tests.serve.engine.wire import Model, chat, completion
-from tests.support.tiny import save_tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny_llama, tiny_tokenizer
 from tunery.data.render import Renderer
 from tunery.errors import ModelError
 from tunery.inference.generate import Sampling, generate

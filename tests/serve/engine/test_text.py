@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tunery.serve.engine.backend import TokenLogprob
 from tunery.serve.engine.detokenizer import Detokenizer, TextStream, TokenTexts
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.serve.engine.templates import FORMS
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer
 from tunery.data.render import Renderer
 from tunery.models.templates import PLAIN_TEMPLATE
 from tunery.serve.engine.tools import HERMES, Call, Form, ToolReader, control_pattern, find_form, read_calls

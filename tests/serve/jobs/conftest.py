@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 
 QUICK: dict[str, Any] = {
     "lora": {"rank": 4},

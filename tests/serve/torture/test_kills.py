@@ -37,7 +37,7 @@ WORKER_DEATHS = 2
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from tests.support.tiny import save_tiny_llama
+    from tests.tiny import save_tiny_llama
 
     return str(save_tiny_llama(tmp_path_factory.mktemp("base")))
 

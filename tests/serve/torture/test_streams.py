@@ -22,7 +22,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.serve.engine.helpers import write_adapter
-from tests.support.tiny import save_tiny_llama
+from tests.tiny import save_tiny_llama
 
 BURSTS = int(os.environ.get("TUNERY_BURSTS", "2"))
 CLIENTS = 64
