@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.films import Films
 
 # Read by the libraries when they are first imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,3 +37,19 @@ def smollm2(cache: Path) -> str:
 
     load_config(SMOLLM2)
     return SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, saved. Not to be written to."""
+    from tests.tiny import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Films:
+    """A finished run. Not to be written to."""
+    from tests.support.films import train_films
+
+    return train_films(tmp_path_factory.mktemp("films"), base_folder)

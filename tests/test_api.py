@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tunery
+from tests.support.films import Films, write_films
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
 from tunery.api import examine
 from tunery.console import Console
@@ -37,25 +37,11 @@ from tunery.records.check_report import CheckReport
 from tunery.training.checkpoint import export_checkpoint
 
 
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
 def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a task and 80 rows that a tiny model can learn."""
     monkeypatch.chdir(tmp_path)
-    with open(tmp_path / "rows.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for i in range(80):
-            writer.writerow([f"film {i} is {'fine' if i % 2 else 'dull'}", "good" if i % 2 else "bad"])
-    (tmp_path / "task.yaml").write_text(
-        f"name: films\nmodel: {base_folder}\ndata:\n  train: rows.csv\n  validation: 16\n  instruction: good or bad?\n"
-        "lora:\n  rank: 4\ntrain:\n  epochs: 3\n  batch_size: 8\n  learning_rate: 0.02\n  precision: float32\n"
-    )
-    return tmp_path
+    return write_films(tmp_path, base_folder)
 
 
 QUIET = Console(quiet=True)
@@ -84,10 +70,10 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_directory_is_complete_and_the_tuned_model_is_better(project: Path) -> None:
-    run = tunery.train("task.yaml", progress=QUIET)
-    assert run.path == Path("runs/films")
-    names = {p.name for p in run.path.iterdir()}
+def test_a_run_directory_is_complete_and_the_tuned_model_is_better(films: Films) -> None:
+    run = films.path
+    assert films.run.path == Path("runs/films")
+    names = {p.name for p in run.iterdir()}
     assert {
         "task.yaml",
         "adapter",
@@ -97,19 +83,19 @@ def test_a_run_directory_is_complete_and_the_tuned_model_is_better(project: Path
         "receipt.json",
         "report.html",
     } <= names
-    in_adapter = {p.name for p in (run.path / "adapter").iterdir()}
+    in_adapter = {p.name for p in (run / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= in_adapter
-    evaluation = json.loads((run.path / "evaluation.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
     assert evaluation["tuned"]["accuracy"] == 1.0
     assert evaluation["rows"] == 16
-    metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "train_loss" in m] == list(range(1, 25))
     assert any("valid_loss" in m for m in metrics)
 
 
-def test_the_receipt_tells_what_was_trained(project: Path) -> None:
-    receipt = tunery.train("task.yaml", progress=QUIET).receipt
+def test_the_receipt_tells_what_was_trained(films: Films) -> None:
+    receipt = films.run.receipt
     assert receipt["data"]["train_rows"] == 64
     assert receipt["data"]["validation_rows"] == 16
     assert receipt["tokens"]["end_of_turn_token"] == "<|im_end|>"
@@ -126,9 +112,9 @@ def test_the_receipt_tells_what_was_trained(project: Path) -> None:
     assert set(receipt["versions"]) >= {"python", "torch", "transformers", "tunery"}
 
 
-def test_a_loaded_run_answers_classifies_and_steps_aside(project: Path) -> None:
-    run = tunery.train("task.yaml", progress=QUIET)
-    tuned = run.load()
+def test_a_loaded_run_answers_classifies_and_steps_aside(films: Films, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(films.project)
+    tuned = films.run.load()
     shares = tuned.classify(["film 3 is fine", "film 4 is dull"])
     assert shares[0]["good"] > 0.9
     assert shares[1]["bad"] > 0.9

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 import tunery
-from tests.tiny import save_tiny_llama
 from tunery import show
 from tunery.api import learning_rate_test
 from tunery.console import Console
@@ -26,11 +25,6 @@ from tunery.evaluation.chat import Conversation
 
 QUIET = Console(quiet=True)
 THINGS = ("film", "answer", "day", "system", "user", "best")
-
-
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("base"))
 
 
 def pair(number: int) -> dict[str, Any]:

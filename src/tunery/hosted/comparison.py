@@ -54,12 +54,7 @@ class Finished(Protocol):
 
 
 def compare_with_hosted(
-    capture: Capture,
-    rows: MovedRows,
-    answered: Sequence[Answered],
-    run: Finished,
-    tuned: TunedModel,
-    note: Say,
+    capture: Capture, rows: MovedRows, answered: Sequence[Answered], run: Finished, tuned: TunedModel, note: Say
 ) -> JsonObject:
     """Let the run's model answer what the hosted one answered, and compare.
 

@@ -37,10 +37,7 @@ def build_receipt(plan: HostedPlan, state: HostedState, lines: Sequence[JsonMapp
     facts: JsonObject = {
         **head_section(task, to_yaml(task)),
         "model": {"name": task.model, "source": state.address},
-        "data": {
-            **plan.rows_section(),
-            "rows_sha256": state.files,
-        },
+        "data": {**plan.rows_section(), "rows_sha256": state.files},
         "tokens": {"data": state.job.get("trained_tokens"), "estimated": plan.estimate.training_tokens},
         "training": _training(task, state, lines),
         "hosted": _hosted(state, plan),
