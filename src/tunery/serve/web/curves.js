@@ -7,7 +7,7 @@ import { duration, loss, percent, whole } from "./format.js";
 import { figure, isFinal } from "./parts.js";
 import { trailingMean } from "./scale.js";
 
-const LOSS = { title: "Loss", unit: "nats a token, lower is better", floor: 0 };
+const LOSS = { title: "Loss", unit: "nats per token, lower is better", floor: 0 };
 const ACCURACY = { title: "Token accuracy", unit: "share of trained tokens that are the likeliest", share: true };
 const PAIR_LOSS = { title: "Preference loss", unit: "nats a pair, lower is better", floor: 0 };
 const MARGIN = { title: "Reward margin", unit: "preferred minus other answer, higher is better" };
