@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tunery
-from tests.test_preference_run import QUIET, THINGS, Interrupting, adapter, base_folder  # noqa: F401 - a fixture
+from tests.test_preference_run import QUIET, THINGS, Interrupting, adapter
 from tunery import show
 from tunery.errors import ConfigError, StoppedError
 from tunery.evaluation.chat import Conversation

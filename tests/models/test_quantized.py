@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import tunery
 from tests.support.shapes import tiny_model, token_ids
-from tests.test_api import QUIET, adapter, base_folder, project, same  # noqa: F401
+from tests.test_api import QUIET, adapter, project, same  # noqa: F401
 from tests.tiny import save_tiny_llama
 from tests.training.test_gradients import make_rows, relative
 from tunery.data.batching import pack

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tunery
-from tests.test_preference_run import QUIET, base_folder, project  # noqa: F401 - a fixture
+from tests.test_preference_run import QUIET, project  # noqa: F401 - a fixture
 from tunery.errors import ConfigError, DataError
 
 SHORT = ["train.max_steps=3", "evaluate.generate_rows=0"]
