@@ -15,7 +15,7 @@ from tunery.evaluation.chat import Conversation
 
 
 @pytest.fixture
-def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a task and 60 answers, of which the good ones can be told."""
     monkeypatch.chdir(tmp_path)
     rows = []

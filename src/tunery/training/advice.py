@@ -10,8 +10,8 @@ The rules:
 * **plateau**: a straight line is fitted over a window: all lines after warm-up, or the last half of them, at least 80.
   It fires when the fall over the window is within its standard error of zero and below 5 % of the level even at the
   fit's upper 95 % bound; a noisier curve needs more lines. It keeps quiet when the loss is low (below 0.5 nats per
-  token, or below a quarter of its start), which is convergence; when it rises by more than 10 %; and when the flat part is
-  where the schedule has brought the rate below half its peak, unless the loss is still where it started.
+  token, or below a quarter of its start), which is convergence; when it rises by more than 10 %; and when the flat part
+  is where the schedule has brought the rate below half its peak, unless the loss is still where it started.
 * **overfit**: the last 3 validations all come after the best one and each is worse than the one before; their mean is
   worse than the best by more than 2 % and by more than 3 times the noise between validations; and the training loss is
   lower now than it was around the best.
