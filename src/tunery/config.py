@@ -166,9 +166,7 @@ class DataConfig(_Settings):
 
     @field_validator("labels")
     @classmethod
-    def _labels_are_words(
-        cls, value: dict[str, str] | tuple[str, ...] | None
-    ) -> dict[str, str] | tuple[str, ...] | None:
+    def _labels_are_words(cls, value: Labels) -> Labels:
         names = value.values() if isinstance(value, dict) else value or ()
         if any(not name.strip() for name in names):
             raise ValueError("a label is blank; name the word that the model is to answer")

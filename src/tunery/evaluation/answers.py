@@ -261,5 +261,8 @@ def _as_line(row: JsonObject) -> JsonObject:
     *asked, last = row["messages"]
     if last["role"] != "assistant" or not isinstance(last["content"], str):
         raise KeyError("content")
-    unweighted = [{key: value for key, value in message.items() if key != "weight"} for message in asked]
-    return {"messages": unweighted, "answer": last["content"], **({"tools": row["tools"]} if row.get("tools") else {})}
+    return {
+        "messages": list(map(_unweighted, asked)),
+        "answer": last["content"],
+        **({"tools": row["tools"]} if row.get("tools") else {}),
+    }

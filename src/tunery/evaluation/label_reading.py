@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tunery.evaluation.scores import classification_scores
@@ -49,9 +50,7 @@ def common_labels(references: Iterable[str]) -> tuple[str, ...]:
 
     At most 20 different ones of up to 40 characters, five times each on average, and none only once.
     """
-    counts: dict[str, int] = {}
-    for reference in references:
-        counts[reference.strip()] = counts.get(reference.strip(), 0) + 1
+    counts = Counter(reference.strip() for reference in references)
     total = sum(counts.values())
     few = 2 <= len(counts) <= 20 and total >= 5 * len(counts)
     short = all(0 < len(label) <= 40 and "\n" not in label for label in counts)
