@@ -11,6 +11,7 @@ from pathlib import Path
 from tunery.data.example import Example, Message
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import last_text
+from tunery.data.kinds.preference import unweighted
 from tunery.data.prompts import Prompts
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject, append_lines, read_lines
@@ -53,7 +54,7 @@ def question(example: Example, prompts: Prompts) -> Question | None:
     reference = kind.answer(example)
     if not reference.strip():
         return None
-    messages = tuple(map(_unweighted, kind.question(prompts, example)))
+    messages = tuple(map(unweighted, kind.question(prompts, example)))
     return Question(
         example.where,
         messages,
@@ -69,10 +70,6 @@ def questions(examples: Sequence[Example], prompts: Prompts) -> tuple[list[Quest
     found = [question(example, prompts) for example in examples]
     asked = [one for one in found if one is not None]
     return asked, len(found) - len(asked)
-
-
-def _unweighted(message: Message) -> JsonObject:
-    return {key: value for key, value in message.items() if key != "weight"}
 
 
 def shown(messages: Sequence[Message]) -> str:
@@ -262,7 +259,7 @@ def _as_line(row: JsonObject) -> JsonObject:
     if last["role"] != "assistant" or not isinstance(last["content"], str):
         raise KeyError("content")
     return {
-        "messages": list(map(_unweighted, asked)),
+        "messages": list(map(unweighted, asked)),
         "answer": last["content"],
         **({"tools": row["tools"]} if row.get("tools") else {}),
     }
