@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,10 +80,10 @@ class Columns(_Settings):
         description="the class of a row (kind classification), or whether its answer is good (kind feedback)",
     )
     prompt: str | None = Field(
-        default=None, description="what the model is given (kinds completion, preference and feedback)"
+        default=None, description="what the model is given (kinds completion, chat, preference and feedback)"
     )
     completion: str | None = Field(
-        default=None, description="what the model should answer (kind completion), or has (kind feedback)"
+        default=None, description="what the model should answer (kinds completion and chat), or has (kind feedback)"
     )
     chosen: str | None = Field(default=None, description="the better of two answers (kind preference)")
     rejected: str | None = Field(default=None, description="the worse of two answers (kind preference)")
@@ -91,6 +92,18 @@ class Columns(_Settings):
     )
     tools: str | None = Field(
         default=None, description="the tools offered in the conversation (kinds chat, preference and feedback)"
+    )
+    system: str | None = Field(
+        default=None, description="the system message of a row (kinds chat, preference and feedback)"
+    )
+    history: str | None = Field(
+        default=None,
+        description="earlier turns, as [question, answer] pairs or messages (kinds chat, preference and feedback)",
+    )
+    context: str | None = Field(
+        default=None,
+        description="what the answer is drawn from; it follows the prompt (kinds completion, chat, preference and "
+        "feedback)",
     )
 
 
@@ -120,6 +133,14 @@ class DataConfig(_Settings):
         description="chat, completion, text, classification, preference or feedback; auto looks at the rows",
     )
     columns: Columns = Field(default_factory=Columns)
+    ignore_columns: tuple[str, ...] = Field(
+        default=(),
+        description="columns to leave aside. One whose name says that it matters (a system message, a context, a "
+        "weight, …) is an error where the kind has no use for it, unless it stands here",
+    )
+    encoding: str = Field(
+        default="utf-8", description="of text files, as Python names it, e.g. cp1252; UTF-8 with or without a mark"
+    )
     labels: Labels = Field(
         default=None,
         description="classification: a map from the value in the file to the word the model answers, "
@@ -171,6 +192,14 @@ class DataConfig(_Settings):
         if any(not name.strip() for name in names):
             raise ValueError("a label is blank; name the word that the model is to answer")
         return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            return codecs.lookup(value).name
+        except (LookupError, ValueError):
+            raise ValueError(f"{value[:40]!r} is not an encoding; usual ones are utf-8, cp1252 and utf-16") from None
 
     @field_validator("train")
     @classmethod

@@ -22,7 +22,11 @@ def row(*names: str) -> list[dict[str, str]]:
         (["prompt", "prompt_id", "messages"], "chat", {"messages": "messages"}),
         (["prompt", "completion"], "completion", {"prompt": "prompt", "completion": "completion"}),
         (["prompt", "response"], "completion", {"prompt": "prompt", "completion": "response"}),
-        (["question", "answer", "context"], "completion", {"prompt": "question", "completion": "answer"}),
+        (
+            ["question", "answer", "context"],
+            "completion",
+            {"prompt": "question", "completion": "answer", "context": "context"},
+        ),
         (["input", "output"], "completion", {"prompt": "input", "completion": "output"}),
         (
             ["instruction", "input", "output", "text"],
@@ -47,10 +51,6 @@ def test_a_column_that_only_some_rows_have_is_found():
     assert detect([{"text": "a"}, {"text": "b", "label": "x"}], config()).kind == "classification"
 
 
-def test_unused_columns_are_noted():
-    assert "Columns not used: id, url." in detect(row("text", "id", "url"), config()).notes
-
-
 def test_plain_text():
     assert detect(["once upon a time"], config()).kind == "text"
     with pytest.raises(ConfigError, match="plain text"):
@@ -63,7 +63,7 @@ def test_plain_text():
         ({"columns": Columns(text="a", label="b")}, "classification", {"text": "a", "label": "b"}),
         ({"columns": Columns(text="a"), "kind": "text"}, "text", {"text": "a"}),
         ({"columns": Columns(prompt="a", completion="b")}, "completion", {"prompt": "a", "completion": "b"}),
-        ({"columns": Columns(messages="a")}, "chat", {"messages": "a"}),
+        ({"columns": Columns(messages="a")}, "chat", {"messages": "a", "completion": "completion"}),
     ],
 )
 def test_settings_win(settings, kind, columns):

@@ -66,7 +66,12 @@ def test_a_conversation_is_judged_by_what_follows_the_user(tmp_path: Path) -> No
 
 
 def test_other_labels_leave_the_kind_as_it_was(tmp_path: Path) -> None:
-    assert read(tmp_path, [marked("billing"), marked("sales", 1)]).kind == "completion"
+    topics = [marked("billing"), marked("sales", 1)]
+    with pytest.raises(ConfigError, match="kind completion has no use for label") as error:
+        read(tmp_path, topics)
+    assert "data.ignore_columns: [label]" in str(error.value)
+    data = read(tmp_path, topics, ignore_columns=("label",))
+    assert (data.kind, data.columns_ignored) == ("completion", {"label": 2})
     assert read(tmp_path, [{"text": "a", "label": "true"}, {"text": "b", "label": "false"}]).kind == "classification"
 
 
@@ -122,7 +127,7 @@ def test_a_row_without_a_mark_is_reported_and_leaves_the_kind(tmp_path: Path) ->
     rows = [marked(True), marked(None, 1), marked(False, 2), marked("", 3)]
     with pytest.raises(DataError) as error:
         read(tmp_path, rows)
-    assert "rows.jsonl:2:label: missing" in str(error.value)
+    assert "rows.jsonl:2:label: missing (it is null)" in str(error.value)
     assert "rows.jsonl:4:label" in str(error.value)
 
 

@@ -1,4 +1,6 @@
 import csv
+import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -85,10 +87,25 @@ class TestJsonLines:
         [problem] = problems(tmp_path, "a.jsonl", "{'text': 'a'}\n")
         assert "double quotes" in problem.fix
 
-    @pytest.mark.parametrize("first", ["[", "{"])
-    def test_a_pretty_printed_file_is_recognised_at_once(self, tmp_path, first):
-        with pytest.raises(DataError, match="many lines"):
-            items(tmp_path, "a.jsonl", f'{first}\n  "text": "a"\n')
+    @pytest.mark.parametrize("content", ['[\n{"text": "a"},\n{\n"text": "b"}]', '{\n"text": "a"}\n\n{"text":\n"b"}'])
+    def test_a_pretty_printed_file_is_read_and_said_to_be_one(self, tmp_path, content):
+        source = open_source(put(tmp_path, "a.jsonl", content))
+        assert [row.value for row in only_rows(source.items)] == [{"text": "a"}, {"text": "b"}]
+        assert "over many lines" in source.notes[0]
+
+    def test_a_list_on_one_line_is_rows(self, tmp_path):
+        source = open_source(put(tmp_path, "a.jsonl", '[{"text": "a"}, {"text": "b"}]\n{"text": "c"}\n'))
+        assert [(row.line, row.value) for row in only_rows(source.items)] == [
+            (1, {"text": "a"}),
+            (1, {"text": "b"}),
+            (2, {"text": "c"}),
+        ]
+        assert "lines with a list of rows, each read as rows: 1" in source.notes[0]
+
+    def test_a_mark_in_the_middle_is_left_out(self, tmp_path):
+        source = open_source(put(tmp_path, "a.jsonl", '\ufeff{"text": "a"}\n\ufeff{"text": "b"}\n'))
+        assert [row.value for row in only_rows(source.items)] == [{"text": "a"}, {"text": "b"}]
+        assert "byte order marks inside the file, left out: 1" in source.notes[0]
 
     def test_utf16_is_named(self, tmp_path):
         with pytest.raises(DataError, match="UTF-16"):
@@ -113,13 +130,27 @@ class TestJsonList:
             ('[{"a": 1}', ":1:column 10"),
             ('[{"a": 1}] x', ":1:column 12: invalid JSON: more text"),
             ('"a"', ":1:column 1: invalid JSON: expecting '['"),
-            ('{"data": [\n{"a": 1}]}', ":1: the file holds one JSON object"),
+            ('{"data": [\n{"a": 1}', ":2:column 9"),
+            ('{"text": ["a", "b"], "label": ["x", "y"]}', "holds the table by columns (text, label)"),
+            ('{"text": {"0": "a"}, "label": {"0": "x"}}', "holds the table by columns"),
         ],
     )
     def test_a_broken_list_ends_the_reading_with_the_place(self, tmp_path, content, place):
         with pytest.raises(DataError) as error:
             items(tmp_path, "a.json", content)
         assert place in error.value.message
+
+    @pytest.mark.parametrize("key", ["data", "rows"])
+    def test_a_list_inside_an_object(self, tmp_path, key):
+        source = open_source(
+            put(tmp_path, "a.json", f'{{"version": 2,\n"{key}": [{{"text": "a"}},\n{{"text": "b"}}]}}')
+        )
+        assert [(row.line, row.value) for row in only_rows(source.items)] == [(2, {"text": "a"}), (3, {"text": "b"})]
+        assert f"the rows are those under {key}" in source.notes[0]
+
+    def test_objects_one_after_another(self, tmp_path):
+        found = only_rows(items(tmp_path, "a.json", '{\n"text": "a"\n}\n{\n"text": "b"\n}\n'))
+        assert [(row.line, row.value["text"]) for row in found if isinstance(row.value, dict)] == [(1, "a"), (4, "b")]
 
     def test_a_row_that_is_no_object_is_a_problem(self, tmp_path):
         assert [(p.line, p.field) for p in problems(tmp_path, "a.json", '[{"a": 1},\n3]')] == [(2, "(row)")]
@@ -366,7 +397,7 @@ def test_odd_names_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.Monk
         ("rows.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         ("rows.csv", b"PK\x03\x04rest", "a zip file, as .xlsx files of Excel are"),
         ("rows.csv", b"\xd0\xcf\x11\xe0rest", "an old Excel"),
-        ("rows.jsonl", b"\x1f\x8brest", "gunzip"),
+        ("rows.jsonl", b"\x1f\x8brest", "add .gz"),
         ("rows.txt", b"%PDF-1.7", "a PDF file"),
         ("rows.jsonl", '{"text": "a"}'.encode("utf-32"), "the file is UTF-32"),
         ("rows.jsonl", '{"text": "a"}'.encode("utf-16"), "the file is UTF-16"),
@@ -383,3 +414,113 @@ def test_a_number_beyond_what_json_readers_hold_is_a_problem_of_its_row(tmp_path
     assert isinstance(first, list)
     assert "the number 1e999 is too large" in str(first[0])
     assert isinstance(second, RawRow)
+
+
+# --------------------------------------------------------------------------- tables as people have them
+
+
+def table(folder: Path, content: str | bytes) -> tuple[list[dict[str, object]], list[str]]:
+    source = open_source(put(folder, "a.csv", content))
+    rows = [dict(row.value) for row in only_rows(source.items) if isinstance(row.value, dict)]
+    return rows, source.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ('"text, long";label\nfine;good\n', "separated by semicolons"),
+        ("text, long|label\nfine|good\n", "separated by bars"),
+        ("text, long\tlabel\nfine\tgood\n", "separated by tabs"),
+        ("sep=;\ntext, long;label\nfine;good\n", "the first line names the separator"),
+        ('"text, long", "label"\n"fine", "good"\n', "blanks between a separator and a text in quotes"),
+    ],
+)
+def test_what_separates_the_fields_is_found(tmp_path: Path, content: str, note: str) -> None:
+    rows, notes = table(tmp_path, content)
+    assert rows == [{"text, long": "fine", "label": "good"}]
+    assert note in notes[0]
+
+
+def test_separators_inside_texts_change_nothing(tmp_path: Path) -> None:
+    assert table(tmp_path, "text,label\na; b; c,good\nd | e,bad\n")[0] == [
+        {"text": "a; b; c", "label": "good"},
+        {"text": "d | e", "label": "bad"},
+    ]
+    assert table(tmp_path, 'text\n"hello, there"\n')[0] == [{"text": "hello, there"}]
+    assert table(tmp_path, "prompt,completion\na, yes\n")[0] == [{"prompt": "a", "completion": " yes"}]
+
+
+def test_lines_are_counted_below_the_line_of_the_separator(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, "a.csv", "sep=,\ntext,label\na,b,c\n")
+    assert problem.line == 3
+
+
+def test_a_quote_that_swallows_rows_is_noticed(tmp_path: Path) -> None:
+    rows, notes = table(tmp_path, 'text,label\n"a,x\nb,y\nc",z\nd,x\n')
+    assert len(rows) == 2
+    assert "that of line 2 takes 3 lines" in notes[0]
+
+
+def test_a_header_in_the_middle_is_a_problem(tmp_path: Path) -> None:
+    found = items(tmp_path, "a.csv", "text,label\na,x\n\ufefftext,label\nb,y\n")
+    assert isinstance(found[1], list)
+    assert "a.csv:3:(row): this line repeats the header" in str(found[1][0])
+
+
+def test_another_encoding(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.csv", "text,label\ncaf\u00e9,good\n".encode("cp1252"))
+    [row] = only_rows(open_source(path, encoding="cp1252").items)
+    assert row.value == {"text": "caf\u00e9", "label": "good"}
+    [problem] = list(open_source(path).items)
+    assert "data.encoding (cp1252 is usual on Windows)" in str(problem)
+    path = put(tmp_path, "b.csv", "text,label\ncaf\u00e9,good\n".encode("utf-16"))
+    assert len(only_rows(open_source(path, encoding="utf-16").items)) == 1
+
+
+# --------------------------------------------------------------------------- compressed, changed, mistaken
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl.gz", '{"text": "a"}\n'), ("a.csv.gz", "text\na\n"), ("a.json.gz", '[{"text": "a"}]')],
+)
+def test_compressed_files(tmp_path: Path, name: str, content: str) -> None:
+    path = put(tmp_path, name, gzip.compress(content.encode()))
+    source = open_source(path)
+    assert [row.value for row in only_rows(source.items)] == [{"text": "a"}]
+    assert source.hashes[source.shown] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_a_compressed_file_that_breaks_off(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % n for n in range(10_000)))
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        items(tmp_path, "a.jsonl.gz", whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        items(tmp_path, "b.jsonl.gz", b'{"text": "a"}\n')
+
+
+def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.jsonl", '{"text": "a"}\n' * 100)
+    source = open_source(path)
+    next(source.items)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"text": "b"}\n')
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(source.items)
+
+
+def test_rows_of_json_under_the_name_of_a_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="JSON lines, not plain text"):
+        items(tmp_path, "a.txt", '{"text": "a"}\n{"text": "b"}\n')
+    assert len(items(tmp_path, "b.txt", "{braces} are no JSON\n")) == 1
+
+
+def test_the_nulls_that_arrow_invents_are_left_out(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"tools": [{"name": "a", "parameters": {"properties": {"city": {"type": "string"}}, "enum": ["x", None]}}]},
+        {"tools": [{"name": "b", "parameters": {"properties": {"n": {"type": "integer"}}}}]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row.value for row in only_rows(open_source(str(tmp_path / "a.parquet")).items)] == rows

@@ -100,13 +100,15 @@ class TestBadRows:
         assert "data.on_bad_row: skip" in str(error.value)
         assert error.value.exit_code == 3
 
-    def test_a_hundred_are_shown(self, put):
+    def test_one_cause_is_shown_three_times_and_counted(self, put):
         path = put("a.jsonl", jsonl({"text": "fine"}, *({"text": ""} for _ in range(250))))
         with pytest.raises(DataError) as error:
             read_data(DataConfig(train=path), 0)
         lines = error.value.message.splitlines()
-        assert len(lines) == 102
-        assert lines[-1] == "… and 150 more"
+        assert lines[0] == "250 problems in 250 of 251 rows:"
+        assert [line.split(": ")[0] for line in lines[1:4]] == ["a.jsonl:2:text", "a.jsonl:3:text", "a.jsonl:4:text"]
+        assert lines[4].startswith("  … and 247 more like these (lines 5, 6, 7,")
+        assert len(lines) == 5
 
     def test_skip_drops_and_counts(self, put):
         path = put("a.jsonl", jsonl({"text": "", "label": 1}, *reviews(10)) + "{\n")
@@ -127,7 +129,7 @@ class TestBadRows:
 
     @pytest.mark.parametrize("content", ["{\n", jsonl({"text": ""}), jsonl({"text": None}) * 1500])
     def test_skip_needs_one_good_row(self, put, content):
-        with pytest.raises(DataError, match=r"a\.jsonl:1:"):
+        with pytest.raises(DataError, match=r"a\.jsonl:"):
             read_data(DataConfig(train=put("a.jsonl", content), on_bad_row="skip"), 0)
 
     def test_good_rows_after_a_long_stretch_of_broken_ones(self, put):

@@ -9,6 +9,8 @@ from typing import get_args
 from tunery.config import DataConfig, KindName
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Kind
+from tunery.data.kinds.columns import BESIDE_A_PROMPT
+from tunery.data.row_report import says_nothing
 from tunery.data.source import known_here, printable
 from tunery.errors import ConfigError
 from tunery.jsonl import JsonObject
@@ -20,7 +22,7 @@ class Shape:
     (instruction, input, output; Taori et al. 2023), which goes under the instruction in the prompt."""
 
     kind: KindName
-    columns: dict[str, str]
+    columns: dict[str, str]  # grows where a column that has a role first appears after the rows looked at
     notes: tuple[str, ...] = ()
 
     @property
@@ -47,13 +49,13 @@ def detect(values: Sequence[JsonObject | str], config: DataConfig) -> Shape:
             if column not in names:
                 raise ConfigError(f"data.columns.{role}: there is no column {column!r}", known_here(column, names))
     rows = [value for value in values if isinstance(value, dict)]
-    kind = _find_kind(names, rows, plain, config) if config.kind == "auto" else KINDS[config.kind]
+    kind = _find_kind(Names.of(rows), rows, plain, config) if config.kind == "auto" else KINDS[config.kind]
     _refuse_unused_settings(kind, config)
     if plain and not kind.plain_text:
         takes = next(other.name for other in KINDS.values() if other.plain_text)
         raise ConfigError(f"plain text files (.txt, .md) cannot be rows of kind {kind.name}", f"set data.kind: {takes}")
-    columns = _find_columns(kind, names, config) if names else {}
-    return Shape(kind.name, columns, _notes(kind, columns, names, config))
+    columns = _find_columns(kind, Names.of(rows), config) if names else {}
+    return Shape(kind.name, columns, _notes(kind, columns, config))
 
 
 def check_columns(shape: Shape, values: Sequence[JsonObject | str], shown: str) -> None:
@@ -63,13 +65,10 @@ def check_columns(shape: Shape, values: Sequence[JsonObject | str], shown: str) 
         if not shape.rules.plain_text and any(isinstance(value, str) for value in values):
             raise ConfigError(f"{shown}: plain text cannot be rows of kind {shape.kind}", "give a table or JSON lines")
         return
-    for role in shape.rules.required:
+    there = {role for role, column in shape.columns.items() if column in names}
+    for role in shape.rules.missing(there):
         column = shape.columns.get(role, role)
-        if column not in names:
-            raise ConfigError(
-                f"{shown} has no column {column!r}, the {role} in the other files",
-                known_here(column, names),
-            )
+        raise ConfigError(f"{shown} has no column {column!r}, the {role} in the other files", known_here(column, names))
 
 
 def column_names(values: Iterable[JsonObject | str]) -> list[str]:
@@ -77,16 +76,51 @@ def column_names(values: Iterable[JsonObject | str]) -> list[str]:
     return list(dict.fromkeys(key for value in values if isinstance(value, dict) for key in value))
 
 
+@dataclass(frozen=True)
+class Names:
+    """The columns of some rows, in order of appearance.
+
+    Attributes:
+        all: their names.
+        speaking: of those that hold something in at least one row.
+    """
+
+    all: list[str]
+    speaking: list[str]
+
+    @classmethod
+    def of(cls, rows: Sequence[JsonObject]) -> Names:
+        names = column_names(rows)
+        silent = set(names)
+        for row in rows:
+            if not silent:
+                break
+            silent.difference_update([key for key in silent & row.keys() if not says_nothing(row[key])])
+        return cls(names, [name for name in names if name not in silent])
+
+
+_BESIDE = ("input", "tools", *BESIDE_A_PROMPT)
+"""Roles that a column fills only where it holds something."""
+
+
+def usual_role(kind: Kind, name: str, config: DataConfig) -> str | None:
+    """The role beside those that every row must have which a column of this name fills; None for any other column."""
+    if name in config.ignore_columns:
+        return None
+    folded = name.strip().casefold()
+    return next((role for role in kind.roles if role in _BESIDE and folded in kind.optional[role]), None)
+
+
 def _set_columns(config: DataConfig) -> dict[str, str]:
     return {role: column for role, column in config.columns if column is not None}
 
 
-def _candidates(kind: Kind, role: str, names: Sequence[str], config: DataConfig) -> list[str]:
+def _candidates(kind: Kind, role: str, there: Names, config: DataConfig) -> list[str]:
     """The columns that could fill a role: the one that was set, else one with our name, else all with a usual name."""
     if column := _set_columns(config).get(role):
         return [column]
-    taken = set(_set_columns(config).values())
-    names = [name for name in names if name not in taken]
+    taken = {*_set_columns(config).values(), *config.ignore_columns}
+    names = [name for name in (there.speaking if role in _BESIDE else there.all) if name not in taken]
     usual = {**kind.required, **kind.optional}[role]
     if usual[0] in names:
         return [usual[0]]
@@ -97,13 +131,13 @@ def _candidates(kind: Kind, role: str, names: Sequence[str], config: DataConfig)
     return found
 
 
-def _found(kind: Kind, names: Sequence[str], config: DataConfig) -> dict[str, str]:
+def _found(kind: Kind, names: Names, config: DataConfig) -> dict[str, str]:
     """Role → the first column that could fill it, of those that have one."""
     candidates = {role: _candidates(kind, role, names, config) for role in kind.roles}
-    return {role: columns[0] for role, columns in candidates.items() if columns}
+    return dict(kind.choose({role: columns[0] for role, columns in candidates.items() if columns}))
 
 
-def _find_kind(names: list[str], rows: Sequence[JsonObject], plain: bool, config: DataConfig) -> Kind:
+def _find_kind(names: Names, rows: Sequence[JsonObject], plain: bool, config: DataConfig) -> Kind:
     possible = _possible_kinds(config)
     if plain and len(possible) == len(KINDS):
         return next(kind for kind in possible if kind.plain_text)
@@ -120,13 +154,13 @@ def _find_kind(names: list[str], rows: Sequence[JsonObject], plain: bool, config
         return fitting[0] if fitting else min(possible, key=lambda kind: missing[kind.name])
     if len(fitting) > 1:
         raise ConfigError(
-            f"the columns ({', '.join(map(printable, names[:30]))}) fit several kinds: "
+            f"the columns ({', '.join(map(printable, names.all[:30]))}) fit several kinds: "
             f"{', '.join(kind.name for kind in fitting)}",
             f"say which with data.kind: {fitting[0].name}, for example",
         )
     if fitting:
         return fitting[0]
-    listed = ", ".join(map(printable, names[:30]))
+    listed = ", ".join(map(printable, names.all[:30]))
     raise ConfigError(
         f"cannot tell what the columns hold: {listed}",
         "set data.kind and data.columns (for example data.columns.text: NAME), or name the columns "
@@ -173,40 +207,42 @@ def _refuse_unused_settings(kind: Kind, config: DataConfig) -> None:
         )
 
 
-def _find_columns(kind: Kind, names: list[str], config: DataConfig) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for role in kind.roles:
+def _find_columns(kind: Kind, names: Names, config: DataConfig) -> dict[str, str]:
+    columns = _found(kind, names, config)
+    for role in columns:
         found = _candidates(kind, role, names, config)
         if len(found) > 1:
             raise ConfigError(
                 f"several columns could be the {role}: {', '.join(map(printable, found))}",
                 f"set data.columns.{role}: {found[0]}, say",
             )
-        if found:
-            columns[role] = found[0]
     if missing := kind.missing(columns):
+        there = ", ".join(map(printable, names.all[:30]))
         raise ConfigError(
-            f"kind {kind.name} needs a column for the {missing[0]}; there are: {', '.join(map(printable, names[:30]))}",
+            f"kind {kind.name} needs a column for the {missing[0]}; there are: {there}",
             f"set data.columns.{missing[0]}: NAME",
         )
+    for role, column in _set_columns(config).items():
+        if role not in columns:
+            raise ConfigError(f"data.columns.{role} ({printable(column)}) is not used beside the others", "remove it")
     if len(set(columns.values())) < len(columns):
         raise ConfigError(f"one column is set for two roles: {columns}", "set each of data.columns to its own column")
     if columns.get("prompt", "").casefold() == "instruction":
-        extra = [name for name in names if name.casefold() == "input" and name not in columns.values()]
+        taken = {*columns.values(), *config.ignore_columns}
+        extra = [name for name in names.all if name.casefold() == "input" and name not in taken]
         if extra:
             columns["input"] = extra[0]
     return columns
 
 
-def _notes(kind: Kind, columns: dict[str, str], names: list[str], config: DataConfig) -> tuple[str, ...]:
+def _notes(kind: Kind, columns: dict[str, str], config: DataConfig) -> tuple[str, ...]:
     notes: list[str] = []
     chosen = ", ".join(f"{role} from {column}" for role, column in columns.items())
     how = "found" if config.kind == "auto" else "as set"
     notes.append(f"Kind {kind.name} ({how})" + (f": {chosen}." if chosen else "."))
-    if "input" in columns:
-        notes.append("Where a row has an input, it follows the instruction in the prompt.")
-    unused = [name for name in names if name not in columns.values()]
-    if unused:
-        more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
-        notes.append(f"Columns not used: {', '.join(unused[:20])}{more}.")
+    under = [column for role, column in columns.items() if role in ("input", "context")]
+    if under:
+        notes.append(f"Where a row has {' and '.join(under)}, it follows the {columns['prompt']} in the prompt.")
+    if "history" in columns:
+        notes.append(f"The answers in {columns['history']} are trained as every answer of a conversation is.")
     return tuple(notes)

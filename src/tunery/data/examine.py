@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from tunery.config import DataConfig, KindName
 from tunery.data.detect import Shape, detect
 from tunery.data.example import Example, Problem
-from tunery.data.formats import open_source
 from tunery.data.kinds.values import label_map
 from tunery.data.prepare import make_renderer, render_all
 from tunery.data.read import Log, OpenedSource, collected_labels
@@ -79,7 +78,7 @@ def examine_files(
         examples=examples,
         problems=sorted(log.problems, key=lambda problem: (order.get(problem.file, 0), problem.line)),
         rows=log.rows_read,
-        notes=log.all_notes(),
+        notes=log.facts()["notes"],
     )
 
 
@@ -91,8 +90,10 @@ class _Reading:
     """
 
     def __init__(self, config: DataConfig, like: Examined | None) -> None:
-        self.config, self.like, self.log = config, like, Log("stop")
+        self.config, self.like, self.log = config, like, Log(config)
         self.shape = None if like is None or like.kind is None else Shape(like.kind, like.columns)
+        if self.shape is not None:
+            self.log.settle(self.shape)
         self.labels: tuple[str, ...] = () if like is None else like.labels
         self.examples: list[Example] = []
         self.shown: list[str] = []
@@ -110,20 +111,21 @@ class _Reading:
         heads: list[OpenedSource] = []
         for path in paths:
             self.shown.append(path)
-            heads.append(OpenedSource.of(open_source(path, split)))
+            heads.append(self.log.open(path, split))
             self.shown[-1] = heads[-1].source.shown
         values = [row.value for head in heads for row in head.rows]
         if self.shape is None and values:
             self.shape = detect(values, self.config)
-            self.log.notes += self.shape.notes
+            self.log.settle(self.shape)
         known = self._known_labels()
         self.shown = []
         for head in heads:
             self.shown.append(shown := head.source.shown)
-            found = self.log.read(head, self.shape or Shape("text", {}), known)
+            found = self.log.read(head, known, split)
             self.examples += found
             if not found and not any(problem.file == shown for problem in self.log.problems):
                 self.add("it holds no rows", "add some, or name another file")
+        self.log.unused.check()
         if self.shape is not None and self.shape.rules.labelled:
             self.labels = tuple(dict.fromkeys((known or collected_labels(self.examples, self.log)).values()))
 

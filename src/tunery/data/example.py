@@ -17,6 +17,13 @@ Tool = JsonMapping
 schema."""
 
 
+ROW = "(row)"
+"""The field of a problem that concerns a whole row."""
+
+Fault = tuple[str, str, str]
+"""(field, what is wrong, what to do): a problem before its file and line are known."""
+
+
 class Place(str):
     """Where a row stands: the text "file:line" for people, and its two parts for programs."""
 
@@ -103,6 +110,18 @@ class Problem:
         return f"{self.file}:{self.line}:{self.field}: {self.message} → {self.fix}"
 
 
+class ReadFacts(TypedDict):
+    """What reading found out: fields of a DataSet."""
+
+    skipped: list[Problem]
+    rows_read: int
+    files: dict[str, str]
+    converted: dict[str, int]
+    columns_ignored: dict[str, int]
+    columns_unused: list[str]
+    notes: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """All rows of a task, read and split.
@@ -117,6 +136,9 @@ class DataSet:
         duplicates: rows of `train` whose content repeats an earlier one (kept, or dropped when so set).
         overlap_removed: rows dropped from `train` because the same text is in validation or test.
         files: path → SHA-256 of each file read (a hub data set: its name → fingerprint).
+        converted: form other than OpenAI's → rows that were written in it.
+        columns_ignored: column set aside by the task → rows in which it held something.
+        columns_unused: columns of which nothing is known.
         notes: what was decided for the user (kind detected, columns chosen), one sentence each, for printing.
     """
 
@@ -131,6 +153,9 @@ class DataSet:
     duplicates: int = 0
     overlap_removed: int = 0
     files: dict[str, str] = field(default_factory=dict[str, str])
+    converted: dict[str, int] = field(default_factory=dict[str, int])
+    columns_ignored: dict[str, int] = field(default_factory=dict[str, int])
+    columns_unused: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
 
     @property

@@ -13,11 +13,11 @@ import numpy as np
 from tunery.config import MAX_LENGTH, DataConfig
 from tunery.data import token_cache
 from tunery.data.batching import Row
-from tunery.data.example import DataSet, Example, Problem, Rendered
+from tunery.data.example import ROW, DataSet, Example, Problem, Rendered
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Encoded
 from tunery.data.render import Renderer, decode
-from tunery.data.source import ROW, bad_rows
+from tunery.data.source import bad_rows
 from tunery.errors import DataError
 
 if TYPE_CHECKING:

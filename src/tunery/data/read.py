@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 
 from tunery.config import DataConfig, KindName
 from tunery.data.detect import Shape, check_columns, detect
-from tunery.data.example import DataSet, Example, Problem
+from tunery.data.example import DataSet, Example, Problem, ReadFacts
 from tunery.data.formats import open_source
 from tunery.data.kinds.values import label_map
+from tunery.data.row_report import Tally
 from tunery.data.rows import check_row
 from tunery.data.source import Item, RawRow, Source, bad_rows, printable
 from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
+from tunery.data.unused import UnusedColumns
 from tunery.errors import ConfigError, DataError
+from tunery.text import plural
 
 MOST_LABELS = 100
 _DETECTION_ROWS = 1000
@@ -31,26 +34,25 @@ def read_data(config: DataConfig, seed: int) -> DataSet:
         ConfigError: a file, column or kind that does not exist or cannot be told; a split that cannot be made.
         DataError: bad rows, each as file:line:field with its fix (up to 100); a file without a good row.
     """
-    log = Log(config.on_bad_row)
-    heads = [OpenedSource.of(open_source(path, "train")) for path in config.train_files]
+    log = Log(config)
+    heads = [log.open(path, "train") for path in config.train_files]
     values = [row.value for head in heads for row in head.rows]
     if not values:
         for head in heads:
-            log.read(head, Shape("text", {}), None)
+            log.read(head, None)
         raise log.empty(heads[0].source.shown)
-    shape = detect(values, config)
-    log.notes += shape.notes
+    log.settle(detect(values, config))
     labels = label_map(config.labels) if config.labels is not None else None
-    train = [example for head in heads for example in log.read(head, shape, labels)]
-    if shape.rules.labelled and labels is None and train:
+    train = [example for head in heads for example in log.read(head, labels)]
+    if log.shape.rules.labelled and labels is None and train:
         labels = collected_labels(train, log)
     parts: dict[str, list[Example]] = {}
     for part, path in (("validation", config.validation), ("test", config.test)):
-        parts[part] = log.read(OpenedSource.of(open_source(path, part)), shape, labels) if isinstance(path, str) else []
+        parts[part] = log.read(log.open(path, part), labels, part) if isinstance(path, str) else []
     log.finish()
     names = tuple(dict.fromkeys((labels or {}).values()))
     _refuse_single_label(names)
-    return _split(config, seed, log, shape, names, train, **parts)
+    return _split(config, seed, log, names, train, **parts)
 
 
 def read_more(
@@ -69,9 +71,10 @@ def read_more(
     Raises:
         ConfigError, DataError: as `read_data`.
     """
-    log = Log(like.on_bad_row)
+    log = Log(like)
+    log.settle(Shape(kind, dict(columns)), settled=True)
     known = label_map(like.labels if like.labels is not None else tuple(labels)) if labels else None
-    rows = log.read(OpenedSource.of(open_source(path, "test")), Shape(kind, dict(columns)), known)
+    rows = log.read(log.open(path, "test"), known, "test")
     log.finish()
     return DataSet(
         kind=kind,
@@ -80,10 +83,7 @@ def read_more(
         train=[],
         validation=[],
         test=rows,
-        skipped=log.problems,
-        rows_read=log.rows_read,
-        files=log.files,
-        notes=log.all_notes(),
+        **log.facts(),
     )
 
 
@@ -115,45 +115,71 @@ class OpenedSource:
 
 @dataclass
 class Log:
-    """What reading brings to light besides the rows."""
+    """Reads sources, and keeps what that brings to light besides the rows.
 
-    on_bad_row: str
+    Attributes:
+        config: what to do with bad rows, columns to leave aside, the encoding.
+    """
+
+    config: DataConfig
     problems: list[Problem] = field(default_factory=list[Problem])
     rows_read: int = 0
     bad_rows: int = 0
-    shortened: int = 0
+    tally: Tally = field(default_factory=Tally)
     without_rows: list[str] = field(default_factory=list[str])
     files: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
     sources: list[Source] = field(default_factory=list[Source])
 
-    def read(self, head: OpenedSource, shape: Shape, labels: Mapping[str, str] | None) -> list[Example]:
+    def __post_init__(self) -> None:
+        self.settle(Shape("text", {}))
+
+    @property
+    def shape(self) -> Shape:
+        """What the rows are."""
+        return self.unused.shape
+
+    def settle(self, shape: Shape, settled: bool = False) -> None:
+        """Read rows of this shape from here on. `settled`: see UnusedColumns."""
+        self.unused = UnusedColumns(shape, self.config, settled)
+        self.notes += shape.notes
+
+    def open(self, path: str, part: str) -> OpenedSource:
+        """A source, its first rows looked at; of a data set with several splits the one called `part`."""
+        return OpenedSource.of(open_source(path, part, self.config.encoding))
+
+    def read(self, head: OpenedSource, labels: Mapping[str, str] | None, part: str = "train") -> list[Example]:
         """The good rows of one source; its bad ones are noted."""
         source = head.source
         examples: list[Example] = []
-        check_columns(shape, [row.value for row in head.rows], source.shown)
+        check_columns(self.shape, [row.value for row in head.rows], source.shown)
         for item in head.items():
             self.rows_read += 1
-            result = check_row(source.shown, item, shape, labels) if isinstance(item, RawRow) else item
+            result = self._row(source.shown, item, labels, part) if isinstance(item, RawRow) else item
             if isinstance(result, list):
                 self.bad_rows += 1
                 self.problems += result
             else:
                 examples.append(result)
-                self.shortened += (
-                    isinstance(item, RawRow)
-                    and isinstance(item.value, dict)
-                    and shape.rules.shortened(result, item.value, shape.columns)
-                )
         self.files |= source.hashes
         self.sources.append(source)
         if not examples:
             self.without_rows.append(source.shown)
         return examples
 
+    def _row(self, shown: str, row: RawRow, labels: Mapping[str, str] | None, part: str) -> Example | list[Problem]:
+        if isinstance(row.value, str):
+            return check_row(shown, row, self.shape, labels)
+        self.unused.meet(row.value, shown, row.line)
+        result = check_row(shown, row, self.shape, labels, self.tally)
+        if not isinstance(result, list):
+            self.unused.compare(row.value, result, part)
+        return result
+
     def finish(self) -> None:
-        """Raise DataError for what stands in the way of training."""
-        if self.problems and self.on_bad_row == "stop":
+        """Raise DataError or ConfigError for what stands in the way of training."""
+        self.unused.check()
+        if self.problems and self.config.on_bad_row == "stop":
             raise self._bad_rows("fix these rows, or drop and count them with data.on_bad_row: skip")
         if self.without_rows:
             raise self.empty(self.without_rows[0])
@@ -167,14 +193,30 @@ class Log:
     def _bad_rows(self, hint: str) -> DataError:
         return bad_rows(self.problems, self.bad_rows, self.rows_read, hint)
 
-    def all_notes(self) -> list[str]:
-        """Notes of the sources, once they have been read, then our own."""
-        notes = list(dict.fromkeys(note for source in self.sources for note in source.notes)) + self.notes
-        if self.shortened:
-            notes.append(f"Conversations whose end, after the last trained answer, was left out: {self.shortened:,}.")
-        if self.problems and self.on_bad_row == "skip":
+    def facts(self) -> ReadFacts:
+        """What was read, for a DataSet. Notes of the sources come first, which only grow while they are read."""
+        notes = list(dict.fromkeys(note for source in self.sources for note in source.notes))
+        notes += [*self.notes, *self.unused.notes()]
+        if self.tally.converted:
+            forms = ", ".join(
+                f"{form} ({plural(count, 'row')})" for form, count in sorted(self.tally.converted.items())
+            )
+            notes.append(f"Converted to OpenAI's form: {forms}.")
+        if self.tally.shortened:
+            notes.append(
+                f"Conversations whose end, after the last trained answer, was left out: {self.tally.shortened:,}."
+            )
+        if self.problems and self.config.on_bad_row == "skip":
             notes.append(f"Rows skipped, as data.on_bad_row says: {self.bad_rows:,} of {self.rows_read:,}.")
-        return [printable(note, 1000) for note in notes]
+        return {
+            "skipped": self.problems,
+            "rows_read": self.rows_read,
+            "files": self.files,
+            "converted": dict(sorted(self.tally.converted.items())),
+            "columns_ignored": dict(self.unused.ignored),
+            "columns_unused": list(self.unused.plain),
+            "notes": [printable(note, 1000) for note in notes],
+        }
 
 
 def collected_labels(train: Sequence[Example], log: Log) -> dict[str, str]:
@@ -206,12 +248,12 @@ def _split(
     config: DataConfig,
     seed: int,
     log: Log,
-    shape: Shape,
     labels: tuple[str, ...],
     rows: list[Example],
     validation: list[Example],
     test: list[Example],
 ) -> DataSet:
+    shape = log.shape
     train = without_texts(rows, [*validation, *test])
     overlap = len(rows) - len(train)
     if not train:
@@ -244,12 +286,9 @@ def _split(
         train=train,
         validation=validation,
         test=shuffled(test, seed),
-        skipped=log.problems,
-        rows_read=log.rows_read,
         duplicates=duplicates,
         overlap_removed=overlap,
-        files=log.files,
-        notes=log.all_notes(),
+        **log.facts(),
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tunery.data.conversation import Report
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place, Problem
+from tunery.data.row_report import Report, Tally
 from tunery.data.source import RawRow
 
 
-def check_row(file: str, row: RawRow, shape: Shape, labels: Mapping[str, str] | None = None) -> Example | list[Problem]:
+def check_row(
+    file: str, row: RawRow, shape: Shape, labels: Mapping[str, str] | None = None, tally: Tally | None = None
+) -> Example | list[Problem]:
     """Turn a raw row into an example.
 
     Args:
@@ -18,6 +20,7 @@ def check_row(file: str, row: RawRow, shape: Shape, labels: Mapping[str, str] | 
         row: the raw row.
         shape: its kind and columns.
         labels: classification: value in the file → label name, from `label_map`; None takes the values as they are.
+        tally: to which what was noticed in a good row is added.
 
     Returns:
         The example, or all problems of the row, each with the path of its field (`messages[2].content`).
@@ -30,4 +33,8 @@ def check_row(file: str, row: RawRow, shape: Shape, labels: Mapping[str, str] | 
             return report.problems
         return Example(shape.kind, where, text=row.value)
     fields = shape.rules.parse(report, row.value, shape.columns, labels)
-    return report.problems or Example(shape.kind, where, **fields)
+    if report.problems:
+        return report.problems
+    if tally is not None:
+        report.add_to(tally)
+    return Example(shape.kind, where, **fields)

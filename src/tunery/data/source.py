@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +19,10 @@ from tunery.jsonl import JsonObject
 from tunery.text import did_you_mean, plural, similar_names
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
-PROBLEMS_SHOWN = 100
-ROW = "(row)"
-"""The field of a problem that concerns a whole row."""
-NOT_UTF8 = ("a character is not valid UTF-8", "save the file as UTF-8")
-"""Message and fix of a row with such a character."""
-
-_BROKEN_BYTE = re.compile("[\udc80-\udcff]")  # where a byte that is not UTF-8 ends up under errors="surrogateescape"
+COMPRESSED = ".gz"
+"""Follows the extension of a text file that gzip compressed: rows.jsonl.gz."""
+CAUSES_SHOWN = 20
+SHOWN_OF_A_CAUSE = 5
 
 
 class RawRow(NamedTuple):
@@ -45,12 +45,24 @@ class Source:
         items: its rows in order, and in their places the problems of rows that could not be parsed. Can be read once.
         hashes: path → SHA-256 of each file behind it (a hub data set: its name → fingerprint).
         notes: what was decided while reading, a sentence each; grows until `items` is used up.
+        encoding: of a text file (data.encoding).
+        extension: of the file, in lower case, without COMPRESSED.
     """
 
     shown: str
+    encoding: str = "utf-8"
+    extension: str = ""
     items: Iterator[Item] = field(default_factory=lambda: iter(()))
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def broken_character(self) -> tuple[str, str]:
+        """Message and fix of a row with bytes that are not of the encoding."""
+        if self.encoding == "utf-8":
+            fix = "save the file as UTF-8, or name its encoding in data.encoding (cp1252 is usual on Windows)"
+            return "a character is not valid UTF-8", fix
+        return f"a character is not valid {self.encoding}", "is data.encoding that of the file?"
 
 
 def shown_path(path: Path) -> str:
@@ -65,7 +77,7 @@ def shown_path(path: Path) -> str:
 _OTHER_FORMATS = {
     b"PK\x03\x04": ("a zip file, as .xlsx files of Excel are", "save the table as CSV"),
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the table as CSV"),
-    b"\x1f\x8b": ("compressed by gzip", "unpack it with gunzip"),
+    b"\x1f\x8b": ("compressed by gzip", "add .gz to its name"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it with unzstd"),
     b"%PDF": ("a PDF file", "save its text as .txt"),
     b"PAR1": ("a Parquet file", "name it .parquet"),
@@ -73,6 +85,8 @@ _OTHER_FORMATS = {
 }
 """First bytes of files that are not text → what they are, and what to do."""
 
+_GZIP = b"\x1f\x8b"
+BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -92,8 +106,13 @@ def require_file(path: Path, shown: str) -> bool:
             raise ConfigError(f"{shown} is not a file that can be read twice", "write its rows to a file first")
         with open(path, "rb") as file:
             start = file.read(64)
+        if start.startswith(_GZIP) and path.suffix.lower() == COMPRESSED:
+            with gzip.open(path, "rb") as file:
+                start = file.read(64)
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(path, shown) from None
+    except BROKEN_GZIP as error:
+        raise not_gzip(shown, error) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
@@ -131,31 +150,58 @@ def missing_file(path: Path, shown: str) -> ConfigError:
 
 
 def bad_rows(problems: Sequence[Problem], rows: int, of: int, hint: str) -> DataError:
-    """The error that lists the problems of some rows.
+    """The error that lists the problems of some rows, cause by cause, in the order of their first places.
 
     Args:
         rows, of: so many of all rows have them.
     """
+    causes: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        causes.setdefault(_cause(problem), []).append(problem)
     lines = [f"{plural(len(problems), 'problem')} in {rows:,} of {of:,} rows:"]
-    lines += [printable(str(problem), 500) for problem in problems[:PROBLEMS_SHOWN]]
-    if len(problems) > PROBLEMS_SHOWN:
-        lines.append(f"… and {len(problems) - PROBLEMS_SHOWN:,} more")
+    for alike in itertools.islice(causes.values(), CAUSES_SHOWN):
+        shown = len(alike) if len(alike) <= SHOWN_OF_A_CAUSE else SHOWN_OF_A_CAUSE - 2
+        lines += [printable(str(problem), 500) for problem in alike[:shown]]
+        if len(alike) > shown:
+            where = ", ".join(f"{problem.line:,}" for problem in alike[shown : shown + 10])
+            more = ", …" if len(alike) > shown + 10 else ""
+            lines.append(f"  … and {len(alike) - shown:,} more like these (lines {where}{more})")
+    if len(causes) > CAUSES_SHOWN:
+        left = sum(len(alike) for alike in itertools.islice(causes.values(), CAUSES_SHOWN, None))
+        lines.append(f"… and {plural(left, 'problem')} of {plural(len(causes) - CAUSES_SHOWN, 'other cause')}")
     return DataError("\n".join(lines), hint)
 
 
-def open_text(path: Path, shown: str, newline: str) -> TextIO:
-    """UTF-8 text in which a wrong byte does not stop the reading: `undecodable` finds it in its row."""
-    with open(path, "rb") as file:
+_OF_A_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|[\d,]+")
+"""What differs among messages of one cause: what a row says, in quotes, and numbers."""
+
+
+def _cause(problem: Problem) -> tuple[str, ...]:
+    """What problems that one change would mend have in common."""
+    return (problem.file, _OF_A_ROW.sub("", problem.field), _OF_A_ROW.sub("", problem.message))
+
+
+def not_gzip(shown: str, error: Exception) -> DataError:
+    """The error for a file whose compression breaks off or makes no sense."""
+    return DataError(f"{shown} is not a whole gzip file: {error}", "compress it again, or copy it anew")
+
+
+def open_text(path: Path, source: Source, newline: str) -> TextIO:
+    """A text in which a byte that is not of the encoding does not stop the reading: `undecodable` finds it in its row.
+
+    Raises:
+        DataError: the file is UTF-16 or UTF-32, and `source.encoding` does not say so.
+    """
+    packed = path.suffix.lower() == COMPRESSED
+    with gzip.open(path, "rb") if packed else open(path, "rb") as file:
         mark = file.read(4)
-    for encoding, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
-        if mark.startswith(marks):
-            raise DataError(f"{shown}:1: the file is {encoding}", "save it as UTF-8")
-    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-
-
-def undecodable(text: str) -> bool:
-    """Whether a text read by `open_text` holds a byte that was not UTF-8."""
-    return not text.isascii() and _BROKEN_BYTE.search(text) is not None
+    encoding = "utf-8-sig" if source.encoding == "utf-8" else source.encoding
+    for wide, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
+        if mark.startswith(marks) and not encoding.startswith(f"utf-{wide[-2:]}"):
+            raise DataError(f"{source.shown}:1: the file is {wide}", f"save it as UTF-8, or set data.encoding: {wide}")
+    if packed:
+        return gzip.open(path, "rt", encoding=encoding, errors="surrogateescape", newline=newline)
+    return open(path, encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def printable(text: str, limit: int = 40) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunery.evaluation.record import NOTHING, RunRecord, as_number, items, listed, pick, show
-from tunery.jsonl import JsonMapping
+from tunery.jsonl import JsonMapping, is_mapping
 from tunery.paths import safe_name
 
 Receipt = JsonMapping
@@ -168,6 +168,8 @@ class _Entry:
     def fact(self, receipt: Receipt) -> Fact | None:
         """None where the receipt does not say."""
         value = pick(receipt, *self.key.split("."))
+        if is_mapping(value):
+            value = [f"{name} ({count:,})" for name, count in value.items()]
         if isinstance(value, list | tuple):
             value = ", ".join(map(str, value))
         if (said := show(value, self.form)) == NOTHING:
@@ -185,6 +187,9 @@ _FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
             _Entry("Training rows", "data.train_rows", "count"),
             _Entry("Validation rows", "data.validation_rows", "count"),
             _Entry("Test rows", "data.test_rows", "count"),
+            _Entry("Converted (rows)", "data.converted", "words"),
+            _Entry("Columns set aside (rows)", "data.columns_ignored", "words", "private"),
+            _Entry("Columns not used", "data.columns_unused", "words", "private"),
             _Entry("Skipped as bad", "data.rows_skipped", "count"),
             _Entry("Dropped", "data.dropped", "count"),
             _Entry("Dropped as too long", "data.dropped_too_long", "count"),

@@ -63,6 +63,13 @@ class RowsSection(Record):
     rows_read: int = Field(description="in all files, invalid ones included")
     rows_skipped: int = Field(description="problems under data.on_bad_row: skip")
     skipped: list[str] = Field(description="the first hundred of them")
+    converted: dict[str, int] = Field(
+        default_factory=dict[str, int], description="form other than OpenAI's → rows that were written in it"
+    )
+    columns_ignored: dict[str, int] = Field(
+        default_factory=dict[str, int], description="column set aside by the task → rows in which it held something"
+    )
+    columns_unused: list[str] = Field(default_factory=list[str], description="columns that no role takes")
     duplicates: int = Field(description="training rows that repeat an earlier one")
     overlap_removed: int = Field(description="training rows dropped because their text is held out")
     train_rows: int = Field(description="rows (or pairs) that were trained on")

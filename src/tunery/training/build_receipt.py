@@ -34,6 +34,7 @@ from tunery.records.run_receipt import (
     ReloadSection,
     SpeedSection,
 )
+from tunery.text import plural
 from tunery.training.loop import Loop
 from tunery.training.objectives.base import Objective
 from tunery.training.scoring import Scorer
@@ -113,6 +114,9 @@ def read_section(data: DataSet, instruction: str) -> JsonObject:
         "rows_read": data.rows_read,
         "rows_skipped": len(data.skipped),
         "skipped": [str(problem) for problem in data.skipped[:LISTED]],
+        "converted": data.converted,
+        "columns_ignored": data.columns_ignored,
+        "columns_unused": data.columns_unused,
         "duplicates": data.duplicates,
         "overlap_removed": data.overlap_removed,
     }
@@ -155,6 +159,9 @@ def _warnings(prepared: Prepared, receipt: JsonMapping) -> list[str]:
         found.append("no end-of-turn token was trained: the model may not know when to stop")
     if data["rows_skipped"]:
         found.append(f"{data['rows_skipped']:,} bad rows were skipped")
+    if aside := {name: count for name, count in data["columns_ignored"].items() if count}:
+        listed = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in aside.items())
+        found.append(f"columns that hold something were set aside, as the task says: {listed}")
     if data["dropped"]:
         found.append(f"{data['dropped']:,} rows were dropped: {data['dropped_rows'][0]['reason']}, among other reasons")
     if data["truncated"]:

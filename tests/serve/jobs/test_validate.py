@@ -111,7 +111,7 @@ def test_too_few_examples_are_refused(check: Check) -> None:
         (["", "  "], "no rows"),
         ([{"text": "a", "label": "b"}] * 12, '{"messages": […]}'),
         (["[1, 2]"] * 12, "a row is an object"),
-        (["["], "one JSON value over many lines"),
+        (["["], "invalid JSON"),
     ],
 )
 def test_files_of_another_form_are_refused_with_the_form_that_is_needed(

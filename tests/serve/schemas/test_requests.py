@@ -167,7 +167,7 @@ def test_jobs_that_cannot_be(more: dict[str, Any], words: str) -> None:
         ({"messages": "hello"}, "a string"),
         ({"messages": ["hello"]}, r"messages\[0\]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
-        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "no longer used"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "no earlier message calls 'f'"),
         ({"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "colour"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "must match"),
         ({"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "two tools"),

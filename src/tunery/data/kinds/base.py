@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from tunery.config import KindName
-from tunery.data.conversation import Report
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
+from tunery.data.kinds.columns import MEANINGS, Meaning
 from tunery.data.prompts import Prompts
+from tunery.data.row_report import Report
 from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Kind(ABC):
         name: in `data.kind`.
         required, optional: role → column names it usually goes by. The first is ours and wins; two of the others in one
             file are ambiguous. A role is also a setting of `data.columns`.
+        meanings: of columns that are refused by name where no role takes them.
         settings: settings of `data` that not every kind has a use for (labels, instruction, system); the others of
             these are refused. A kind that takes `system` renders its messages through `renderer.with_system`.
         plain_text: rows of text files, which have no columns, are of this kind.
@@ -78,6 +80,7 @@ class Kind(ABC):
     name: ClassVar[KindName]
     required: ClassVar[Mapping[str, tuple[str, ...]]]
     optional: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    meanings: ClassVar[tuple[Meaning, ...]] = MEANINGS
     settings: ClassVar[tuple[str, ...]] = ()
     plain_text: ClassVar[bool] = False
     last_resort: ClassVar[bool] = False
@@ -103,6 +106,10 @@ class Kind(ABC):
         """The roles that must still be filled where those of `found` are."""
         return [role for role in self.required if role not in found]
 
+    def choose(self, found: Columns) -> Columns:
+        """The roles that a row has a use for, where columns for all of these were found."""
+        return found
+
     def plausible(self, rows: Sequence[JsonMapping], columns: Columns) -> bool:
         """Whether the values could be of this kind, where columns have the right names.
 
@@ -122,10 +129,6 @@ class Kind(ABC):
         Args:
             labels: value in the file → label; None takes the values as they are.
         """
-
-    def shortened(self, example: Example, row: JsonMapping, columns: Columns) -> bool:
-        """Whether what follows the last trained answer was left out of the example."""
-        return False
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         """What to tell of all training rows together, a sentence each."""
@@ -225,6 +228,11 @@ class Kind(ABC):
     def shown(self, example: Example) -> str | None:
         """What a person sees of the question; None for its messages."""
         return None
+
+
+def without(columns: Columns, *roles: str) -> Columns:
+    """Columns without those of some roles."""
+    return {role: column for role, column in columns.items() if role not in roles}
 
 
 def openai_messages(messages: Iterable[Message], example: Example) -> JsonObject:

@@ -1,21 +1,35 @@
-"""Conversations: `messages` in OpenAI's form, and `tools` where there are some."""
+"""Conversations: `messages` in OpenAI's form, and `tools` where there are some.
+
+Also a prompt and its answer in columns of their own, where either is a list of messages, or where a system message or
+earlier turns stand beside them.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from tunery.data.conversation import Report, read_conversation
+from tunery.data.conversation import read_conversation
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind, all_said, last_text, openai_messages, said_by_user
+from tunery.data.exchange import begins_with_answer, read_answer, read_prompt
+from tunery.data.kinds.base import Columns, Kind, all_said, last_text, openai_messages, said_by_user, without
+from tunery.data.kinds.columns import (
+    BESIDE_A_PROMPT,
+    COMPLETION_COLUMNS,
+    MEANINGS,
+    MESSAGE_COLUMNS,
+    PROMPT_COLUMNS,
+    TOOL_COLUMNS,
+    VERDICT,
+    holds_lists,
+)
 from tunery.data.prompts import Prompts
+from tunery.data.row_report import Report, report_missing
+from tunery.data.tool_calls import CallLedger
 from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
-
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 
 NOT_HOSTED = ("reasoning_content",)
 """Keys of a message that hosted models do not take."""
@@ -25,19 +39,36 @@ class Chat(Kind):
     """See the module."""
 
     name = "chat"
-    required: ClassVar = {"messages": MESSAGE_COLUMNS}
-    optional: ClassVar = {"tools": ("tools",)}
+    required: ClassVar = {}
+    optional: ClassVar = {
+        "messages": MESSAGE_COLUMNS,
+        "prompt": PROMPT_COLUMNS,
+        "completion": COMPLETION_COLUMNS,
+        "tools": TOOL_COLUMNS,
+        **BESIDE_A_PROMPT,
+    }
+    meanings = (*MEANINGS, VERDICT)
     settings = ("system",)
     converses = True
+
+    def missing(self, found: Collection[str]) -> list[str]:
+        if "messages" in found:
+            return []
+        absent = [role for role in ("prompt", "completion") if role not in found]
+        return ["messages", *absent] if absent else []
+
+    def choose(self, found: Columns) -> Columns:
+        return found if "messages" not in found else without(found, "prompt", "history", "context")
+
+    def plausible(self, rows: Sequence[JsonMapping], columns: Columns) -> bool:
+        """A prompt and an answer that are plain texts, with nothing said before them, are a completion."""
+        telling = ("messages", "system", "history")
+        return any(role in columns for role in telling) or holds_lists(rows, columns)
 
     def parse(
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
     ) -> ExampleFields:
-        return read_conversation(report, row, columns)
-
-    def shortened(self, example: Example, row: JsonMapping, columns: Columns) -> bool:
-        messages = row[columns["messages"]]
-        return len(example.messages) < len(json.loads(messages) if isinstance(messages, str) else messages)
+        return read_conversation(report, row, columns) if "messages" in columns else read_exchange(report, row, columns)
 
     def key(self, example: Example) -> tuple[str, str]:
         return said_by_user(example.messages), all_said(example.messages)
@@ -60,6 +91,25 @@ class Chat(Kind):
 
     def to_openai(self, prompts: Prompts, example: Example) -> JsonObject:
         return openai_messages(prompts.with_system(example.messages), example)
+
+
+def read_exchange(report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+    """The conversation of a prompt and its answer; {} where there is a problem. What the prompt holds of the assistant
+    is read, not trained, unless its weight is 1; the turns of a history are trained as those of every conversation."""
+    for role in ("prompt", "completion"):
+        if row.get(columns[role]) is None:
+            report_missing(report, row, columns[role])
+    key, ledger = columns["completion"], CallLedger()
+    prompt, tools = read_prompt(report, row, columns, ledger)
+    answer = read_answer(report, key, row.get(key), ledger)
+    if report.problems or prompt is None or not begins_with_answer(report, key, answer):
+        return {}
+    if all(message.get("weight") == 0 for message in answer if message["role"] == "assistant"):
+        report.add(key, "nothing to train on: every message of the answer has weight 0", "give one weight 1")
+        return {}
+    if not isinstance(row[columns["prompt"]], str):
+        prompt = [{"weight": 0, **m} if m["role"] == "assistant" else m for m in prompt]
+    return {"messages": (*prompt, *answer), "tools": tools}
 
 
 def unknown_keys(messages: Iterable[Message]) -> Iterable[str]:

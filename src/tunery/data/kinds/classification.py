@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from tunery.data.conversation import Report
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Encoded, Kind
-from tunery.data.kinds.text import TEXT_COLUMNS
-from tunery.data.kinds.values import read_label, read_text
+from tunery.data.kinds.columns import TEXT_COLUMNS
+from tunery.data.kinds.values import read_label
 from tunery.data.prompts import Prompts
+from tunery.data.row_report import Report, read_text
 from tunery.jsonl import JsonMapping
 
 if TYPE_CHECKING:

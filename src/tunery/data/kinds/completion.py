@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from tunery.data.conversation import Report
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
+from tunery.data.exchange import with_context
 from tunery.data.kinds.base import Columns, Kind
-from tunery.data.kinds.values import read_text, with_input
+from tunery.data.kinds.columns import (
+    COMPLETION_COLUMNS,
+    CONTEXT_COLUMNS,
+    MEANINGS,
+    PROMPT_COLUMNS,
+    VERDICT,
+    holds_lists,
+)
 from tunery.data.prompts import Prompts
+from tunery.data.row_report import Report, read_text
 from tunery.jsonl import JsonMapping
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
-
-COMPLETION_COLUMNS = ("completion", "response", "output", "answer")
-PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "input")
 
 
 class Completion(Kind):
@@ -24,18 +29,24 @@ class Completion(Kind):
 
     name = "completion"
     required: ClassVar = {"prompt": PROMPT_COLUMNS, "completion": COMPLETION_COLUMNS}
+    optional: ClassVar = {"context": CONTEXT_COLUMNS}
+    meanings = (*MEANINGS, VERDICT)
     templated = False
     chat_hint = "each line you type is a prompt to complete."
     hosted_note = (
         "completions are sent as conversations: the prompt as the user's message, the completion as the answer"
     )
 
+    def plausible(self, rows: Sequence[JsonMapping], columns: Columns) -> bool:
+        """A prompt or an answer that is a list of messages belongs to a conversation."""
+        return not holds_lists(rows, columns)
+
     def parse(
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
     ) -> ExampleFields:
         prompt = read_text(report, row, columns["prompt"], may_be_blank=True)
         return {
-            "prompt": with_input(report, row, columns, prompt),
+            "prompt": with_context(report, row, columns, prompt),
             "completion": read_text(report, row, columns["completion"]),
         }
 

@@ -10,15 +10,24 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from tunery.data.conversation import Report, read_list, read_messages, read_tools, report_missing
+from tunery.data.conversation import LIST, put_system, read_messages
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user
-from tunery.data.kinds.chat import MESSAGE_COLUMNS
-from tunery.data.kinds.completion import COMPLETION_COLUMNS, PROMPT_COLUMNS
-from tunery.data.kinds.preference import check_answer, read_answer, read_prompt, unweighted
-from tunery.data.kinds.values import label_text, same_label, with_input
+from tunery.data.exchange import read_answer, read_prompt, unweighted
+from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user, without
+from tunery.data.kinds.columns import (
+    BESIDE_A_PROMPT,
+    COMPLETION_COLUMNS,
+    FEEDBACK_COLUMNS,
+    MESSAGE_COLUMNS,
+    PROMPT_COLUMNS,
+    TOOL_COLUMNS,
+)
+from tunery.data.kinds.preference import check_answer
+from tunery.data.kinds.values import label_text, same_label
 from tunery.data.prompts import Prompts
+from tunery.data.row_report import Report, read_list, report_missing
 from tunery.data.source import printable
+from tunery.data.tool_calls import CallLedger, read_tools
 from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
@@ -47,15 +56,19 @@ class Feedback(Kind):
     """See the module."""
 
     name = "feedback"
-    required: ClassVar = {"label": ("label", "feedback", "thumbs", "thumb", "vote", "rating", "desirable", "liked")}
+    required: ClassVar = {"label": FEEDBACK_COLUMNS}
     optional: ClassVar = {
         "prompt": PROMPT_COLUMNS,
         "completion": COMPLETION_COLUMNS,
         "messages": MESSAGE_COLUMNS,
-        "tools": ("tools",),
+        "tools": TOOL_COLUMNS,
+        **BESIDE_A_PROMPT,
     }
     settings = ("system",)
     converses = True
+
+    def choose(self, found: Columns) -> Columns:
+        return found if "messages" not in found else without(found, "prompt", "completion", "history", "context")
 
     def missing(self, found: Collection[str]) -> list[str]:
         answer = () if "messages" in found else ("prompt", "completion")
@@ -123,16 +136,14 @@ def _read_verdict(report: Report, row: JsonMapping, key: str) -> bool:
 
 def _prompt_and_answer(report: Report, row: JsonMapping, columns: Columns) -> tuple[ExampleFields, list[JsonObject]]:
     columns = {"prompt": "prompt", "completion": "completion", **columns}
-    key, answered, calls = columns["prompt"], columns["completion"], set[str]()
+    key, answered, ledger = columns["prompt"], columns["completion"], CallLedger()
     missing = [name for name in (key, answered) if row.get(name) is None]
     for name in missing:
         report_missing(report, row, name)
     if missing:
         return {}, []
-    if isinstance(row[key], str):
-        row = {**row, key: with_input(report, row, columns, row[key])}
-    prompt, tools = read_prompt(report, row, columns, calls)
-    answer = read_answer(report, answered, row[answered], calls)
+    prompt, tools = read_prompt(report, row, columns, ledger)
+    answer = read_answer(report, answered, row[answered], ledger)
     if not report.problems:
         check_answer(report, answered, answer)
     return {"messages": tuple(map(unweighted, prompt or ())), "tools": tools}, answer
@@ -146,8 +157,8 @@ def _conversation(report: Report, row: JsonMapping, columns: Columns) -> tuple[E
         return {}, []
     tools_key = columns.get("tools", "tools")
     tools = read_tools(report, tools_key, row.get(tools_key))
-    value = read_list(report, key, row[key], 'write [{"role": …, "content": …}, …]')
-    messages = read_messages(report, key, value or [], set())
+    value = read_list(report, key, row[key], LIST)
+    messages = put_system(report, row, columns, read_messages(report, key, value or [], CallLedger()))
     if report.problems:
         return {}, []
     said = [index for index, message in enumerate(messages) if message["role"] == "user"]

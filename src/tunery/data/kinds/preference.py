@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from tunery.data.conversation import Report, describe, read_list, read_messages, read_tools, report_missing
-from tunery.data.example import Example, ExampleFields, Message, Place, Rendered, Tool
+from tunery.data.conversation import Messages, put_system
+from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
+from tunery.data.exchange import begins_with_answer, read_answer, read_prompt, unweighted
 from tunery.data.kinds.base import (
     Columns,
     Encoded,
@@ -25,11 +26,11 @@ from tunery.data.kinds.base import (
     said_by_user,
 )
 from tunery.data.kinds.chat import unknown_keys
-from tunery.data.kinds.completion import PROMPT_COLUMNS
-from tunery.data.kinds.values import with_input
+from tunery.data.kinds.columns import BESIDE_A_PROMPT, PROMPT_COLUMNS, TOOL_COLUMNS
 from tunery.data.prompts import Prompts
-from tunery.data.source import known_here
-from tunery.jsonl import JsonMapping, JsonObject, is_list, is_mapping
+from tunery.data.row_report import Report, report_missing
+from tunery.data.tool_calls import CallLedger
+from tunery.jsonl import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
@@ -43,7 +44,7 @@ class Preference(Kind):
         "chosen": ("chosen", "preferred", "preferred_output", "preferred_completion"),
         "rejected": ("rejected", "non_preferred", "non_preferred_output", "non_preferred_completion"),
     }
-    optional: ClassVar = {"prompt": PROMPT_COLUMNS, "tools": ("tools",)}
+    optional: ClassVar = {"prompt": PROMPT_COLUMNS, "tools": TOOL_COLUMNS, **BESIDE_A_PROMPT}
     settings = ("system",)
     pairs = True
     noun = "pair"
@@ -53,9 +54,6 @@ class Preference(Kind):
     def parse(
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
     ) -> ExampleFields:
-        key = columns.get("prompt")
-        if key and isinstance(row.get(key), str):
-            row = {**row, key: with_input(report, row, columns, row[key])}
         return read_pair(report, row, columns)
 
     def notes(self, train: Sequence[Example]) -> list[str]:
@@ -152,12 +150,6 @@ def _without(row: Encoded, start: int, stop: int) -> Encoded:
 # --------------------------------------------------------------------------- reading
 
 
-_INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
-_LIST = 'write [{"role": …, "content": …}, …]'
-
-Messages = list[JsonObject]
-
-
 def read_pair(report: Report, row: JsonMapping, columns: Mapping[str, str]) -> ExampleFields:
     """The fields of a preference example; {} where there is a problem.
 
@@ -169,13 +161,14 @@ def read_pair(report: Report, row: JsonMapping, columns: Mapping[str, str]) -> E
     for key in keys.values():
         if row.get(key) is None:
             report_missing(report, row, key)
-    calls: set[str] = set()
-    prompt, tools = read_prompt(report, row, columns, calls)
-    answers = {role: read_answer(report, key, row.get(key), set(calls)) for role, key in keys.items()}
+    ledger = CallLedger()
+    prompt, tools = read_prompt(report, row, columns, ledger)
+    answers = {role: read_answer(report, key, row.get(key), ledger.copy()) for role, key in keys.items()}
     if report.problems:
         return {}
     if prompt is None or any(_is_whole(messages) for messages in answers.values()):
         prompt, answers = _shared_beginning(report, columns, prompt, answers)
+        prompt = put_system(report, row, columns, prompt)
     for role, key in keys.items():
         check_answer(report, key, answers[role])
     if any("weight" in message and message["weight"] for message in prompt):
@@ -184,66 +177,6 @@ def read_pair(report: Report, row: JsonMapping, columns: Mapping[str, str]) -> E
     if chosen == rejected and not report.problems:
         report.add(keys["rejected"], "both answers are the same", "make them differ, or remove the row")
     return {"messages": tuple(map(unweighted, prompt)), "chosen": chosen, "rejected": rejected, "tools": tools}
-
-
-def unweighted(message: JsonMapping) -> JsonObject:
-    return {key: value for key, value in message.items() if key != "weight"}
-
-
-def read_prompt(
-    report: Report, row: JsonMapping, columns: Mapping[str, str], calls: set[str]
-) -> tuple[Messages | None, tuple[Tool, ...]]:
-    """(messages before the answers, or None where the row gives none; tools)."""
-    key = columns.get("prompt")
-    value = None if key is None else row.get(key)
-    tools_key = columns.get("tools", "tools")
-    tools = read_tools(report, tools_key, row.get(tools_key))
-    if key is None or value is None:
-        return None, tools
-    if is_mapping(value):
-        return _openai_input(report, key, value, calls)
-    if isinstance(value, str):
-        if not value.strip():
-            report.add(key, "empty", "write the prompt, or remove the row")
-        return [{"role": "user", "content": value}], tools
-    if not is_list(value):
-        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
-        return [], tools
-    if not value:
-        report.add(key, "empty", _LIST)
-    return read_messages(report, key, value, calls), tools
-
-
-def _openai_input(report: Report, key: str, value: JsonMapping, calls: set[str]) -> tuple[Messages, tuple[Tool, ...]]:
-    for unknown in sorted(set(value) - set(_INPUT_KEYS)):
-        report.add(f"{key}.{unknown}", "unknown key", known_here(unknown, _INPUT_KEYS))
-    parallel = value.get("parallel_tool_calls")
-    if parallel is not None and not isinstance(parallel, bool):
-        report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {describe(parallel)}", "write true")
-    tools = read_tools(report, f"{key}.tools", value.get("tools"))
-    if value.get("messages") is None:
-        report_missing(report, value, "messages", f"{key}.")
-        return [], tools
-    messages = read_list(report, f"{key}.messages", value["messages"], _LIST)
-    if messages == []:
-        report.add(f"{key}.messages", "empty", _LIST)
-    return read_messages(report, f"{key}.messages", messages or [], calls), tools
-
-
-def read_answer(report: Report, key: str, value: object, calls: set[str]) -> Messages:
-    """The messages of an answer, or of a whole conversation that ends with it."""
-    if value is None:  # already reported
-        return []
-    if isinstance(value, str):
-        if not value.strip():
-            report.add(key, "the answer is empty", "write the answer, or remove the row")
-        return [{"role": "assistant", "content": value}]
-    if not is_list(value):
-        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", _LIST)
-        return []
-    if not value:
-        report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')
-    return read_messages(report, key, value, calls)
 
 
 def _is_whole(messages: Messages) -> bool:
@@ -287,13 +220,6 @@ def check_answer(report: Report, key: str, messages: Messages) -> None:
     if not messages:
         report.add(key, "the other conversation continues where this one ends", "give both an answer of their own")
         return
-    if messages[0]["role"] != "assistant":
-        report.add(
-            key,
-            f"an answer begins with an assistant message, not with role {messages[0]['role']}",
-            "put what both answers follow into the prompt",
-        )
-    elif messages[-1]["role"] != "assistant":
-        report.add(key, "an answer ends with an assistant message", f"remove what follows it ({messages[-1]['role']})")
+    begins_with_answer(report, key, messages)
     if any(message.get("weight") == 0 for message in messages):
         report.add(key, "every assistant message of an answer is compared", "remove weight: 0")

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tunery.data.conversation import Report
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Encoded, Kind
-from tunery.data.kinds.values import read_text
+from tunery.data.kinds.columns import MEANINGS, TEXT_COLUMNS, VERDICT
 from tunery.data.prompts import Prompts
+from tunery.data.row_report import Report, read_text
 from tunery.jsonl import JsonMapping
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
-
-TEXT_COLUMNS = ("text", "review", "sentence", "content")
 
 SMALLEST_WINDOW = 16
 """A long text's last window is joined to nothing if shorter than this; it is then left out and counted as cut."""
@@ -33,6 +31,7 @@ class PlainText(Kind):
     required: ClassVar = {"text": TEXT_COLUMNS}
     plain_text = True
     last_resort = True
+    meanings = (*MEANINGS, VERDICT)
     templated = False
     chat_hint = "the model writes on from each line you type."
 

@@ -1,4 +1,4 @@
-"""Texts and labels in the columns of a row, checked."""
+"""Labels in the columns of a row, checked."""
 
 from __future__ import annotations
 
@@ -7,36 +7,9 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 
-from tunery.data.conversation import QUOTES, Report, describe, report_missing
+from tunery.data.row_report import Report, describe, report_missing
 from tunery.data.source import known_here, printable
 from tunery.jsonl import JsonMapping
-
-
-def read_text(report: Report, row: JsonMapping, key: str, may_be_blank: bool = False) -> str:
-    """The text under a key; "" where there is a problem."""
-    value = row.get(key)
-    if isinstance(value, str):
-        if not may_be_blank and not value.strip():
-            report.add(key, "empty", "write the text, or remove the row")
-        return value
-    if key not in row:
-        report_missing(report, row, key)
-    elif isinstance(value, list):
-        report.add(key, "a text is needed, not a list", "put a conversation in one messages list (kind chat)")
-    else:
-        fix = QUOTES if isinstance(value, int | float) else "write the text, or remove the row"
-        report.add(key, f"a text is needed, not {describe(value)}", fix)
-    return ""
-
-
-def with_input(report: Report, row: JsonMapping, columns: Mapping[str, str], prompt: str) -> str:
-    """Alpaca's input goes under the instruction. A row may have one even if those that detection saw do not."""
-    is_instruction = columns["prompt"].casefold() == "instruction"
-    key = columns.get("input", "input" if is_instruction and "input" not in columns.values() else None)
-    if key is None or row.get(key) is None:
-        return prompt
-    extra = read_text(report, row, key, may_be_blank=True)
-    return f"{prompt}\n\n{extra}" if extra.strip() else prompt
 
 
 def label_text(value: object) -> str | None:
@@ -45,7 +18,7 @@ def label_text(value: object) -> str | None:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, float) and math.isnan(value):  # how pandas writes a missing value
+    if isinstance(value, float) and not math.isfinite(value):  # NaN is how pandas writes a missing value
         return None
     return str(value).strip() if isinstance(value, str | int | float | Decimal) else None
 

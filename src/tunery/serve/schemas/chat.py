@@ -12,8 +12,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tunery.data.conversation import Report, read_message, read_tools
-from tunery.jsonl import JsonObject
+from tunery.data.conversation import Given, converted, read_message
+from tunery.data.row_report import Report
+from tunery.data.tool_calls import CallLedger, read_tools
+from tunery.jsonl import JsonObject, is_object
 from tunery.serve.schemas.base import Request, kind_of, problem
 from tunery.serve.schemas.sampling import SamplingRequest
 
@@ -47,21 +49,22 @@ def _list(value: object, name: str, limit: int | None = None) -> list[object]:
 
 
 def _messages(value: object) -> list[JsonObject]:
-    report = Report("", 0)
-    calls: set[str] = set()
-    messages = []
-    for index, given in enumerate(_list(value, "messages")):
-        if isinstance(given, dict):
-            given = {key: part for key, part in given.items() if key not in _OF_ANSWERS}
-            if given.get("role") == "assistant":
-                given["weight"] = 0  # an earlier answer may be empty: it is read, not trained
-        message = read_message(report, f"messages[{index}]", given, calls)
+    report, ledger = Report("", 0), CallLedger()
+    given = [Given(_asked(message), f"messages[{index}]") for index, message in enumerate(_list(value, "messages"))]
+    messages: list[JsonObject] = []
+    for one in converted(report, given):
+        message = read_message(report, one, ledger, trained=False)
         _raise_first(report)
         message.pop("weight", None)
         if "tool_calls" in message:
             message["tool_calls"] = [_bare_call(call) for call in message["tool_calls"]]
         messages.append(message)
     return messages
+
+
+def _asked(message: object) -> object:
+    """A message without what only answers have."""
+    return {key: part for key, part in message.items() if key not in _OF_ANSWERS} if is_object(message) else message
 
 
 def _bare_call(call: JsonObject) -> JsonObject:

@@ -1,0 +1,137 @@
+"""A prompt and its answer in columns of their own, as texts or lists of messages, with what may stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tunery.data.conversation import LIST, Messages, put_system, read_messages
+from tunery.data.example import Tool
+from tunery.data.row_report import Report, describe, read_list, read_text, report_missing, says_nothing
+from tunery.data.source import known_here
+from tunery.data.tool_calls import CallLedger, read_tools
+from tunery.jsonl import JsonMapping, JsonObject, is_list, is_mapping, is_object
+
+_INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
+
+HISTORY = "turns of a history"
+
+
+def unweighted(message: JsonMapping) -> JsonObject:
+    """A message without its weight."""
+    return {key: value for key, value in message.items() if key != "weight"}
+
+
+def with_context(report: Report, row: JsonMapping, columns: Mapping[str, str], prompt: str) -> str:
+    """The prompt, and under it Alpaca's input and the context of a question, where the row has them.
+
+    A row may have an input even if those that detection saw do not.
+    """
+    is_instruction = columns["prompt"].casefold() == "instruction"
+    usual = "input" if is_instruction and "input" not in columns.values() else None
+    for key in (columns.get("input", usual), columns.get("context")):
+        if key is not None and not says_nothing(row.get(key)):
+            prompt = f"{prompt}\n\n{_context_text(report, row, key)}"
+    return prompt
+
+
+def _context_text(report: Report, row: JsonMapping, key: str) -> str:
+    value = row[key]
+    if is_list(value) and all(isinstance(part, str) for part in value):
+        return "\n\n".join(value)
+    return read_text(report, row, key, may_be_blank=True)
+
+
+def read_prompt(
+    report: Report, row: JsonMapping, columns: Mapping[str, str], ledger: CallLedger
+) -> tuple[Messages | None, tuple[Tool, ...]]:
+    """(messages before the answers, or None where the row gives none; tools)."""
+    key = columns.get("prompt")
+    value = None if key is None else row.get(key)
+    tools_key = columns.get("tools", "tools")
+    tools = read_tools(report, tools_key, row.get(tools_key))
+    if key is None or value is None:
+        return None, tools
+    if is_mapping(value):
+        messages, tools = _openai_input(report, key, value, ledger)
+    elif isinstance(value, str):
+        if not value.strip():
+            report.add(key, "empty", "write the prompt, or remove the row")
+        messages = [{"role": "user", "content": with_context(report, row, columns, value)}]
+    elif is_list(value):
+        if not value:
+            report.add(key, "empty", LIST)
+        messages = read_messages(report, key, value, ledger)
+    else:
+        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", LIST)
+        return [], tools
+    if not isinstance(value, str) and "context" in columns and not says_nothing(row.get(columns["context"])):
+        report.add(columns["context"], "only a prompt that is a text can have a context", "put it into the messages")
+    return put_system(report, row, columns, [*_history(report, row, columns, ledger), *messages]), tools
+
+
+def _history(report: Report, row: JsonMapping, columns: Mapping[str, str], ledger: CallLedger) -> Messages:
+    """The turns before the prompt: Alpaca's pairs of question and answer, or messages."""
+    key = columns.get("history")
+    if key is None or says_nothing(row.get(key)):
+        return []
+    turns = read_list(report, key, row[key], 'write [["question", "answer"], …], or a list of messages') or []
+    if all(map(is_object, turns)):
+        return read_messages(report, key, turns, ledger)
+    messages: Messages = []
+    for index, turn in enumerate(turns):
+        if is_list(turn) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
+            messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+        else:
+            report.add(f"{key}[{index}]", "a turn is a question and its answer, two texts", 'write ["…", "…"]')
+    report.converted.add(HISTORY)
+    return messages
+
+
+def _openai_input(
+    report: Report, key: str, value: JsonMapping, ledger: CallLedger
+) -> tuple[Messages, tuple[Tool, ...]]:
+    for unknown in sorted(set(value) - set(_INPUT_KEYS)):
+        if not says_nothing(value[unknown]):
+            report.add(f"{key}.{unknown}", "unknown key", known_here(unknown, _INPUT_KEYS))
+    parallel = value.get("parallel_tool_calls")
+    if parallel is not None and not isinstance(parallel, bool):
+        report.add(f"{key}.parallel_tool_calls", f"true or false is needed, not {describe(parallel)}", "write true")
+    tools = read_tools(report, f"{key}.tools", value.get("tools"))
+    if value.get("messages") is None:
+        report_missing(report, value, "messages", f"{key}.")
+        return [], tools
+    messages = read_list(report, f"{key}.messages", value["messages"], LIST)
+    if messages == []:
+        report.add(f"{key}.messages", "empty", LIST)
+    return read_messages(report, f"{key}.messages", messages or [], ledger), tools
+
+
+def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> Messages:
+    """The messages of an answer, or of a whole conversation that ends with it."""
+    if value is None:  # already reported
+        return []
+    if isinstance(value, str):
+        if not value.strip():
+            report.add(key, "the answer is empty", "write the answer, or remove the row")
+        return [{"role": "assistant", "content": value}]
+    if not is_list(value):
+        report.add(key, f"a text or a list of messages is needed, not {describe(value)}", LIST)
+        return []
+    if not value:
+        report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')
+    return read_messages(report, key, value, ledger)
+
+
+def begins_with_answer(report: Report, key: str, messages: Sequence[JsonMapping]) -> bool:
+    """Whether an answer begins and ends with a message of the assistant; a problem where it does not."""
+    if messages[0]["role"] != "assistant":
+        report.add(
+            key,
+            f"an answer begins with an assistant message, not with role {messages[0]['role']}",
+            "put what it follows into the prompt",
+        )
+    elif messages[-1]["role"] != "assistant":
+        report.add(key, "an answer ends with an assistant message", f"remove what follows it ({messages[-1]['role']})")
+    else:
+        return True
+    return False

@@ -1,0 +1,44 @@
+"""Claude's Messages API: content in blocks of text, thinking, tool_use and tool_result; tools with an input_schema."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, parts_of
+from tunery.jsonl import JsonMapping, JsonObject
+
+_BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
+class Anthropic(MessageForm):
+    """See the module."""
+
+    name: ClassVar = "blocks of Claude's messages"
+
+    def fits(self, message: JsonMapping) -> bool:
+        return any(part.get("type") in _BLOCKS for part in parts_of(message))
+
+    def convert(self, message: JsonMapping) -> list[JsonObject]:
+        pieces = [_piece(part) for part in parts_of(message)]
+        if None in pieces:
+            return [dict(message)]
+        return assemble(message, str(message.get("role")), [piece for piece in pieces if piece])
+
+    def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
+        if "input_schema" not in entry:
+            return None
+        return [function_tool(entry.get("name"), entry.get("description"), entry["input_schema"])]
+
+
+def _piece(part: JsonMapping) -> Piece | None:
+    if isinstance(part.get("text"), str):
+        return Piece("text", part["text"])
+    match part.get("type"):
+        case "thinking" | "redacted_thinking":
+            return Piece("thought", str(part.get("thinking") or ""))
+        case "tool_use":
+            return Piece("call", call=str(part.get("id") or ""), tool=part.get("name", ""), arguments=part.get("input"))
+        case "tool_result":
+            return Piece("answer", as_text(part.get("content") or ""), call=str(part.get("tool_use_id") or ""))
+        case _:
+            return None

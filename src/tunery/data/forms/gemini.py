@@ -1,0 +1,58 @@
+"""Gemini's contents: roles user and model, parts with text, functionCall and functionResponse."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, parts_of
+from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
+
+_ROLES = {"model": "assistant", "function": "tool"}
+
+
+class Gemini(MessageForm):
+    """See the module."""
+
+    name: ClassVar = "Gemini contents"
+    keys: ClassVar = {"content": "parts"}
+
+    def fits(self, message: JsonMapping) -> bool:
+        return "parts" in message or message.get("role") == "model"
+
+    def convert(self, message: JsonMapping) -> list[JsonObject]:
+        role = str(message.get("role", "user"))
+        role = _ROLES.get(role, role)
+        if "parts" not in message:
+            return [{**message, "role": role}]
+        pieces = [_piece(part) for part in parts_of(message, "parts")]
+        if None in pieces or not is_list(message["parts"]) or len(pieces) != len(message["parts"]):
+            rest = {key: value for key, value in message.items() if key != "parts"}
+            return [{**rest, "role": role, "content": message["parts"]}]
+        return assemble(message, role, [piece for piece in pieces if piece])
+
+    def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
+        declared = entry.get("functionDeclarations", entry.get("function_declarations"))
+        if not is_list(declared):
+            return None
+        return [
+            function_tool(each.get("name"), each.get("description"), each.get("parameters"))
+            for each in declared
+            if is_object(each)
+        ]
+
+
+def _piece(part: JsonMapping) -> Piece | None:
+    if isinstance(part.get("text"), str):
+        return Piece("thought" if part.get("thought") is True else "text", part["text"])
+    call = part.get("functionCall", part.get("function_call"))
+    if is_object(call):
+        return Piece("call", call=str(call.get("id") or ""), tool=call.get("name", ""), arguments=call.get("args"))
+    answer = part.get("functionResponse", part.get("function_response"))
+    if is_object(answer):
+        return Piece(
+            "answer",
+            as_text(answer.get("response", "")),
+            call=str(answer.get("id") or ""),
+            tool=str(answer.get("name") or ""),
+        )
+    return None

@@ -1,0 +1,129 @@
+"""What is found while one row is read: its problems, and what of it was converted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any
+
+from tunery.data.example import ROW, Problem
+from tunery.data.strict_json import decode_text
+from tunery.jsonl import JsonMapping, is_list
+from tunery.text import did_you_mean
+
+QUOTES = "put it in quotes"
+
+
+@dataclass
+class Tally:
+    """What reading noticed, counted over rows.
+
+    Attributes:
+        converted: what was written in another form than OpenAI's → rows.
+        shortened: conversations whose end, after the last trained answer, was left out.
+    """
+
+    converted: Counter[str] = field(default_factory=Counter[str])
+    shortened: int = 0
+
+
+class Report:
+    """Collects the problems of one row, and what was converted in it.
+
+    Attributes:
+        converted: the forms in which it was written, where these are not OpenAI's.
+        shortened: the end of its conversation was left out.
+    """
+
+    def __init__(self, file: str, line: int):
+        self.file, self.line = file, line
+        self.problems: list[Problem] = []
+        self.converted: set[str] = set()
+        self.shortened = False
+
+    def add(self, field: str, message: str, fix: str) -> None:
+        """Note a problem with the field at this path of the row."""
+        self.problems.append(Problem(self.file, self.line, field, message, fix))
+
+    def add_to(self, tally: Tally) -> None:
+        """Count a row that is good."""
+        tally.converted.update(self.converted)
+        tally.shortened += self.shortened
+
+
+def describe(value: object) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names: tuple[tuple[type | UnionType, str], ...] = (
+        (int | float, "a number"),
+        (str, "a text"),
+        (list, "a list"),
+        (dict, "an object"),
+    )
+    return next((name for type_, name in names if isinstance(value, type_)), f"a {type(value).__name__}")
+
+
+def says_nothing(value: object) -> bool:
+    """Whether a value is null, blank or empty: how programs write what is not there."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list | tuple | Mapping) and not value)
+
+
+def report_missing(report: Report, row: JsonMapping, key: str, at: str = "") -> None:
+    """Note that `row` (found at the path `at`) lacks a key, and which one may have been meant."""
+    if key in row:
+        report.add(f"{at}{key}", "missing (it is null)", f"give {key} a value, or remove the row")
+        return
+    report.add(f"{at}{key}", "missing", did_you_mean(key, row) or f"add {key} to the row")
+
+
+def read_text(report: Report, row: JsonMapping, key: str, may_be_blank: bool = False) -> str:
+    """The text under a key; "" where there is a problem."""
+    value = row.get(key)
+    if isinstance(value, str):
+        if not may_be_blank and not value.strip():
+            report.add(key, "empty", "write the text, or remove the row")
+        return value
+    if key not in row:
+        report_missing(report, row, key)
+    elif isinstance(value, list):
+        report.add(key, "a text is needed, not a list", "put a conversation in one messages list (kind chat)")
+    else:
+        fix = QUOTES if isinstance(value, int | float) else "write the text, or remove the row"
+        report.add(key, f"a text is needed, not {describe(value)}", fix)
+    return ""
+
+
+def read_json(report: Report, field: str, text: str, fix: str) -> object:
+    """The value of a text of JSON; None where there is a problem.
+
+    Args:
+        fix: what to do about a text that is not JSON.
+    """
+    try:
+        value, faults = decode_text(text)
+    except ValueError as error:
+        report.add(field, f"the text is not valid JSON ({error})", fix)
+        return None
+    for key, message, how in faults:
+        report.add(field if key == ROW else f"{field}.{key}", message, how)
+    return None if faults else value
+
+
+def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] | None:
+    """A list, which a table may hold as JSON text; None where there is a problem."""
+    if isinstance(value, str):
+        before = len(report.problems)
+        value = read_json(report, field, value, fix)
+        if len(report.problems) > before:
+            return None
+    if is_list(value):
+        return value
+    report.add(field, f"a list is needed, not {describe(value)}", fix)
+    return None
