@@ -105,14 +105,6 @@ REGISTRIES = (
     *("data/forms", "data/kinds", "lora/variants", "training/objectives", "export/targets"),
     *("serve/routes", "serve/schemas"),
 )
-    "data/forms",
-    "data/kinds",
-    "lora/variants",
-    "training/objectives",
-    "export/targets",
-    "serve/routes",
-    "serve/schemas",
-)
 """Folders whose files are named after what they hold, whatever else has that name."""
 
 
