@@ -12,7 +12,7 @@ from tunery.console import Console
 from tunery.data.examine import Examined, examine_files
 from tunery.data.example import Example
 from tunery.data.kinds import KINDS
-from tunery.data.prepare import Prepared, prepare, tokenize_once
+from tunery.data.prepare import Prepared, dated, prepare, tokenize_once
 from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
@@ -77,6 +77,13 @@ def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedC
     return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, context_length(config)))
 
 
+def _dated(task: Task, tokenizer: PreTrainedTokenizerBase, paths: RunPaths | None = None) -> Task:
+    """The task with the day that a chat template which writes the date is told: that of the run where one is begun,
+    else today."""
+    begun = load_task(paths.task).data.date if paths is not None and paths.task.is_file() else None
+    return task.model_copy(update={"data": dated(task.data, tokenizer, begun)})
+
+
 def train(
     task: str | Path | Task,
     overrides: Sequence[str] = (),
@@ -113,6 +120,7 @@ def train(
             return _finish(task, paths, progress)
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = _load_base(task, recorded or task.train.precision)
+        task = _dated(task, base.tokenizer, paths)
         prepared = _prepare(task, base.tokenizer, base.model.config)
         for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
             progress.note(note)
@@ -192,9 +200,11 @@ def _require_same_rows(prepared: Prepared, receipt: Receipt, paths: RunPaths) ->
 def _finish(task: Task, paths: RunPaths, progress: Progress) -> Run:
     """A run whose training is complete: evaluated if that is missing or was asked for in another way."""
     receipt, then = read_local_receipt(paths), load_task(paths.task)
+    tokenizer = load_tokenizer(task.model)
+    task = _dated(task, tokenizer, paths)
     _require_same_task(task, then, paths)
     _require_same_start(task, receipt, paths)
-    _require_same_rows(_prepare(task, load_tokenizer(task.model), load_config(task.model)), receipt, paths)
+    _require_same_rows(_prepare(task, tokenizer, load_config(task.model)), receipt, paths)
     held_out = receipt.data.validation_rows or receipt.data.test_rows
     if task.evaluate.enabled and held_out and (task.evaluate != then.evaluate or not paths.evaluation.exists()):
         write_atomic(paths.task, task.to_yaml())
@@ -329,7 +339,9 @@ def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: in
 
 def check_local(task: Task, *, samples: int = 3) -> CheckReport:
     """As `check`, of a task whose model is trained here."""
-    return check_prepared(task, _prepare(task, load_tokenizer(task.model), load_config(task.model)), samples)
+    tokenizer = load_tokenizer(task.model)
+    task = _dated(task, tokenizer)
+    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model)), samples)
 
 
 def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:
@@ -361,7 +373,7 @@ def learning_rate_test(
         )
     progress = progress or Console()
     base = _load_base(task, task.train.precision)
-    prepared = _prepare(task, base.tokenizer, base.model.config)
+    prepared = _prepare(_dated(task, base.tokenizer), base.tokenizer, base.model.config)
     if (multiplier := task.train.learning_rate_multiplier) != 1:
         progress.note(
             Note(f"the rate that is suggested goes with train.learning_rate_multiplier 1 (it is {multiplier:g})")

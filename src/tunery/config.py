@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import datetime
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,11 @@ class DataConfig(_Settings):
         default=None,
         description="system message put before every conversation that has none (chat, classification, preference, "
         "feedback)",
+    )
+    date: datetime.date | None = Field(
+        default=None,
+        description="the day that a chat template which writes the date is told; left out, the day on which the run is "
+        "begun",
     )
     max_length: PositiveInt | None = Field(
         default=None, description="longest row in tokens; left out, 2048 or the model's context, whichever is smaller"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,15 +15,22 @@ import numpy as np
 from tunery.config import MAX_LENGTH, DataConfig
 from tunery.data import token_cache
 from tunery.data.batching import Row
+from tunery.data.dated_template import today, writes_date
 from tunery.data.example import ROW, DataSet, Example, Problem, Rendered
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Encoded
 from tunery.data.render import Renderer, decode
 from tunery.data.source import bad_rows
-from tunery.errors import DataError
+from tunery.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PORTION_CHARACTERS = 1 << 19
+"""Text that is rendered and tokenised before the next is rendered."""
+
+UNPRECEDED = "the first token of an answer is not trained: its prompt is empty, and nothing precedes it"
 
 
 @dataclass
@@ -100,7 +109,18 @@ class Prepared:
 
 def make_renderer(tokenizer: PreTrainedTokenizerBase, config: DataConfig, labels: Sequence[str]) -> Renderer:
     """The renderer of a task."""
-    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system)
+    return Renderer(tokenizer, labels=labels, instruction=config.instruction, system=config.system, date=config.date)
+
+
+def dated(config: DataConfig, tokenizer: PreTrainedTokenizerBase, begun: datetime.date | None = None) -> DataConfig:
+    """The settings with the day that a chat template which writes the date is told: today, if nothing else is said.
+
+    Args:
+        begun: what a run that has begun was told.
+    """
+    if config.date is not None or not writes_date(tokenizer):
+        return config
+    return config.model_copy(update={"date": begun or today(tokenizer)})
 
 
 def prepare(data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
@@ -150,7 +170,9 @@ def tokenize_once(
     result = tokenize(renderer, examples, limit, too_long)
     if not result.refused:
         token_cache.store(key, vars(result), examples, renderer.remarks.since(before))
-    elif on_bad_row == "stop":
+        return result
+    _refuse_system(renderer, examples, result.refused[0])
+    if on_bad_row == "stop":
         many = len(result.refused)
         raise bad_rows(
             result.refused, many, len(examples), "fix these rows, or drop and count them with data.on_bad_row: skip"
@@ -159,24 +181,54 @@ def tokenize_once(
     return result
 
 
+def _refuse_system(renderer: Renderer, examples: Sequence[Example], refused: Problem) -> None:
+    """Raise ConfigError where it is the task's system message that the chat template does not take."""
+    if not renderer.system:
+        return
+    example = next(row for row in examples if row.where == f"{refused.file}:{refused.line}")
+    bare = Renderer(renderer.tokenizer, labels=renderer.labels, instruction=renderer.instruction, date=renderer.date)
+    with contextlib.suppress(DataError):
+        bare.render(example)
+        raise ConfigError(
+            f"data.system: {refused.message}",
+            "remove data.system, or choose a model whose template takes such messages",
+        )
+
+
 def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
     """Tokenise the examples of one split; rows of more than `limit` tokens are cut or dropped (`data.too_long`)."""
     if not examples:
         return Rows()
     kind = KINDS[examples[0].kind]
     result = Rows(unit=2 if kind.pairs else 1)
-    rendered = list(render_all(renderer, examples, result.refused))
-    encoded = iter(renderer.encode([row for _, rows in rendered for row in rows]))
-    for number, rows in rendered:
-        example = examples[number]
-        tokens = [Encoded(*next(encoded), row.desirable) for row in rows]
-        for fitted in kind.fit(renderer, example, tokens, limit, too_long):
-            if fitted.reason:
-                result.dropped.append((example.where, fitted.reason))
-            if fitted.truncated:
-                result.truncated.append(example.where)
-            result.rows += [make_row(row, example.where, number) for row in fitted.rows]
+    for some in _portions(render_all(renderer, examples, result.refused)):
+        encoded = iter(renderer.encode([row for _, rows in some for row in rows]))
+        for number, rows in some:
+            example = examples[number]
+            tokens = [Encoded(*next(encoded), row.desirable) for row in rows]
+            if not kind.plain_text and any(row.trained[:1] == [True] for row in tokens):
+                renderer.remarks.add(UNPRECEDED)
+            for fitted in kind.fit(renderer, example, tokens, limit, too_long):
+                if fitted.reason:
+                    result.dropped.append((example.where, fitted.reason))
+                if fitted.truncated:
+                    result.truncated.append(example.where)
+                result.rows += [make_row(row, example.where, number) for row in fitted.rows]
     return result
+
+
+def _portions(rendered: Iterable[tuple[int, list[Rendered]]]) -> Iterator[list[tuple[int, list[Rendered]]]]:
+    """Rendered examples, so many at a time that their tokens take little memory."""
+    portion: list[tuple[int, list[Rendered]]] = []
+    size = 0
+    for number, rows in rendered:
+        portion.append((number, rows))
+        size += sum(len(row.text) for row in rows)
+        if size > PORTION_CHARACTERS:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def render_all(

@@ -6,28 +6,41 @@ starts where the template's own generation prompt ends, and ends with the end-of
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tunery.data.dated_template import dated_template, writes_date
 from tunery.data.example import Example, Message, Rendered, Tool
 from tunery.data.kinds import KINDS
 from tunery.data.messages import plain_message
 from tunery.data.prompts import Prompts
+from tunery.data.remarks import Remarks, about_calls, about_left_out, holds_control_tokens
+from tunery.data.tokens import TextEncoder
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject
 from tunery.paths import text_sha256
-from tunery.text import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LONG_CONVERSATION = 8
+"""Answers in a conversation beyond which they are first looked for in parts of it."""
+
+MOST_ANSWERS = 500
+"""Answers in a conversation where each must be rendered with all that stands before it."""
+
+_OPENED_THOUGHT = re.compile(r"<think>\s*$")
 
 
 class _Tokenizer(Protocol):
@@ -39,30 +52,6 @@ class _Tokenizer(Protocol):
     def decode(self, token_ids: list[int], /) -> str | list[str]: ...
 
 
-@dataclass
-class Remarks:
-    """What rendering noticed, counted over all rows; each is a sentence for the user."""
-
-    counts: dict[str, int] = field(default_factory=dict[str, int])
-
-    def add(self, sentence: str) -> None:
-        """Count one more row for which `sentence` is true."""
-        self.counts[sentence] = self.counts.get(sentence, 0) + 1
-
-    def add_all(self, counts: Mapping[str, int]) -> None:
-        """Add the counts of rows that were rendered at another time."""
-        for sentence, count in counts.items():
-            self.counts[sentence] = self.counts.get(sentence, 0) + count
-
-    def since(self, before: Mapping[str, int]) -> dict[str, int]:
-        """What was counted since `counts` was `before`."""
-        return {s: count - before.get(s, 0) for s, count in self.counts.items() if count > before.get(s, 0)}
-
-    def sentences(self) -> list[str]:
-        """Each remark with its number of rows."""
-        return [f"{sentence} ({plural(count, 'row')})" for sentence, count in self.counts.items()]
-
-
 class Renderer(Prompts):
     """Turns examples into text with trained spans, through the tokenizer's chat template.
 
@@ -71,6 +60,7 @@ class Renderer(Prompts):
         labels: of a classification task, in order.
         instruction: classification; None writes one that lists the labels.
         system: put before conversations that have no system message.
+        date: the day that a template which writes the date is told; None for today, whenever that is.
     """
 
     def __init__(
@@ -80,10 +70,14 @@ class Renderer(Prompts):
         labels: Sequence[str] = (),
         instruction: str | None = None,
         system: str | None = None,
+        date: datetime.date | None = None,
     ):
         super().__init__(labels=labels, instruction=instruction, system=system)
         self.tokenizer = tokenizer
+        self.date = date if writes_date(tokenizer) else None
         self.remarks = Remarks()
+        self._encode = TextEncoder(tokenizer)
+        self._noticed: dict[str, None] = {}
         self._special = _special_pattern(tokenizer)
 
     @property
@@ -115,11 +109,16 @@ class Renderer(Prompts):
         return [plain_message(message, knows_developer) for message in messages]
 
     def _template(self, messages: Sequence[Message], tools: Sequence[Tool], add_generation_prompt: bool = False) -> str:
+        listed: list[Any] | None = [dict(tool) for tool in tools] or None
+        dated: dict[str, Any] = {}
+        if self.date is not None:
+            dated = dated_template(self.tokenizer, listed, self.date)
         return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
             self.plain(messages),
-            tools=[dict(tool) for tool in tools] or None,  # type: ignore[arg-type]
+            tools=listed,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
+            **dated,
         )
 
     # ----------------------------------------------------------------- rows
@@ -132,11 +131,22 @@ class Renderer(Prompts):
             DataError: the chat template refuses the conversation, or leaves out something that should be trained.
         """
         kind = KINDS[example.kind]
-        if not kind.templated:
-            return kind.render(self, example)
-        self._remark_control_tokens(example)
-        with _template_errors(example.where):
-            return kind.render(self, example)
+        self._noticed = {}
+        if holds_control_tokens(example, self._special):
+            self._notice("the text holds control tokens of the model (such as its end-of-turn token)")
+        if kind.templated:
+            self._notice(*about_calls(example))
+            if self.date is not None:
+                self._notice(f"the chat template writes a date, which is {self.date} throughout (data.date)")
+        with _template_errors(example.where) if kind.templated else contextlib.nullcontext():
+            rows = kind.render(self, example)
+        for sentence in self._noticed:
+            self.remarks.add(sentence)
+        return rows
+
+    def _notice(self, *sentences: str) -> None:
+        """Remarks on the row that is being rendered."""
+        self._noticed.update(dict.fromkeys(sentences))
 
     def render_answer(
         self,
@@ -157,9 +167,20 @@ class Renderer(Prompts):
 
     def render_conversation(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Rendered]:
         """A conversation whose assistant messages are trained, but for those with weight 0."""
-        messages = list(messages)
+        messages = [self._with_opened_thought(message) for message in messages]
         trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
         whole = self._template(messages[: trained[-1] + 1], tools)
+        self._notice(*about_left_out(messages[: trained[-1] + 1], whole))
+        if len(trained) > LONG_CONVERSATION:
+            spans = self._spans_by_stretches(messages, trained, tools, whole)
+            if spans is not None:
+                return [Rendered(whole, tuple(spans))]
+            if len(trained) > MOST_ANSWERS:
+                raise DataError(
+                    f"{len(trained):,} answers in one conversation are too many for this model's chat template, which "
+                    f"changes earlier messages when others follow (at most {MOST_ANSWERS:,})",
+                    "cut the conversation into several rows",
+                )
         together: list[tuple[int, int]] = []
         rows: list[Rendered] = []
         for turn in trained:
@@ -171,39 +192,98 @@ class Renderer(Prompts):
                 rows.append(Rendered(upto, ((start, end),)))
         return [*rows, Rendered(whole, tuple(together))]
 
+    def _spans_by_stretches(
+        self, messages: list[Message], trained: list[int], tools: Sequence[Tool], whole: str
+    ) -> list[tuple[int, int]] | None:
+        """The spans of all answers, each found in a rendering of the messages since the answer before it: as many
+        renderings as answers, but short ones. None where the renderings do not make up the whole, because the template
+        writes a message in another way when others stand before or after it."""
+        opening = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), 0)
+        head, borders = messages[:opening], [opening, *(turn + 1 for turn in trained)]
+        spans: list[tuple[int, int]] = []
+        place = repeated = 0
+        try:
+            for number, (low, high) in enumerate(itertools.pairwise(borders)):
+                stretch = [*head, *messages[low:high]]
+                text = self._template(stretch, tools)
+                if number == 1:  # what every stretch repeats of the beginning
+                    repeated = len(text) + place - len(self._template(messages[:high], tools))
+                if repeated < 0 or not whole.startswith(text[repeated:], place):
+                    return None
+                start, end = self._answer_span(stretch, len(stretch) - 1, tools, text)
+                if start < repeated:
+                    return None
+                spans.append((start - repeated + place, end - repeated + place))
+                place += len(text) - repeated
+        except Exception:  # a template may refuse a stretch for want of what stood before it
+            return None
+        return spans if place == len(whole) else None
+
     def _answer_span(self, messages: list[Message], turn: int, tools: Sequence[Tool], upto: str) -> tuple[int, int]:
         """Where the answer of message `turn` stands in `upto`, the conversation rendered up to and with it."""
         prompt = self._template(messages[:turn], tools, add_generation_prompt=True)
-        start = _common_length(prompt, upto)
+        start = common_length(prompt, upto)
+        asked = ""
+        if start < len(prompt) or self.thought_opening:
+            asked = self._template(messages[:turn], tools) if turn else ""
         if start < len(prompt):
-            if start < _common_length(self._template(messages[:turn], tools) if turn else "", upto):
+            if start < common_length(asked, upto):
                 raise DataError("the model's chat template changes earlier messages when an answer follows")
-            self.remarks.add("the template's generation prompt differs from what it writes before an answer")
-        self._check_rendered(messages[turn], upto[start:], tools, prompt)
+            self._notice(
+                f"the template's generation prompt ends with {prompt[start:]!r}, and this answer begins without it"
+            )
+        opened = upto[common_length(asked, upto) if asked else start : start]
+        self._check_rendered(messages[turn], opened, upto[start:], tools, prompt)
         specials = list(self._special.finditer(upto, start)) if self._special else []
         if specials and not upto[specials[-1].end() :].strip():
             return start, specials[-1].end()
-        self.remarks.add("the template writes no end-of-turn token after an answer, so none is trained")
+        self._notice("the template writes no end-of-turn token after an answer, so none is trained")
         return start, len(upto)
 
-    def _check_rendered(self, message: Message, answer: str, tools: Sequence[Tool], prompt: str) -> None:
+    @functools.cached_property
+    def thought_opening(self) -> str:
+        """What the generation prompt ends with where it opens the model's thoughts, such as "<think>\n"; else ""."""
+        try:
+            prompt = self._template([{"role": "user", "content": "q"}], (), add_generation_prompt=True)
+        except Exception:  # one that wants more than a question
+            return ""
+        found = _OPENED_THOUGHT.search(prompt)
+        return found.group() if found else ""
+
+    def _with_opened_thought(self, message: Message) -> Message:
+        """An answer whose thoughts are closed but not opened, because the generation prompt opens them, made whole."""
+        content = message.get("content")
+        if message["role"] != "assistant" or not isinstance(content, str) or not self.thought_opening:
+            return message
+        if "</think>" not in content or "<think>" in content:
+            return message
+        return {**message, "content": self.thought_opening + content}
+
+    # ----------------------------------------------------------------- what a template leaves out
+
+    def _check_rendered(self, message: Message, opened: str, answer: str, tools: Sequence[Tool], prompt: str) -> None:
+        """Refuse an answer that the template does not write, and remark on what it leaves out.
+
+        Args:
+            opened: what of the answer the generation prompt has already written.
+        """
         for call in message.get("tool_calls") or ():
             if call["function"]["name"] not in answer:
                 raise DataError(
                     f"the model's chat template leaves out the call of {call['function']['name']}",
                     "choose a model whose template knows tool calls, or write the call into the content",
                 )
-        content = message.get("content")
-        if isinstance(content, str) and content.strip() and content.strip()[-20:] not in answer:
+        written = _packed(opened + answer)
+        content = _packed(message.get("content") or "")
+        if content and content[-20:] not in written:
             raise DataError("the model's chat template leaves out the assistant's content")
+        if content and content[:20] not in written:
+            self._notice("the chat template leaves out the beginning of an answer, such as its thoughts")
+        thoughts = _packed(message.get("reasoning_content") or "")
+        if thoughts and thoughts[-20:] not in written:
+            self._notice("the chat template leaves out reasoning_content")
         if any(tool.get("function", {}).get("name", "") not in prompt for tool in tools):
-            self.remarks.add("the chat template does not show the tools to the model")
-
-    def _remark_control_tokens(self, example: Example) -> None:
-        messages = (*example.messages, *example.chosen, *example.rejected)
-        texts = [example.text, *(m.get("content") or "" for m in messages)]
-        if self._special and any(self._special.search(text) for text in texts):
-            self.remarks.add("the text holds control tokens of the model (such as its end-of-turn token)")
+            self._notice("the chat template does not show the tools to the model")
 
     # ----------------------------------------------------------------- tokens
 
@@ -213,63 +293,61 @@ class Renderer(Prompts):
         A row is tokenised as a whole when that leaves every prompt as it will be tokenised when the model is asked;
         where a token would straddle the border, the parts are tokenised one by one.
         """
-        wholes = self._encode_texts([row.text for row in rendered], offsets=True)
-        prompts = [(index, start) for index, row in enumerate(rendered) for start, _ in row.spans if start > 0]
-        asked = self._encode_texts([rendered[index].text[:start] for index, start in prompts])
+        wholes = self._encode([row.text for row in rendered])
+        asked = [
+            (index, first, text)
+            for index, (row, whole) in enumerate(zip(rendered, wholes, strict=True))
+            for first, text in self._prompt_ends(row, whole.starts)
+        ]
         clean = [True] * len(rendered)
-        for (index, _), (ids, _) in zip(prompts, asked, strict=True):
-            clean[index] &= wholes[index][0][: len(ids)] == ids
-        first = self._first_tokens()
+        for (index, first, _), (ids, _) in zip(asked, self._encode([text for *_, text in asked]), strict=True):
+            clean[index] &= wholes[index].ids[first : first + len(ids)] == ids
+        first = self._encode.first_tokens()
         last = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]  # type: ignore[arg-type]
         result: list[tuple[list[int], list[bool]]] = []
-        for row, (ids, offsets), is_clean in zip(rendered, wholes, clean, strict=True):
+        for row, (ids, starts), is_clean in zip(rendered, wholes, clean, strict=True):
             if is_clean:
-                trained = _starts_within(offsets, row.spans)
+                trained = _starts_within(starts, row.spans)
             else:
                 ids, trained = self._encode_parts(row)
             front, back = (first if row.begin else []), (last if row.end else [])
             result.append(([*front, *ids, *back], [False] * len(front) + trained + [True] * len(back)))
         return result
 
+    def _prompt_ends(self, row: Rendered, starts: np.ndarray) -> Iterator[tuple[int, str]]:
+        """The prompts of a row from their last control token on, each with the number of tokens before it. A control
+        token parts a text: what stands before it has no influence on the tokens of what follows.
+
+        Args:
+            starts: int64 [n], of the tokens of the whole row.
+        """
+        borders = [match.start() for match in self._special.finditer(row.text)] if self._special else []
+        for start, _ in row.spans:
+            if start == 0:
+                continue
+            border = borders[place - 1] if (place := bisect.bisect_left(borders, start)) else 0
+            first = int(np.searchsorted(starts, border)) if border else 0
+            if border and (first == len(starts) or starts[first] != border):
+                border = first = 0
+            yield first, row.text[border:start]
+
     def _encode_parts(self, row: Rendered) -> tuple[list[int], list[bool]]:
         borders = sorted({0, len(row.text), *(place for span in row.spans for place in span)})
         ids: list[int] = []
         trained: list[bool] = []
-        for low, high in itertools.pairwise(borders):
-            part = self._encode_texts([row.text[low:high]])[0][0]
+        parts = list(itertools.pairwise(borders))
+        for (low, _), (part, _) in zip(parts, self._encode([row.text[a:b] for a, b in parts]), strict=True):
             ids += part
             trained += [any(a <= low < b for a, b in row.spans)] * len(part)
         return ids, trained
 
-    def _encode_texts(
-        self, texts: Sequence[str], *, offsets: bool = False
-    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        if not texts:
-            return []
-        out = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            return_offsets_mapping=offsets,
-            verbose=False,
-        )
-        ids: list[list[int]] = out["input_ids"]  # type: ignore[assignment]
-        spans: list[list[tuple[int, int]]] = out["offset_mapping"] if offsets else [[] for _ in ids]
-        return list(zip(ids, spans, strict=True))  # type: ignore[arg-type]
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of a text stands, as (start, end) in characters."""
-        return self._encode_texts([text], offsets=True)[0][1]
+    def token_starts(self, text: str) -> np.ndarray:
+        """int64 [n]: where each token of a text begins, in characters."""
+        return self._encode([text])[0].starts
 
     def encode_prompt(self, text: str, *, begin: bool = False) -> list[int]:
         """Token ids of a prompt; `begin` as in Rendered."""
-        return [*(self._first_tokens() if begin else []), *self._encode_texts([text])[0][0]]
-
-    def _first_tokens(self) -> list[int]:
-        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a")["input_ids"]
-        return list(full[: _find(full, bare)])  # type: ignore[arg-type, index]
+        return [*(self._encode.first_tokens() if begin else []), *self._encode([text])[0].ids]
 
     @property
     def end_of_turn(self) -> int | None:
@@ -318,6 +396,11 @@ def _template_errors(where: str) -> Generator[None]:
         ) from error
 
 
+def _packed(text: str) -> str:
+    """A text without its white space, which templates are free with."""
+    return "".join(text.split())
+
+
 def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     """Matches any control token of the tokenizer in a text."""
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]  # type: ignore[attr-defined]
@@ -325,21 +408,16 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
     return re.compile("|".join(map(re.escape, names))) if names else None
 
 
-def _starts_within(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[bool]:
+def _starts_within(starts: np.ndarray, spans: Iterable[tuple[int, int]]) -> list[bool]:
     """Which tokens start inside one of the spans."""
-    starts = np.fromiter((start for start, _ in offsets), np.int64, len(offsets))
     inside = np.zeros(len(starts), bool)
     for low, high in spans:
-        inside |= (low <= starts) & (starts < high)
+        inside[np.searchsorted(starts, low) : np.searchsorted(starts, high)] = True
     return inside.tolist()
 
 
-def _common_length(a: str, b: str) -> int:
+def common_length(a: str, b: str) -> int:
     shorter = min(len(a), len(b))
     if a[:shorter] == b[:shorter]:
         return shorter
     return next(i for i in range(shorter) if a[i] != b[i])
-
-
-def _find(whole: Sequence[int], part: Sequence[int]) -> int:
-    return next((i for i in range(len(whole)) if list(whole[i : i + len(part)]) == list(part)), 0)

@@ -1,9 +1,9 @@
 """Tokenised rows, kept on disk under a hash of everything they follow from, so that no row is tokenised twice.
 
 The hash covers the rows' content, the tokenizer with its vocabulary and chat template, the instruction, system message,
-labels and length limit, the versions of tokenizers and transformers, and tunery's own code for rendering: whatever
-changes, the old entry is simply not found. Places ("file:line") are not part of it, and are put in from the rows at
-hand. An entry is one safetensors file, written whole or not at all, with a hash of its content.
+date, labels and length limit, the versions of tokenizers and transformers, and tunery's own code for rendering:
+whatever changes, the old entry is simply not found. Places ("file:line") are not part of it, and are put in from the
+rows at hand. An entry is one safetensors file, written whole or not at all, with a hash of its content.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def entry_key(renderer: Renderer, examples: Sequence[Example], limit: int, too_l
         renderer.labels,
         renderer.instruction,
         renderer.system,
+        str(renderer.date),
         limit,
         too_long,
         [version_of(name) for name in ("tokenizers", "transformers", "jinja2")],

@@ -23,6 +23,7 @@ class TemplateSection(Record):
 
     sha256: str = Field(description="its hash; a run is loaded with the same one only")
     source: str | None = Field(default=None, description="where it was found")
+    date: str | None = Field(default=None, description="the day that it wrote into all rows, where it writes one")
 
 
 class ModelSection(Record):

@@ -206,7 +206,11 @@ def build_receipt(
     facts: JsonObject = {
         **head_section(task, task.to_yaml()),
         "model": {key: getattr(info, key) for key in about},
-        "template": {"sha256": prepared.renderer.template_sha256, "source": info.template_source},
+        "template": {
+            "sha256": prepared.renderer.template_sha256,
+            "source": info.template_source,
+            "date": None if prepared.renderer.date is None else str(prepared.renderer.date),
+        },
         "data": data_section(prepared),
         "tokens": {
             "data": state.data_tokens,

@@ -69,6 +69,6 @@ def fitting_text(renderer: Renderer, example: Example, limit: int) -> str:
         over = len(renderer.encode(renderer.render(replace(example, text=text)))[0][0]) - limit
         if over <= 0:
             return text
-        offsets = renderer.offsets(text)
-        text = text[: offsets[-over][0]].rstrip() if over < len(offsets) else ""
+        starts = renderer.token_starts(text)
+        text = text[: starts[-over]].rstrip() if over < len(starts) else ""
     return ""
