@@ -275,7 +275,8 @@ class Renderer(Prompts):
                 )
         written = _packed(opened + answer)
         content = _packed(message.get("content") or "")
-        if content and content[-20:] not in written:
+        said = content.rpartition("</think>")[2] or content
+        if said and said[-20:] not in written:
             raise DataError("the model's chat template leaves out the assistant's content")
         if content and content[:20] not in written:
             self._notice("the chat template leaves out the beginning of an answer, such as its thoughts")
