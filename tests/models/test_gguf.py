@@ -117,11 +117,11 @@ def test_the_converted_model_gives_the_original_logits_and_tokens(
 def test_it_is_converted_once_and_says_so(
     original: tuple[Path, LlamaForCausalLM], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = convert(original[0])
+    folder = convert(original[0]).folder
     assert capfd.readouterr() == ("", "converting tiny.gguf once (about 20 s for 100 MB) …\n")
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     moved = shutil.copy(original[0], own_cache / "other-name.gguf")
-    assert convert(Path(moved))[0] == folder  # the content decides, not the name
+    assert convert(Path(moved)).folder == folder  # the content decides, not the name
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     assert capfd.readouterr() == ("", "")
 
@@ -129,7 +129,7 @@ def test_it_is_converted_once_and_says_so(
 def test_a_damaged_copy_is_made_again(
     original: tuple[Path, LlamaForCausalLM], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = convert(original[0])
+    folder = convert(original[0]).folder
     whole = (folder / "model.safetensors").read_bytes()
     leftover = folder.with_name(f".{folder.name}.tmp-1")
     for damage in (whole[:-50], whole[:-50] + b"x" * 50):
@@ -148,7 +148,7 @@ def test_of_two_at_once_one_converts_and_the_other_waits(
     original: tuple[Path, LlamaForCausalLM], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folders = []
-    threads = [threading.Thread(target=lambda: folders.append(convert(original[0])[0])) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: folders.append(convert(original[0]).folder)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -206,7 +206,7 @@ def hub_id(record: RunRecord) -> str | None:
     for value in (pick(record.receipt, "model", "source"), pick(record.receipt, "model", "name"), pick(task, "model")):
         if not isinstance(value, str):
             continue
-        value = BUILT_IN_MODELS.get(value, value)
+        value = BUILT_IN_MODELS.get(value, value).partition("@")[0]  # a revision stands after it
         # a relative folder may look like owner/name: it exists here
         if HUB_ID.fullmatch(value) and not value.endswith(".gguf") and not Path(value).exists():
             return value
