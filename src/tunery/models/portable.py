@@ -1,8 +1,8 @@
 """What is written in transformers' format, so that others read it: transformers 4.57 as well as 5, on any machine.
 
 transformers 5 names things in its own way, and 4.57 either refuses them (the class of a tokenizer) or overlooks them
-and computes something else (the base of the rotary embedding, which it then takes from the class). Each is written under
-both names.
+and computes something else (the base of the rotary embedding, which it then takes from the class). Each is written
+under both names.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def with_older_names(stored: JsonObject) -> JsonObject:
             if whole.get(key) is not None:
                 config.setdefault(names.get(key, key), whole[key])
         scaling = {key: value for key, value in whole.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        if scaling and scaling != {"rope_type": "default"}:
-            config.setdefault("rope_scaling", scaling)
+        plain = scaling in ({}, {"rope_type": "default"})
+        config.setdefault("rope_scaling", None if plain else scaling)  # absent, some classes put a scaling of their own
     if is_object(local) and local.get("rope_theta") is not None:
         config.setdefault(names.get("local", "rope_local_base_freq"), local["rope_theta"])
     return config
