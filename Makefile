@@ -15,7 +15,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-quick test-oldest test-transformers4 torture lint docs bench bench-neighbour bench-scaling bench-serve bench-gpu \
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-quick test-oldest test-exports torture lint docs bench bench-neighbour bench-scaling bench-serve bench-gpu \
 	bench-export gpu-site clean
 .DELETE_ON_ERROR:
 
@@ -51,7 +51,7 @@ test-quick: $(VENV_TEST)/.installed  ## the tests that take a second, two files 
 test-oldest: $(VENV_OLDEST)/.installed  ## the same with the oldest versions that pyproject.toml allows
 	$(VENV_OLDEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
-test-transformers4: $(VENV_TEST)/.installed $(VENV_TRANSFORMERS4)/.installed  ## what is exported, read by transformers 4.57, 1 min
+test-exports: $(VENV_TEST)/.installed $(VENV_TRANSFORMERS4)/.installed  ## what is exported, read by transformers 4.57, 1 min
 	TUNERY_TRANSFORMERS4=$(VENV_TRANSFORMERS4)/bin/python $(BIN_TEST)/python -m pytest tests/export/test_transformers4.py
 
 lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports

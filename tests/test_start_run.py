@@ -354,7 +354,7 @@ def test_tensors_with_other_names_are_remarked_wherever_it_counts(project: Path)
     tensors = adapter(project / "start")
     file = project / "start" / "adapter_model.safetensors"
     save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, file)
-    said = f"lora.start: {len(tensors)} tensors of {project / 'start'} have other names than PEFT gives them; _orig_mod."
+    said = f"lora.start: {len(tensors)} tensors of the adapter have other names than PEFT gives them; _orig_mod."
     assert any(remark.startswith(said) for remark in tunery.check("task.yaml").remarks)
     watching = Watching()
     run = tunery.train("task.yaml", ["train.max_steps=1"], progress=watching)

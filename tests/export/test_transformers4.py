@@ -1,6 +1,6 @@
 """What tunery writes is read by transformers 4.57 as by 5: the same tokens, the same logits, also far apart.
 
-The other version lies in an environment of its own, which `make test-transformers4` makes; without it they are skipped.
+The other version lies in an environment of its own, which `make test-exports` makes; without it they are skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("TUNERY_TRANSFORMERS4", ROOT / ".venv-transformers4" / "bin" / "python"))
 
 pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason="needs an environment with transformers 4.57: make test-transformers4"
+    not PYTHON.exists(), reason="needs an environment with transformers 4.57: make test-exports"
 )
 
 SAID = [{"role": "user", "content": "how is film 3?"}]
@@ -152,7 +152,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 def _export(shape: str, folder: Path, jobs: dict[str, dict[str, Any]], expected: dict[str, torch.Tensor]) -> None:
     """A run and its exports, with what is to be read of them."""
-    far = {} if shape in ("gpt2", "gemma3") else {"rope_parameters": FAR}
+    far: dict[str, Any] = {} if shape in ("gpt2", "gemma3") else {"rope_parameters": FAR}
     base = save_base(folder / "base", shape, **far)
     run = make_run(folder, base)
     for form in ("merged", "peft"):

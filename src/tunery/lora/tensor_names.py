@@ -52,13 +52,14 @@ class SortedTensors:
     strangers: list[str] = field(default_factory=list[str])
     adapters: set[str] = field(default_factory=set[str])
 
-    def remark(self, folder: Path) -> str | None:
+    @property
+    def remark(self) -> str | None:
         """What to say about names that are not PEFT's."""
         if not self.renamed:
             return None
         name, layer = next(iter(self.renamed.items()))
         return (
-            f"{len(self.renamed)} tensors of {folder} have other names than PEFT gives them; {name}, for one, was "
+            f"{len(self.renamed)} tensors of the adapter have other names than PEFT gives them; {name}, for one, was "
             f"taken for a part of {layer}"
         )
 

@@ -215,6 +215,12 @@ def bits_of(file_type: str | None) -> int | None:
     return int(few[1]) if few else None
 
 
+def few_bits(name: str, file_type: str | None) -> str | None:
+    """What to know of a base of that name that comes from such a file; None where nothing is lost."""
+    bits = bits_of(file_type)
+    return f"the base {name} is read from a file with about {bits} bits a weight ({file_type})" if bits else None
+
+
 def source_of(folder: Path) -> Path | None:
     """The GGUF file that a folder of the cache was made from; None for other folders."""
     try:

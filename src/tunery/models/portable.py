@@ -114,9 +114,11 @@ def ending_at(stored: JsonObject, stops: Sequence[int]) -> JsonObject:
     """A generation_config.json that ends at `stops` too.
 
     Args:
-        stored: as the model's release has it; other keys stay.
+        stored: as the model's release has it; other keys stay, but for the one that would have transformers make the
+            whole of it anew from config.json.
     """
+    stored = {key: value for key, value in stored.items() if key != "_from_model_config"}
     known = stored.get("eos_token_id")
     before = known if isinstance(known, list) else [] if known is None else [known]
     ends = list(dict.fromkeys([*before, *stops]))
-    return {**stored, "eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else dict(stored)
+    return {**stored, "eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else stored

@@ -15,7 +15,9 @@ from tunery.data.prepare import Prepared, pieces
 from tunery.fast.last_layer import last_layer_parameters
 from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
+from tunery.models.gguf import few_bits
 from tunery.models.load import check_vocabulary, empty_model, quantization_of
+from tunery.models.model_source import locate
 from tunery.models.quantized import expected_bytes
 from tunery.models.windows import layer_windows, visible_pairs
 from tunery.records.check_report import VERSION, CheckReport, PlannedTrainingSection, SampleSide, TrainedLengthsSection
@@ -109,7 +111,7 @@ def label_counts(data: DataSet) -> dict[str, dict[str, int]]:
 
 
 def _planned(task: Task, prepared: Prepared, notes: list[str]) -> PlannedTrainingSection:
-    """What would be trained; what a person should know of the adapter it starts from goes to `notes`."""
+    """What would be trained; what a person should know of base and starting adapter goes to `notes`."""
     train = prepared.train
     objective = make_objective(task, prepared.data.kind, train)
     device = pick_device(task.train.device)
@@ -144,9 +146,10 @@ def _planned(task: Task, prepared: Prepared, notes: list[str]) -> PlannedTrainin
 
 
 def _remarks(task: Task, attached: Attached) -> list[str]:
-    """What the run would say about the adapter it starts from."""
-    remark = attached.start.remark(task.model) if attached.start else None
-    return [*([remark] if remark else []), *attached.notes]
+    """What the run would say about the base, and about the adapter it starts from."""
+    base = few_bits(task.model, locate(task.model, weights=False).file_type)
+    start = attached.start.remark(task.model) if attached.start else None
+    return [*(remark for remark in (base, start) if remark), *attached.notes]
 
 
 def _mean_flops(model: PreTrainedModel, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:

@@ -25,7 +25,7 @@ from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state, trainable_parameters
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import available_memory
-from tunery.models.gguf import bits_of
+from tunery.models.gguf import few_bits
 from tunery.models.load import Base, BaseInfo
 from tunery.models.portable import save_tokenizer
 from tunery.paths import RunPaths, write_atomic, write_folder
@@ -250,10 +250,8 @@ def _recompute(layers: DecoderLayers, workers: Workers | None) -> None:
 def _say_plan(
     progress: Progress, plan: Plan, attached: Attached, base: BaseInfo, model: PackedModel, sizing: Sizing
 ) -> None:
-    if (bits := bits_of(base.file_type)) is not None:
-        progress.note(
-            Note(f"the base {base.name} is read from a file with about {bits} bits a weight ({base.file_type})")
-        )
+    if remark := few_bits(base.name, base.file_type):
+        progress.note(Note(remark))
     if start := attached.start:
         progress.note(Note(f"starting from the adapter {start.path}"))
         if remark := start.remark(base.name):
