@@ -22,11 +22,11 @@ def test_a_tokenizer_has_a_class_that_others_know_and_nothing_of_this_machine(tm
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
     tokenizer.save_pretrained(tmp_path / "base")
     file = tmp_path / "base" / "tokenizer_config.json"
-    write_json(file, {**read_json(file), "sp_dir": str(tmp_path), "padding_side": "left"})
+    write_json(file, {**read_json(file), "sp_dir": str(tmp_path), "merges_file": "/home/x/m", "padding_side": "left"})
     save_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "base", local_files_only=True), tmp_path / "ours")
     written = read_json(tmp_path / "ours" / "tokenizer_config.json")
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert not {"is_local", "local_files_only", "name_or_path", "sp_dir"} & set(written)
+    assert not {"is_local", "local_files_only", "name_or_path", "sp_dir", "merges_file"} & set(written)
     assert str(tmp_path) not in (tmp_path / "ours" / "tokenizer_config.json").read_text()
     assert written["additional_special_tokens"] == ["<|tool|>"]
     assert written["padding_side"] == "left"

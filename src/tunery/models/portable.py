@@ -58,7 +58,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def _tokenizer_settings(stored: JsonObject) -> JsonObject:
     """What transformers 5 writes, without the state of this machine; extra tokens by the name that both read."""
-    settings = {key: value for key, value in stored.items() if key not in _STATE and not _is_place(value)}
+    settings = {
+        key: value
+        for key, value in stored.items()
+        if key not in _STATE and not key.endswith("_file") and not _is_place(value)
+    }
     if isinstance(settings.get("extra_special_tokens"), list):  # 4.57 expects names and their tokens there
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     return settings
