@@ -64,6 +64,10 @@ YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_pos
                 "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"},
             },
         ),
+        (
+            {"rope_parameters": {"sliding_attention": FAR}},
+            {"rope_theta": 5e5, "rope_local_base_freq": 5e5, "rope_scaling": None},
+        ),
         ({"rope_theta": 1e6, "rope_parameters": {**FAR, "rope_theta": 1e6}}, {"rope_scaling": None}),
         ({"rope_theta": 1e6, "rope_scaling": None}, {}),
         ({"num_local_experts": 4}, {"num_experts": 4}),

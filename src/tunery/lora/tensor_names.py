@@ -44,13 +44,11 @@ class SortedTensors:
         layers: module → "A", "B" and the names of a variant's own tensors → tensor.
         renamed: names that are not PEFT's for these layers → the layer they were taken for.
         strangers: names without a place in the model.
-        adapters: names that the adapter had in memory, as far as the file gives any.
     """
 
     layers: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
     renamed: dict[str, str] = field(default_factory=dict[str, str])
     strangers: list[str] = field(default_factory=list[str])
-    adapters: set[str] = field(default_factory=set[str])
 
     @property
     def remark(self) -> str | None:

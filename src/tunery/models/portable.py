@@ -101,7 +101,8 @@ def with_older_names(stored: JsonObject) -> JsonObject:
         return config
     names = _OLDER_ROPE.get(str(config.get("model_type")), {})
     # by kind of layer where these differ: what older versions call the model's own is that of full attention
-    whole, local = rope.get("full_attention", rope), rope.get("sliding_attention")
+    kinds = [value for value in rope.values() if is_object(value)]
+    whole, local = rope.get("full_attention", kinds[0] if kinds else rope), rope.get("sliding_attention")
     if is_object(whole):
         for key in ("rope_theta", "partial_rotary_factor"):
             if whole.get(key) is not None:
