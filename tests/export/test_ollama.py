@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 import tunery
@@ -168,6 +170,27 @@ def test_a_modelfile_is_read_as_ollama_reads_it() -> None:
         ("PARAMETER num_ctx", "8"),
     ]
     assert read_modelfile('SYSTEM """a """ b"""\n') is None
+
+
+def test_an_answer_ends_at_the_trained_token_in_every_form(tmp_path: Path) -> None:
+    """The base ends a text with another token than its chat template ends a turn with, and knows only the first."""
+    base = save_base(tmp_path / "base", "llama")
+    tokenizer = byte_level("smollm")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base)
+    (base / "generation_config.json").write_text('{"eos_token_id": 0}')
+    run = make_run(tmp_path, base)
+    assert json.loads((run / "receipt.json").read_text())["tokens"]["end_of_turn_token"] == "<|im_end|>"
+    merged, ollama = (
+        tunery.export_run(run, to, out=tmp_path / to, device="cpu", progress=QUIET).path for to in ("merged", "ollama")
+    )
+    assert json.loads((merged / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+    lines = (ollama / "Modelfile").read_text().splitlines()
+    assert 'PARAMETER stop "<|im_end|>"' in lines
+    assert 'PARAMETER stop "<|endoftext|>"' in lines
+    fields = gguf.GGUFReader(ollama / "model.gguf").fields
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
 
 
 def test_parameters_and_the_runs_system_message(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ from tests.lora.test_attach import logits, randomise
 from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model
 from tunery.errors import AdapterError
 from tunery.fast.adapters import apply_lora
-from tunery.lora.adapter import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter, write_adapter_files
+from tunery.lora.adapter import (
+    WEIGHTS_FILE,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+    write_adapter_files,
+)
 from tunery.lora.attach import (
     active_adapter,
     adapter_names,
@@ -189,15 +195,6 @@ def test_a_loaded_adapter_is_frozen_unless_asked_and_stands_beside_others(tmp_pa
     assert len(trainable_parameters(model)) == 16
     with pytest.raises(AdapterError, match="already"):
         load_adapter(model, tmp_path / "a", "more")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A sound adapter for llama, to be spoilt."""
-    model = apply_lora(tiny_model("llama"), rank=2)
-    randomise(model)
-    save_adapter(model, tmp_path / "adapter")
-    return tmp_path / "adapter"
 
 
 def refused(folder: Path, match: str, shape: str = "llama") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.lora.test_attach import logits, randomise
 from tests.support.shapes import EXPERT_SHAPES, SHAPES, tiny_model, token_ids
+from tests.support.wrappers import compiled, compiled_layers
 from tunery.errors import AdapterError
 from tunery.fast.adapters import apply_lora, merge
 from tunery.fast.packed_model import optimize_model
@@ -47,6 +49,15 @@ def test_the_copy_answers_as_the_adapter_and_the_model_is_unchanged(shape: str) 
         assert torch.equal(logits(model), logits(tiny_model(shape, F64)))
     remove(model, "default")
     assert torch.equal(logits(model), logits(tiny_model(shape, F64)))
+
+
+@pytest.mark.parametrize("wrap", [compiled, compiled_layers, nn.DataParallel])
+def test_the_copy_of_a_wrapped_model_is_a_plain_one(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    model = wrap(adapted("llama", torch.float32))
+    merged = merge(model)
+    assert {type(m) for m in merged.modules()} == {type(m) for m in tiny_model("llama").modules()}
+    merged.save_pretrained(tmp_path)  # type: ignore[operator]
+    assert relative(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model)) < 1e-5
 
 
 @pytest.mark.parametrize("tied", [True, False])

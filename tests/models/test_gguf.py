@@ -16,8 +16,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.tiny import CHATML, tiny_llama_config, tiny_tokenizer
 from tunery.errors import ModelError
-from tunery.models.gguf import convert
+from tunery.models.gguf import bits_of, convert, few_bits
 from tunery.models.load import load_base, load_tokenizer
+from tunery.models.model_source import locate, shared_name
 from tunery.paths import file_sha256
 
 NAMES = {
@@ -117,11 +118,11 @@ def test_the_converted_model_gives_the_original_logits_and_tokens(
 def test_it_is_converted_once_and_says_so(
     original: tuple[Path, LlamaForCausalLM], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = convert(original[0])
+    folder = convert(original[0]).folder
     assert capfd.readouterr() == ("", "converting tiny.gguf once (about 20 s for 100 MB) …\n")
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     moved = shutil.copy(original[0], own_cache / "other-name.gguf")
-    assert convert(Path(moved))[0] == folder  # the content decides, not the name
+    assert convert(Path(moved)).folder == folder  # the content decides, not the name
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     assert capfd.readouterr() == ("", "")
 
@@ -129,7 +130,7 @@ def test_it_is_converted_once_and_says_so(
 def test_a_damaged_copy_is_made_again(
     original: tuple[Path, LlamaForCausalLM], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = convert(original[0])
+    folder = convert(original[0]).folder
     whole = (folder / "model.safetensors").read_bytes()
     leftover = folder.with_name(f".{folder.name}.tmp-1")
     for damage in (whole[:-50], whole[:-50] + b"x" * 50):
@@ -148,7 +149,7 @@ def test_of_two_at_once_one_converts_and_the_other_waits(
     original: tuple[Path, LlamaForCausalLM], own_cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folders = []
-    threads = [threading.Thread(target=lambda: folders.append(convert(original[0])[0])) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: folders.append(convert(original[0]).folder)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -226,3 +227,27 @@ def test_the_real_model_loads_answers_and_keeps_its_tokenizer(smollm2: str) -> N
     model: Any = base.model  # transformers' `generate` names a Protocol that none of its models satisfies
     answer = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert "Paris" in base.tokenizer.decode(answer)
+
+
+def test_the_base_of_a_package_is_known_by_its_hub_id_and_its_bits(smollm2: str) -> None:
+    source = locate(smollm2)
+    for name in (smollm2, source.origin, str(source.folder)):
+        assert shared_name(name) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (
+        few_bits(smollm2, source.file_type)
+        == f"the base {smollm2} is read from a file with about 4 bits a weight (Q4_1)"
+    )
+
+
+def test_a_file_of_ones_own_is_known_by_its_place(original: tuple[Path, LlamaForCausalLM]) -> None:
+    file = original[0]
+    source = locate(str(file))
+    assert shared_name(str(source.folder)) == shared_name(str(file)) == str(file)
+    assert source.file_type is None
+
+
+@pytest.mark.parametrize(
+    ("file_type", "bits"), [("Q4_K_M", 4), ("IQ2_XS", 2), ("Q8_0", 8), ("TQ1_0", 1), ("F16", None), (None, None)]
+)
+def test_bits_of_a_weight_as_the_files_type_says(file_type: str | None, bits: int | None) -> None:
+    assert bits_of(file_type) == bits

@@ -15,6 +15,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+import tunery
 from tests.support.shapes import tiny_model, token_ids
 from tests.tiny import CHATML, save_tiny_llama, tiny_tokenizer
 from tunery.config import BUILT_IN_MODELS
@@ -149,6 +150,19 @@ def test_a_token_beyond_the_embedding_is_accepted_only_where_it_is_never_written
     plain.save_pretrained(folder)
     with pytest.raises(ModelError, match="newword would have no meaning"):
         load_base(str(folder), precision="float32")
+
+
+def test_a_tokenizer_that_is_longer_than_the_model_is_said_before_training(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "m")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<a1>", "<a2>", "<a3>"])
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a fine film"}\n{"text": "a dull film"}\n')
+    (tmp_path / "task.yaml").write_text(f"model: {folder}\ndata: {{train: rows.jsonl, validation: null}}\n")
+    for what in (tunery.check, tunery.train):
+        with pytest.raises(ModelError, match="323 tokens and the model only 320: <a1>, <a2>, <a3> would") as error:
+            what(tmp_path / "task.yaml")
+        assert error.value.exit_code == 2
 
 
 # --------------------------------------------------------------------------- what does not

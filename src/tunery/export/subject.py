@@ -203,7 +203,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 def hub_id(record: RunRecord) -> str | None:
     """The base model's id on the Hub, or None if it came from a folder or file."""
     task = task_of(record)
-    for value in (pick(record.receipt, "model", "source"), pick(record.receipt, "model", "name"), pick(task, "model")):
+    source = str(pick(record.receipt, "model", "source") or "").partition("@")[0]  # a revision stands after it
+    for value in (source, pick(record.receipt, "model", "name"), pick(task, "model")):
         if not isinstance(value, str):
             continue
         value = BUILT_IN_MODELS.get(value, value)

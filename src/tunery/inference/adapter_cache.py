@@ -8,6 +8,7 @@ adapter gets the base's output to the bit. Adapters may differ in rank and in th
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,8 @@ from tunery.lora.adapter import read_adapter
 from tunery.lora.layer import LoRAEmbedding, LoRATensors, wrap
 from tunery.lora.variants import VARIANTS
 from tunery.models.device import on_device, run_in_fresh_thread
+
+LOG = logging.getLogger(__name__)
 
 PATIENCE = 32
 """So many steps adapters that no token asks for stay side by side with the others, before a smaller set is made."""
@@ -199,7 +202,7 @@ class AdapterCache:
         Raises:
             AdapterError: it cannot be read, does not fit the base, or adapts a layer that mixes tokens.
         """
-        pieces = read_adapter(self._modules, folder)
+        pieces = read_adapter(self._modules, folder, lambda note: LOG.warning("adapter %s: %s", key, note))
         variants = {VARIANTS[piece.settings.variant] for piece in pieces.values()}
         if others := [variant.title for variant in variants if not variant.additive]:
             raise AdapterError(

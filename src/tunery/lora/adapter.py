@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,23 +25,19 @@ from tunery.config import VariantName
 from tunery.errors import AdapterError
 from tunery.jsonl import JsonMapping, JsonObject, is_object
 from tunery.lora.attach import adapter_names, adapter_state, lora_layers, place, require_adapter
-from tunery.lora.layer import LoRASettings, LoRATensors, can_wrap, check_name, wrap
+from tunery.lora.layer import LoRASettings, LoRATensors, check_name, wrap
 from tunery.lora.targets import plain_modules
+from tunery.lora.tensor_names import sort_tensors
 from tunery.lora.variants import VARIANTS, variant_of
-from tunery.lora.variants.base import Variant
-from tunery.models.typed import load_file
+from tunery.models.model_source import shared_name
+from tunery.models.typed import load_file, unwrapped
 from tunery.paths import RunPaths, write_atomic, write_folder, write_json
+from tunery.progress import Note, Say
 
 T = TypeVar("T")
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-
-_EXTRA = "|".join(key for variant in VARIANTS.values() for key in variant.tensors)
-_TENSOR = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])"
-    rf"|(?P<extra>{_EXTRA or '(?!)'}))"
-)
 
 _NEUTRAL = {
     "task_type",
@@ -67,9 +64,17 @@ _NEUTRAL = {
     "qalora_group_size",
     "eva_config",
     "runtime_config",
+    "loftq_config",
+    "corda_config",
+    "lora_ga_config",
+    "ensure_weight_tying",
+    "lora_dtype",
+    "lorap_lr_ratio",
+    "lorap_emb_lr",
 }
-"""Fields of PEFT's configuration that a saved LoRA adapter may set and we honour, or that do not change its output.
-Any other field that is set stands for a method that needs more than A and B."""
+"""Fields of PEFT's configuration (the last three are ms-swift's) that a saved LoRA adapter may set and we honour, or
+that only say how it was started or trained. Any other field that is set stands for a method that needs more than A and
+B."""
 
 _UNSET: tuple[object, ...] = (None, False, "none", {}, [])
 
@@ -86,7 +91,8 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", ba
     """Write an adapter as a PEFT folder, whole or not at all. A folder of that name is replaced.
 
     Args:
-        base_model: name or path of the base, for the configuration; left out, what the model was loaded from.
+        base_model: name or path of the base, for the configuration; left out, what the model was loaded from. It is
+            written as others can resolve it, if they can (tunery.models.model_source.shared_name).
 
     Raises:
         AdapterError: there is no such adapter, or the folder holds something else than an adapter.
@@ -127,7 +133,7 @@ def adapter_config(model: nn.Module, name: str = "default", base_model: str | No
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model or getattr(model, "name_or_path", None) or None,
+        "base_model_name_or_path": shared_name(base_model or getattr(unwrapped(model), "name_or_path", None) or ""),
         "revision": None,
         "inference_mode": True,
         "r": rank,
@@ -192,23 +198,30 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", tr
     place(model, name, read_adapter(dict(plain_modules(model)), folder), trainable=trainable)
 
 
-def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path) -> dict[str, LoRATensors]:
+def _warn(note: Note) -> None:
+    warnings.warn(str(note), stacklevel=5)  # where tunery.load_adapter was called
+
+
+def read_adapter(modules: Mapping[str, nn.Module], folder: str | Path, say: Say = _warn) -> dict[str, LoRATensors]:
     """An adapter folder's part in each layer that it adapts, by full module name in model order; nothing is changed.
 
     Args:
         modules: of the model as it is without adapters (`plain_modules`).
         folder: as tunery or PEFT writes it. Its tensors decide which layers are adapted.
+        say: told of names that are not PEFT's (tunery.lora.tensor_names); left out, it is a warning of Python's.
 
     Raises:
         AdapterError: the folder cannot be read, does not fit the model, or is of a method that is not known here.
     """
     folder = Path(folder)
     config, tensors = read_config(folder), _read_tensors(folder)
-    found = _by_layer(tensors, modules, variant_of(config), folder)
+    found = sort_tensors(tensors, modules, variant_of(config), folder)
+    if remark := found.remark:
+        say(Note(remark, code="renamed-tensors"))
     return {
-        path: _checked(path, module, found[path], _settings(config, path, folder), folder)
+        path: _checked(path, module, found.layers[path], _settings(config, path, folder), folder)
         for path, module in modules.items()
-        if path in found
+        if path in found.layers
     }
 
 
@@ -241,9 +254,28 @@ def read_config(folder: Path) -> JsonObject:
         used = ", ".join(f"{key}: {json.dumps(config[key])}" for key in strange)
         raise AdapterError(
             f"{folder} is an adapter of a method that is not known here; it uses {used}",
-            "load it with peft, which knows these methods; there it can be merged into the base",
+            f"merge it into its base with peft, which knows the method, and take {merged_folder(folder)} as model:\n"
+            + "\n".join(f"    {line}" for line in lines_to_merge(folder)),
         )
     return config
+
+
+def merged_folder(folder: Path) -> Path:
+    """Where `lines_to_merge` put the merged model."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-merged")
+
+
+def lines_to_merge(folder: Path) -> tuple[str, str]:
+    """Two lines of Python that merge an adapter of any of PEFT's methods into its base, which the adapter names."""
+    here, there = repr(str(folder)), repr(str(merged_folder(folder)))
+    # peft widens the embedding for the tokenizer that lies beside an adapter
+    tokenizer = here if (folder / "tokenizer_config.json").is_file() else "model.name_or_path"
+    return (
+        f"import peft, transformers; model = peft.AutoPeftModelForCausalLM.from_pretrained({here}).merge_and_unload()",
+        f"model.save_pretrained({there}); "
+        f"transformers.AutoTokenizer.from_pretrained({tokenizer}).save_pretrained({there})",
+    )
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -259,47 +291,6 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{file} cannot be read: {error}", _AGAIN) from None
-
-
-def _by_layer(
-    tensors: Mapping[str, Tensor], plain: Mapping[str, nn.Module], variant: Variant, folder: Path
-) -> dict[str, dict[str, Tensor]]:
-    """A, B and the variant's own tensors by module; every tensor of the file belongs to a module of the right kind."""
-    found: dict[str, dict[str, Tensor]] = {}
-    strangers: list[str] = []
-    for key, tensor in tensors.items():
-        match = _TENSOR.fullmatch(key)
-        module = plain.get(match["module"]) if match else None
-        fits = module is not None and can_wrap(module)
-        if match and fits and isinstance(module, nn.Embedding) is bool(match["embedding"]):
-            found.setdefault(match["module"], {})[match["linear"] or match["embedding"] or match["extra"]] = tensor
-        elif not _is_base_copy(key, tensor, plain):
-            strangers.append(key)
-    wanted = {"A", "B", *variant.tensors}
-    strangers += [f"{path}.{name}" for path, own in found.items() for name in own if name not in wanted]
-    if strangers:
-        raise AdapterError(
-            f"{folder} does not fit this model: {len(strangers)} of its {len(tensors)} tensors have no place in it, "
-            f"such as {', '.join(strangers[:3])}",
-            "load it on the base it was trained on",
-        )
-    lone = [f"{path} (no {', '.join(sorted(wanted - set(own)))})" for path, own in found.items() if wanted - set(own)]
-    if lone or not found:
-        raise AdapterError(
-            f"{folder / WEIGHTS_FILE} is incomplete: {', '.join(lone[:3]) or 'it holds no LoRA tensor'}", _AGAIN
-        )
-    return found
-
-
-def _is_base_copy(key: str, tensor: Tensor, plain: Mapping[str, nn.Module]) -> bool:
-    """Whether a tensor repeats a weight of the base: PEFT adds the embedding tables to an adapter that targets them."""
-    path = key.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".base_layer")
-    weight = getattr(plain.get(path), "weight", None)
-    if weight is None or weight.shape != tensor.shape:
-        return False
-    if weight.is_meta:  # looked at before any compute: its values are not there to be compared
-        return True
-    return torch.equal(tensor.to(weight.device, weight.dtype), weight)
 
 
 def _settings(config: JsonMapping, path: str, folder: Path) -> LoRASettings:

@@ -13,7 +13,7 @@ from tunery.errors import AdapterError
 from tunery.lora.attach import active_adapter, lora_layers, require_adapter
 from tunery.lora.layer import LoRALayer
 from tunery.models.quantized import compute_dtype, is_quantized, plain_layer, quantized_layers, unpacked_weight
-from tunery.models.typed import text_config, tied_weights
+from tunery.models.typed import text_config, tied_weights, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def merge(model: Model, name: str | None = None) -> Model:
     """A new, plain model in which each adapted W has the adapter in it: W + s · B A, or what the variant makes of it.
 
-    The model given is not changed.
+    The model given is not changed. Wrappers around it or parts of it (torch.compile, DataParallel) are not in the copy.
 
     The sum is taken in float32 (float64 for a float64 base) and rounded once to the base's dtype. When one of
     two tied weights (embedding and head) is adapted, the copy has them apart and its configuration says so. The copy of
@@ -57,6 +57,8 @@ def merge(model: Model, name: str | None = None) -> Model:
     for _, module in quantized_layers(model):
         if id(module) not in memo:  # no wrapper stands around it
             memo[id(module)] = _unpacked_layer(module)
+    for wrapper in reversed([module for module in model.modules() if unwrapped(module) is not module]):
+        memo[id(wrapper)] = copy.deepcopy(unwrapped(wrapper), memo)
     merged = copy.deepcopy(model, memo)
     if quantizer := getattr(merged, "hf_quantizer", None):
         quantizer.remove_quantization_config(merged)

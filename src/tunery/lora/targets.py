@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tunery.errors import TargetError
 from tunery.lora.layer import LoRALayer, can_wrap
-from tunery.models.typed import named_modules
+from tunery.models.typed import named_modules, unwrapped
 from tunery.text import did_you_mean
 
 SHORTCUTS = ("all-linear", "attention", "mlp")
@@ -104,7 +104,8 @@ def _within(item: str, name: str) -> bool:
 
 def _layer_paths(model: nn.Module) -> Callable[[str], str | None]:
     """A function from full names to names within their decoder layer ("self_attn.q_proj"); None outside the layers."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    model = unwrapped(model)
+    decoder = unwrapped(model.get_decoder()) if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     prefix = next((name for name, module in named_modules(model) if module is decoder), "")
     start = rf"{re.escape(prefix)}\." if prefix else ""
     layer = re.compile(start + r"(?:[^.\d][^.]*\.)+?\d+\.(.+)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from tunery.errors import ModelError, TuneryError
 from tunery.jsonl import JsonObject
 from tunery.models.hashes import cached_sha256
 from tunery.models.hf_logging import first_line, quiet
+from tunery.models.portable import save_tokenizer
 from tunery.paths import cache_dir, file_sha256, read_json, write_folder, write_json
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 NOTE = "conversion.json"
 """Written last into a cache entry: where it came from, and the hash of each of its files."""
 
-FORM = 3
+FORM = 4
 """Of the cache's entries; another number where the same file would now be converted in another way."""
 
 DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -41,10 +43,25 @@ _TRIED = (
 """Texts that must give the same tokens before and after the conversion."""
 
 
-def convert(file: Path) -> tuple[Path, str | None]:
-    """The folder that holds a GGUF file's model in transformers' format, and the licence the file states.
+@dataclass(frozen=True)
+class Converted:
+    """A GGUF file's model in transformers' format.
 
-    The folder is made on the first call, whole or not at all, by one process at a time; a damaged one is made again.
+    Attributes:
+        folder: that holds it.
+        license: as the file states it.
+        file_type: of most of the file's weights, as llama.cpp calls it ("Q4_1"); None if it does not say.
+    """
+
+    folder: Path
+    license: str | None
+    file_type: str | None
+
+
+def convert(file: Path) -> Converted:
+    """A GGUF file's model in transformers' format.
+
+    Its folder is made on the first call, whole or not at all, by one process at a time; a damaged one is made again.
 
     Raises:
         ModelError: it is no GGUF file, a part of one, or of a kind that transformers cannot read.
@@ -69,7 +86,7 @@ def convert(file: Path) -> tuple[Path, str | None]:
                 note = _sound(entry)
     if note is None:
         raise ModelError(f"the converted copy of {file.name} cannot be read back from {entry}", "check that disk")
-    return entry, note.get("license")
+    return Converted(entry, note.get("license"), note.get("file_type"))
 
 
 def _check_file(file: Path) -> None:
@@ -115,7 +132,7 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **place
             )
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
             again = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (TuneryError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:  # transformers' way to say that a file is not readable
@@ -131,7 +148,13 @@ def _fill(folder: Path, file: Path, digest: str) -> None:
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     write_json(
         folder / NOTE,
-        {"source": str(file), "sha256": digest, "license": _text(file, "general.license"), "files": files},
+        {
+            "source": str(file),
+            "sha256": digest,
+            "license": _text(file, "general.license"),
+            "file_type": _file_type(file),
+            "files": files,
+        },
     )
 
 
@@ -170,6 +193,40 @@ def _end_as_the_file_says(tokenizer: PreTrainedTokenizerFast, file: Path) -> Non
     field = GGUFReader(file).fields.get("tokenizer.ggml.eos_token_id")
     if field is not None and (number := int(field.parts[field.data[0]][0])) != tokenizer.eos_token_id:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(number)
+
+
+def _file_type(file: Path) -> str | None:
+    """`general.file_type` by its name in llama.cpp, without the "MOSTLY_" or "ALL_" before it."""
+    from gguf import GGUFReader, LlamaFileType
+
+    field = GGUFReader(file).fields.get("general.file_type")
+    if field is None:
+        return None
+    try:
+        name = LlamaFileType(int(field.parts[field.data[0]][0])).name
+    except ValueError:  # of a llama.cpp that is newer than the library
+        return None
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def bits_of(file_type: str | None) -> int | None:
+    """About how many bits such a file has for a weight; None where that is 16 or more, or not known."""
+    few = re.match(r"(?:I?Q|TQ|MXFP)(\d)", file_type or "")
+    return int(few[1]) if few else None
+
+
+def few_bits(name: str, file_type: str | None) -> str | None:
+    """What to know of a base of that name that comes from such a file; None where nothing is lost."""
+    bits = bits_of(file_type)
+    return f"the base {name} is read from a file with about {bits} bits a weight ({file_type})" if bits else None
+
+
+def source_of(folder: Path) -> Path | None:
+    """The GGUF file that a folder of the cache was made from; None for other folders."""
+    try:
+        return Path(read_json(folder / NOTE)["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _text(file: Path, key: str) -> str | None:

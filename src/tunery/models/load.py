@@ -45,6 +45,7 @@ class BaseInfo:
         license: as the model states it, or None.
         quantization: how the linear layers are stored: "nf4", "int8" (or "fp4"); None for `dtype`.
         template_source: "model", or "tunery plain" (tunery.models.templates).
+        file_type: of the weights in the GGUF file that they were read from ("Q4_1"); None for safetensors.
     """
 
     name: str
@@ -57,6 +58,7 @@ class BaseInfo:
     license: str | None
     quantization: str | None
     template_source: str
+    file_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quant
         model = _read_model(source, config, dtype, **_straight_to(place))
     else:
         model = _read_quantized(source, config, dtype, stored, place)
-    _check_vocabulary(spec, tokenizer, model)
+    check_vocabulary(spec, tokenizer, model)
     model.requires_grad_(False).eval()
     if stored is None:
         model.to(place)  # type: ignore[arg-type]
@@ -116,6 +118,7 @@ def load_base(spec: str, *, precision: str = "auto", device: str = "auto", quant
         license=source.license,
         quantization=stored,
         template_source=template_source,
+        file_type=source.file_type,
     )
     return Base(model, tokenizer, info, probe)
 
@@ -304,11 +307,17 @@ def _check_room(spec: str, needed: int, place: torch.device) -> None:
             )
 
 
-def _check_vocabulary(spec: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def check_vocabulary(spec: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Refuse a tokenizer with tokens that the embedding has no row for.
 
     Some releases carry a control token beyond the embedding that no text model ever sees (Gemma 3's image token); that
     does no harm as long as the chat template does not write it.
+
+    Args:
+        model: with or without memory for its weights.
+
+    Raises:
+        ModelError: there are such tokens.
     """
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}

@@ -14,7 +14,7 @@ import yaml
 from tunery.config import BUILT_IN_MODELS
 from tunery.config_hosted import HOSTED_PREFIX
 from tunery.errors import ModelError, TuneryError
-from tunery.models.gguf import convert
+from tunery.models.gguf import convert, source_of
 from tunery.models.hashes import cached_sha256, combined_sha256
 from tunery.models.hf_logging import first_line
 from tunery.paths import disk_errors, read_json
@@ -43,6 +43,7 @@ class ModelSource:
         origin: what the name stands for: a folder, a file, or "owner/name@revision".
         gguf: the GGUF file the folder was made from.
         license: as stated by the model, if it states one.
+        file_type: of the weights in that file, as llama.cpp calls it ("Q4_1").
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelSource:
     origin: str
     gguf: Path | None = None
     license: str | None = None
+    file_type: str | None = None
 
     def weight_files(self) -> list[Path]:
         """The safetensors files.
@@ -107,6 +109,23 @@ def _which_model(name: str) -> str:
     return did_you_mean(name.lower(), BUILT_IN_MODELS) or known
 
 
+def shared_name(name: str) -> str | None:
+    """A base by the name that others can resolve: a hub id for a built-in name, for the folder of a file in a Python
+    package, and for a folder of the hub's cache; anything else as it is. None for no name."""
+    if name in BUILT_IN_MODELS:
+        return BUILT_IN_MODELS[name]
+    if cached := re.search(r"[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]", name):
+        return f"{cached[1]}/{cached[2]}"
+    file = source_of(Path(name)) or Path(name)
+    packaged = next((model for model in _PACKAGED if _packaged_file(model) == file), None)
+    return BUILT_IN_MODELS[packaged] if packaged else str(file) if file != Path(name) else name or None
+
+
+def packaged_file(name: str) -> tuple[str, str] | None:
+    """(Python package, GGUF file in it) of a built-in model that comes in one, or None."""
+    return _PACKAGED.get(name)
+
+
 def _packaged_file(name: str) -> Path | None:
     """The GGUF file of a built-in model, where its package is installed. The package itself is not imported."""
     if name not in _PACKAGED:
@@ -118,8 +137,8 @@ def _packaged_file(name: str) -> Path | None:
 
 
 def _from_gguf(name: str, file: Path) -> ModelSource:
-    folder, license_ = convert(file)
-    return ModelSource(name, folder, str(file), gguf=file, license=license_)
+    made = convert(file)
+    return ModelSource(name, made.folder, str(file), gguf=file, license=made.license, file_type=made.file_type)
 
 
 def _from_folder(name: str, folder: Path, origin: str) -> ModelSource:

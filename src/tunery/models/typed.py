@@ -11,16 +11,52 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 checkpoint: Callable[..., Any] = torch.utils.checkpoint.checkpoint
 
 load_file: Callable[[Path], dict[str, Tensor]] = safetensors.torch.load_file
 
 
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Under which wrappers keep the module that they stand around: torch.compile, data parallelism, sharding, activation
+checkpointing."""
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers that PyTorch puts around one (torch.compile, DataParallel, …), or itself."""
+    while (key := _wrapper_key(module)) is not None:
+        inside = module.get_submodule(key)
+        if inside is module:
+            break
+        module = inside
+    return module
+
+
+def _wrapper_key(module: nn.Module) -> str | None:
+    children: dict[str, nn.Module | None] = vars(module)["_modules"]
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module"
+    return next((key for key in WRAPPERS if key.startswith("_") and children.get(key) is not None), None)
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a model once, the model itself too, by its full name."""
-    return model.named_modules()
+    """Every module of a model once, the model itself too, by its full name.
+
+    Wrappers (`unwrapped`) are passed over, and are no part of a name.
+    """
+    seen: set[nn.Module] = set()
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        module = unwrapped(module)
+        if module in seen:
+            continue
+        seen.add(module)
+        yield name, module
+        children: dict[str, nn.Module | None] = vars(module)["_modules"]
+        inside = [(f"{name}.{key}" if name else key, child) for key, child in children.items() if child is not None]
+        waiting += reversed(inside)
 
 
 def numbers(tensor: Tensor) -> list[float]:
@@ -52,8 +88,3 @@ def output_embeddings(model: PreTrainedModel) -> nn.Module | None:
 def tied_weights(model: PreTrainedModel) -> dict[str, str]:
     """Which names share a weight: each name and the one that it repeats."""
     return model.get_expanded_tied_weights_keys(all_submodels=True)
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer's files into a folder."""
-    tokenizer.save_pretrained(folder)

@@ -37,6 +37,9 @@ class ModelSection(Record):
     dtype: str = Field(description="that it computed in")
     quantization: str | None = Field(default=None, description="how it was held: nf4, int8, or null")
     license: str | None = Field(default=None, description="as the model names it")
+    file_type: str | None = Field(
+        default=None, description="of the weights in the GGUF file that they were read from, such as Q4_1"
+    )
 
 
 class HostedModelSection(Record):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tunery.config import BUILT_IN_MODELS
 from tunery.errors import CheckpointError, ConfigError
+from tunery.lora.adapter import read_config
 from tunery.lora.variants import variant_of
 from tunery.paths import RunPaths, read_json
 from tunery.serve.api_errors import ApiError, shorten
@@ -105,6 +106,7 @@ class Registry:
                 f"adapter {name}: {path} holds no adapter",
                 "name a run directory, or an adapter folder in PEFT's format",
             ) from None
+        read_config(folder)  # what no adapter of that method can be loaded for is said at the start
         if not (variant := variant_of(config)).additive:
             raise ConfigError(
                 f"adapter {name}: {path} is a {variant.title} adapter, which rescales the base's weights, and many "

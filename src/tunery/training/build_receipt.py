@@ -202,7 +202,7 @@ def build_receipt(
         AdapterError: the saved adapter is not the trained one, or no tensor moved.
     """
     state, info, device = loop.state, base.info, base.model.device
-    about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "quantization", "license")
+    about = ("name", "source", "sha256", "architecture", "parameters", "dtype", "quantization", "license", "file_type")
     facts: JsonObject = {
         **head_section(task, task.to_yaml()),
         "model": {key: getattr(info, key) for key in about},
@@ -233,7 +233,7 @@ def build_receipt(
         ),
         "versions": versions(),
     }
-    facts["warnings"] = _warnings(prepared, facts)
+    facts["warnings"] = [*_warnings(prepared, facts), *attached.notes]
     if len(still_tensors(facts["lora"]["tensors"])) == len(initial):
         raise AdapterError("no adapter tensor moved: nothing was trained", "raise train.learning_rate")
     return Receipt.of(facts)

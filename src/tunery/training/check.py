@@ -15,7 +15,9 @@ from tunery.data.prepare import Prepared, pieces
 from tunery.fast.last_layer import last_layer_parameters
 from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
 from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
-from tunery.models.load import empty_model, quantization_of
+from tunery.models.gguf import few_bits
+from tunery.models.load import check_vocabulary, empty_model, quantization_of
+from tunery.models.model_source import locate
 from tunery.models.quantized import expected_bytes
 from tunery.models.windows import layer_windows, visible_pairs
 from tunery.records.check_report import VERSION, CheckReport, PlannedTrainingSection, SampleSide, TrainedLengthsSection
@@ -25,7 +27,7 @@ from tunery.training.flops import step_flops
 from tunery.training.objectives.base import REFERENCE, Objective
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.sizing import Need, largest, sampled
-from tunery.training.start import attach_adapter
+from tunery.training.start import Attached, attach_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,8 +45,11 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> CheckReport:
         samples: training rows (or pairs) to show.
 
     Raises:
-        ConfigError: the model cannot be found, or `lora.targets` matches nothing in it.
+        ModelError: the model cannot be found, or its tokenizer has tokens that it has no embedding for.
+        TargetError: `lora.targets` matches nothing in it.
     """
+    notes: list[str] = []
+    training = _planned(task, prepared, notes)
     shown = prepared.train.first(samples)
     places = [prepared.data.train[row.example].where for row in shown]
     sides: list[SampleSide | None] = [_SIDES[row.desirable] for row in shown]
@@ -55,8 +60,8 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> CheckReport:
         data=DataSection.of(data_section(prepared)),
         tokens=_lengths(prepared),
         labels=label_counts(prepared.data),
-        training=_planned(task, prepared),
-        remarks=prepared.renderer.remarks.sentences(),
+        training=training,
+        remarks=[*prepared.renderer.remarks.sentences(), *notes],
         samples=[pieces(prepared.renderer, row) for row in shown],
         sample_names=[f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
         sample_sides=sides,
@@ -105,7 +110,8 @@ def label_counts(data: DataSet) -> dict[str, dict[str, int]]:
     }
 
 
-def _planned(task: Task, prepared: Prepared) -> PlannedTrainingSection:
+def _planned(task: Task, prepared: Prepared, notes: list[str]) -> PlannedTrainingSection:
+    """What would be trained; what a person should know of base and starting adapter goes to `notes`."""
     train = prepared.train
     objective = make_objective(task, prepared.data.kind, train)
     device = pick_device(task.train.device)
@@ -113,7 +119,9 @@ def _planned(task: Task, prepared: Prepared) -> PlannedTrainingSection:
     model = empty_model(task.model)
     stored = quantization_of(task.model, model.config, task.train.quantize)
     base_bytes = expected_bytes(model, stored, dtype.itemsize)
-    matched = attach_adapter(task, model, reference=objective.has_reference).matched
+    check_vocabulary(task.model, prepared.renderer.tokenizer, model)
+    attached = attach_adapter(task, model, reference=objective.has_reference)
+    notes += _remarks(task, attached)
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     need = Need.of(task, train, model, base_bytes=base_bytes, dtype_bytes=dtype.itemsize, device=device)
     steps, batches = total_steps(task.train, train.units), sampled(task, train)
@@ -121,7 +129,7 @@ def _planned(task: Task, prepared: Prepared) -> PlannedTrainingSection:
     return PlannedTrainingSection(
         model=task.model,
         parameters=sum(p.numel() for p in base_parameters(model)),
-        layers=len(matched),
+        layers=len(attached.matched),
         trainable_parameters=trainable,
         steps=steps,
         batch_size=task.train.batch_size,
@@ -135,6 +143,13 @@ def _planned(task: Task, prepared: Prepared) -> PlannedTrainingSection:
         available_bytes=available_memory(device),
         seconds=flops / (REACHED_SHARE * matmul_rate(device, dtype)),
     )
+
+
+def _remarks(task: Task, attached: Attached) -> list[str]:
+    """What the run would say about the base, and about the adapter it starts from."""
+    base = few_bits(task.model, locate(task.model, weights=False).file_type)
+    start = attached.start.remark(task.model) if attached.start else None
+    return [*(remark for remark in (base, start) if remark), *attached.notes]
 
 
 def _mean_flops(model: PreTrainedModel, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:

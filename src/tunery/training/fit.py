@@ -25,8 +25,9 @@ from tunery.lora.adapter import adapter_config, write_adapter_files
 from tunery.lora.attach import adapter_state, trainable_parameters
 from tunery.lora.dropout import DropoutClock
 from tunery.models.device import available_memory
-from tunery.models.load import Base
-from tunery.models.typed import save_tokenizer
+from tunery.models.gguf import few_bits
+from tunery.models.load import Base, BaseInfo
+from tunery.models.portable import save_tokenizer
 from tunery.paths import RunPaths, write_atomic, write_folder
 from tunery.progress import Note, Progress
 from tunery.records.run_receipt import Receipt
@@ -98,7 +99,7 @@ def _fit(
     adapter = adapter_state(base.model)
     initial = {name: tensor.detach().cpu().clone() for name, tensor in adapter.items()}
     sizing = size_up(task, prepared, base.model, model, available_memory(base.model.device))
-    _say_plan(progress, plan, attached, base.info.name, model, sizing)
+    _say_plan(progress, plan, attached, base.info, model, sizing)
     checkpoints = Checkpoints(
         paths.checkpoints,
         task.model_dump(mode="json"),
@@ -247,12 +248,16 @@ def _recompute(layers: DecoderLayers, workers: Workers | None) -> None:
 
 
 def _say_plan(
-    progress: Progress, plan: Plan, attached: Attached, base: str, model: PackedModel, sizing: Sizing
+    progress: Progress, plan: Plan, attached: Attached, base: BaseInfo, model: PackedModel, sizing: Sizing
 ) -> None:
+    if remark := few_bits(base.name, base.file_type):
+        progress.note(Note(remark))
     if start := attached.start:
         progress.note(Note(f"starting from the adapter {start.path}"))
-        if remark := start.remark(base):
+        if remark := start.remark(base.name):
             progress.note(Note(remark))
+        for said in attached.notes:
+            progress.note(Note(said))
     progress.note(
         Note(
             f"training {len(attached.matched)} layers for {plan.total_steps:,} steps of {plan.config.batch_size} "

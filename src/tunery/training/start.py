@@ -16,6 +16,7 @@ from tunery.lora.dropout import DropoutClock
 from tunery.lora.layer import LoRATensors
 from tunery.lora.targets import plain_modules
 from tunery.models.hashes import cached_sha256
+from tunery.progress import Note
 from tunery.training.objectives.base import REFERENCE
 
 if TYPE_CHECKING:
@@ -90,11 +91,13 @@ class Attached:
         matched: names of the adapted layers.
         clock: of its dropout.
         start: where its values come from; None if they follow from the seed.
+        notes: what to know about how that adapter was read.
     """
 
     matched: list[str]
     clock: DropoutClock
     start: Start | None = None
+    notes: tuple[str, ...] = ()
 
 
 def attach_adapter(task: Task, model: PreTrainedModel, *, reference: bool = False) -> Attached:
@@ -125,12 +128,13 @@ def attach_adapter(task: Task, model: PreTrainedModel, *, reference: bool = Fals
             clock=clock,
         )
         return Attached(matched, clock)
+    notes: list[Note] = []
     with _named():
-        pieces = read_adapter(dict(plain_modules(model)), lora.start)
+        pieces = read_adapter(dict(plain_modules(model)), lora.start, notes.append)
     if reference:
         place(model, REFERENCE, _with_dropout(pieces, 0.0), trainable=False)
     place(model, "default", _with_dropout(pieces, lora.dropout), clock=clock)
-    return Attached(list(pieces), clock, read_start(task))
+    return Attached(list(pieces), clock, read_start(task), tuple(f"lora.start: {note}" for note in notes))
 
 
 def _with_dropout(pieces: Mapping[str, LoRATensors], dropout: float) -> dict[str, LoRATensors]:

@@ -65,10 +65,13 @@ class Merged(Target):
         return LIMITS[f"merged {dtype}"]
 
     def write(self, subject: Subject, sample: Sample, dtype: str, folder: Path) -> list[str]:
+        from tunery.models.portable import save_tokenizer
+
         write_weights(subject.weights, folder)
         _write_config(subject, folder)
-        subject.tokenizer.save_pretrained(folder)
-        _copy_beside(subject.source.folder, folder)
+        _write_generation_config(subject, folder)
+        save_tokenizer(subject.tokenizer, folder)
+        _copy_legal(subject.source.folder, folder)
         return []
 
     def read_back(
@@ -83,8 +86,10 @@ class Merged(Target):
 
 
 def _write_config(subject: Subject, folder: Path) -> None:
-    """The base's own configuration, with what the merge changed."""
-    config: JsonObject = read_json(subject.source.folder / "config.json")
+    """The base's own configuration, with what the merge changed, for older transformers too."""
+    from tunery.models.portable import portable_config
+
+    config = portable_config(read_json(subject.source.folder / "config.json"))
     config.pop("quantization_config", None)
     config.pop("_name_or_path", None)  # where somebody's copy lay
     for part in (config, config.get("text_config")):
@@ -96,9 +101,22 @@ def _write_config(subject: Subject, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _copy_beside(base: Path, folder: Path) -> None:
-    files = [base / "generation_config.json", *(file for pattern in _LEGAL for file in base.glob(pattern))]
-    for file in files:
+def _write_generation_config(subject: Subject, folder: Path) -> None:
+    """How the base's release generates, ending at the token that the adapter was trained to end an answer with.
+
+    Servers and transformers' `generate` go by it, and not by the chat template.
+    """
+    from tunery.models.portable import ending_at
+
+    file = subject.source.folder / "generation_config.json"
+    base = read_json(file if file.is_file() else subject.source.folder / "config.json")
+    own = {"bos_token_id", "eos_token_id", "pad_token_id"}  # the keys of config.json that are about generating
+    stored = base if file.is_file() else {key: value for key, value in base.items() if key in own}
+    write_json(folder / "generation_config.json", ending_at(stored, subject.renderer.stop_ids))
+
+
+def _copy_legal(base: Path, folder: Path) -> None:
+    for file in (file for pattern in _LEGAL for file in base.glob(pattern)):
         if file.is_file() and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
 

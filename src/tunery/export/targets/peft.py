@@ -51,6 +51,7 @@ class Peft(Target):
         from tunery.evaluation.record import read_run
         from tunery.export.subject import hub_id
         from tunery.lora.adapter import CONFIG_FILE, WEIGHTS_FILE
+        from tunery.models.portable import save_tokenizer
         from tunery.paths import read_json, write_json
 
         adapter = subject.paths.adapter
@@ -58,7 +59,7 @@ class Peft(Target):
         config["base_model_name_or_path"] = hub_id(read_run(subject.paths.root)) or subject.base_name
         shutil.copyfile(adapter / WEIGHTS_FILE, folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, config)
-        subject.tokenizer.save_pretrained(folder)
+        save_tokenizer(subject.tokenizer, folder)
         return []
 
     def read_back(
