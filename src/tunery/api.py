@@ -28,7 +28,7 @@ from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hoste
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.models.windows import context_length
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
-from tunery.progress import Note, Progress
+from tunery.progress import Note, Progress, Say
 from tunery.records.check_report import AnyCheckReport, CheckReport
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
@@ -73,8 +73,11 @@ def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
     return load_task(task, overrides)
 
 
-def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Prepared:
-    return select_rows(task, prepare(read_data(task.data, task.seed), task.data, tokenizer, context_length(config)))
+def _prepare(
+    task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, say: Say | None = None
+) -> Prepared:
+    data = read_data(task.data, task.seed, say)
+    return select_rows(task, prepare(data, task.data, tokenizer, context_length(config), say))
 
 
 def _dated(task: Task, tokenizer: PreTrainedTokenizerBase, paths: RunPaths | None = None) -> Task:
@@ -121,7 +124,7 @@ def train(
         recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
         base = _load_base(task, recorded or task.train.precision)
         task = _dated(task, base.tokenizer, paths)
-        prepared = _prepare(task, base.tokenizer, base.model.config)
+        prepared = _prepare(task, base.tokenizer, base.model.config, progress.note)
         for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
             progress.note(note)
         fitted = fit(task, prepared, base, paths, progress, checkpoint)
@@ -325,8 +328,14 @@ def _note_overlap(task: Task, examples: Sequence[Example], progress: Progress) -
         )
 
 
-def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> AnyCheckReport:
+def check(
+    task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3, progress: Progress | None = None
+) -> AnyCheckReport:
     """Everything about a task that can be known before any compute; see tunery.training.check.
+
+    Args:
+        samples: training rows to show.
+        progress: told how far it is, where reading lasts.
 
     Returns:
         What `tunery check --json` prints: `report.training.steps` or `report["training"]["steps"]`.
@@ -334,14 +343,15 @@ def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: in
     task = _as_task(task, overrides)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
-    return check_local(task, samples=samples)
+    return check_local(task, samples=samples, progress=progress)
 
 
-def check_local(task: Task, *, samples: int = 3) -> CheckReport:
+def check_local(task: Task, *, samples: int = 3, progress: Progress | None = None) -> CheckReport:
     """As `check`, of a task whose model is trained here."""
     tokenizer = load_tokenizer(task.model)
     task = _dated(task, tokenizer)
-    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model)), samples)
+    say = None if progress is None else progress.note
+    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model), say), samples)
 
 
 def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:

@@ -170,7 +170,7 @@ def check(
         from tunery import api, show
     from tunery.console import Console
 
-    report = api.check(task, overrides, samples=samples)
+    report = api.check(task, overrides, samples=samples, progress=Console(quiet=quiet))
     result = report.as_json()
     findings = []
     if destinations:

@@ -6,11 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.tiny import tiny_tokenizer
 from tunery.config import Columns, DataConfig
 from tunery.data.example import DataSet
+from tunery.data.prepare import prepare
 from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import ConfigError, DataError, TuneryError
+from tunery.progress import Note
 
 
 @pytest.fixture
@@ -315,3 +318,15 @@ def test_a_hundred_thousand_rows_take_seconds(put):
     data = read_data(DataConfig(train=path), 0)
     assert len(data.validation) == 10_000
     assert time.process_time() - start < 15
+
+
+def test_reading_and_tokenising_that_last_say_how_far_they_are(put, monkeypatch):
+    monkeypatch.setattr("tunery.data.pace.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("tunery.data.pace.EVERY_SECONDS", 0.0)
+    config = DataConfig(train=put("a.jsonl", jsonl(*({"text": f"unlike others {n}"} for n in range(20)))))
+    notes: list[Note] = []
+    data = read_data(config, 0, notes.append)
+    prepare(data, config, tiny_tokenizer(), 64, notes.append)
+    said = [note.message for note in notes]
+    assert "reading rows: 20" in said
+    assert "tokenising rows: 9 of 18" in said

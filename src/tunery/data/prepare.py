@@ -19,9 +19,11 @@ from tunery.data.dated_template import today, writes_date
 from tunery.data.example import ROW, DataSet, Example, Problem, Rendered
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Encoded
+from tunery.data.pace import Pace
 from tunery.data.render import Renderer, decode
 from tunery.data.source import bad_rows
 from tunery.errors import ConfigError, DataError
+from tunery.progress import Say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,13 +125,16 @@ def dated(config: DataConfig, tokenizer: PreTrainedTokenizerBase, begun: datetim
     return config.model_copy(update={"date": begun or today(tokenizer)})
 
 
-def prepare(data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
+def prepare(
+    data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int, say: Say | None = None
+) -> Prepared:
     """Tokenise all splits.
 
     Args:
         data: the rows read.
         tokenizer: of the base model, with its chat template.
         context: the longest row the model takes, in tokens.
+        say: told how far it is, where it lasts.
 
     Raises:
         DataError: rows that the template refuses (`data.on_bad_row`), or no row left to train.
@@ -137,7 +142,7 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBas
     limit = min(config.max_length or MAX_LENGTH, context)
     renderer = make_renderer(tokenizer, config, data.labels)
     train, validation, test = (
-        tokenize_once(renderer, examples, limit, config.too_long, config.on_bad_row)
+        tokenize_once(renderer, examples, limit, config.too_long, config.on_bad_row, say)
         for examples in (data.train, data.validation, data.test)
     )
     if not train.rows:
@@ -151,7 +156,12 @@ def prepare(data: DataSet, config: DataConfig, tokenizer: PreTrainedTokenizerBas
 
 
 def tokenize_once(
-    renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str, on_bad_row: str = "stop"
+    renderer: Renderer,
+    examples: Sequence[Example],
+    limit: int,
+    too_long: str,
+    on_bad_row: str = "stop",
+    say: Say | None = None,
 ) -> Rows:
     """As `tokenize`; taken from the cache when the same rows were tokenised before (tunery.data.token_cache).
 
@@ -167,7 +177,7 @@ def tokenize_once(
         renderer.remarks.add_all(remarks)
         return Rows(**attributes)
     before = dict(renderer.remarks.counts)
-    result = tokenize(renderer, examples, limit, too_long)
+    result = tokenize(renderer, examples, limit, too_long, say)
     if not result.refused:
         token_cache.store(key, vars(result), examples, renderer.remarks.since(before))
         return result
@@ -195,15 +205,18 @@ def _refuse_system(renderer: Renderer, examples: Sequence[Example], refused: Pro
         )
 
 
-def tokenize(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str) -> Rows:
+def tokenize(
+    renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str, say: Say | None = None
+) -> Rows:
     """Tokenise the examples of one split; rows of more than `limit` tokens are cut or dropped (`data.too_long`)."""
     if not examples:
         return Rows()
     kind = KINDS[examples[0].kind]
-    result = Rows(unit=2 if kind.pairs else 1)
+    result, pace = Rows(unit=2 if kind.pairs else 1), Pace(say, "tokenising rows")
     for some in _portions(render_all(renderer, examples, result.refused)):
         encoded = iter(renderer.encode([row for _, rows in some for row in rows]))
         for number, rows in some:
+            pace.at(number, len(examples))
             example = examples[number]
             tokens = [Encoded(*next(encoded), row.desirable) for row in rows]
             if not kind.plain_text and any(row.trained[:1] == [True] for row in tokens):

@@ -11,30 +11,33 @@ from tunery.data.detect import Shape, check_columns, detect
 from tunery.data.example import DataSet, Example, Problem, ReadFacts
 from tunery.data.formats import open_source
 from tunery.data.kinds.values import label_map
+from tunery.data.pace import Pace
 from tunery.data.row_report import Tally
 from tunery.data.rows import check_row
 from tunery.data.source import Item, RawRow, Source, bad_rows, printable
 from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
 from tunery.data.unused import UnusedColumns
 from tunery.errors import ConfigError, DataError
+from tunery.progress import Say
 from tunery.text import plural
 
 MOST_LABELS = 100
 _DETECTION_ROWS = 1000
 
 
-def read_data(config: DataConfig, seed: int) -> DataSet:
+def read_data(config: DataConfig, seed: int, say: Say | None = None) -> DataSet:
     """Read, check and split all rows of a task.
 
     Args:
         config: the `data` section, with absolute paths (as `load_task` leaves them).
         seed: of the split, and of the draw of `max_rows`.
+        say: told how far reading is, where it lasts.
 
     Raises:
         ConfigError: a file, column or kind that does not exist or cannot be told; a split that cannot be made.
         DataError: bad rows, each as file:line:field with its fix (up to 100); a file without a good row.
     """
-    log = Log(config)
+    log = Log(config, say)
     heads = [log.open(path, "train") for path in config.train_files]
     values = [row.value for head in heads for row in head.rows]
     if not values:
@@ -119,9 +122,11 @@ class Log:
 
     Attributes:
         config: what to do with bad rows, columns to leave aside, the encoding.
+        say: told how far it is.
     """
 
     config: DataConfig
+    say: Say | None = None
     problems: list[Problem] = field(default_factory=list[Problem])
     rows_read: int = 0
     bad_rows: int = 0
@@ -133,6 +138,7 @@ class Log:
 
     def __post_init__(self) -> None:
         self.settle(Shape("text", {}))
+        self._pace = Pace(self.say, "reading rows")
 
     @property
     def shape(self) -> Shape:
@@ -155,6 +161,7 @@ class Log:
         check_columns(self.shape, [row.value for row in head.rows], source.shown)
         for item in head.items():
             self.rows_read += 1
+            self._pace.at(self.rows_read)
             result = self._row(source.shown, item, labels, part) if isinstance(item, RawRow) else item
             if isinstance(result, list):
                 self.bad_rows += 1

@@ -7,6 +7,7 @@ order of the rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,15 +30,16 @@ def text_key(example: Example) -> str:
     return " ".join((said if said.strip() else answer).casefold().split())
 
 
-def content_key(example: Example) -> str:
-    """All content of a row, answer included, exactly."""
+def content_key(example: Example) -> bytes:
+    """A hash of all content of a row, answer included, exactly."""
     parts = (example.text, example.label, example.prompt, example.completion, example.messages, example.tools)
-    return json.dumps((*parts, example.chosen, example.rejected), sort_keys=True)
+    content = json.dumps((*parts, example.chosen, example.rejected), sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 def without_duplicates(rows: Iterable[Example]) -> tuple[list[Example], int]:
     """(rows without those whose whole content repeats an earlier one, how many repeat)."""
-    first: dict[str, Example] = {}
+    first: dict[bytes, Example] = {}
     count = 0
     for row in rows:
         count += 1
