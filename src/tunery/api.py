@@ -17,6 +17,7 @@ from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
+from tunery.evaluation.predict_file import PredictedFile
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
 from tunery.export.hub import write_card
@@ -25,12 +26,14 @@ from tunery.hosted.client import Consent
 from tunery.hosted.earlier_run import require_local
 from tunery.hosted.hosted_plan import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
+from tunery.inference.generate import Sampling
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.models.windows import context_length
 from tunery.paths import RunPaths, lock, safe_name, write_atomic
 from tunery.progress import Note, Progress
 from tunery.records.check_report import AnyCheckReport, CheckReport
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.prediction_record import PredictionSummary
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
 from tunery.task_file import absolute, load_task
@@ -241,6 +244,36 @@ def _write_pages(paths: RunPaths) -> None:
 def load(run: str | Path, *, device: str = "auto") -> TunedModel:
     """Load a run directory: the base with its adapter, ready to `answer`, `stream` or `classify`."""
     return load_run(run, device=device)
+
+
+def predict(
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    max_new_tokens: int = Sampling.max_new_tokens,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> PredictionSummary:
+    """The tuned model's answers for every row of a file. From Python, `load(run).predict(rows)` gives them as values.
+
+    Args:
+        run: a run directory.
+        data: a file in the form of the task; its answers need not be there, and do not count. "-": standard input.
+        out: a .jsonl or .csv file for the rows with their predictions, or "-" for standard output. The same call
+            resumes where an interrupted one stopped.
+        max_new_tokens: longest answer.
+        overwrite: replace `out` if it is there.
+
+    Raises:
+        StoppedError: interrupted; the rows predicted so far are kept.
+        DataError: rows cannot be read; or, after everything is written, some have no prediction.
+    """
+    progress = progress or Console()
+    receipt = read_local_receipt(RunPaths(Path(run)))
+    file = PredictedFile(str(data), str(out), receipt, Sampling(max_new_tokens=max_new_tokens), overwrite)
+    return file.predict(lambda: load_run(run, device=device), progress)
 
 
 def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> str:

@@ -36,6 +36,9 @@ _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
 _YES = click.option(
     "-y", "--yes", is_flag=True, help="Agree to what a hosted model is sent and costs; without it you are asked."
 )
+_DEVICE = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where the model answers."
+)
 _TASK = click.argument("task", type=click.Path(path_type=Path))
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -49,6 +52,7 @@ def cli() -> None:
     tunery init classify my-task        a folder to start from (tunery init --help lists others)
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
+    tunery predict runs/my-task --data FILE --out FILE    its answers for every row of a file
     tunery chat runs/my-task            talk to the result
     tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
@@ -320,6 +324,51 @@ def migrate(
         _print_json(done.as_json())
     else:
         show.migration(done)
+
+
+@cli.command()
+@_RUN
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="Rows in the form of the task, with or without their answers; - for standard input (JSON lines or CSV).",
+)
+@click.option("--out", required=True, metavar="FILE", help="A .jsonl or .csv file; - for JSON lines on stdout.")
+@click.option(
+    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer that is written."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
+@_DEVICE
+@_JSON
+@_QUIET
+def predict(
+    run: Path, data: str, out: str, max_new_tokens: int, overwrite: bool, device: str, as_json: bool, quiet: bool
+) -> None:
+    """Write what a RUN's model answers for every row of a file.
+
+    Interrupted, the same command resumes. Rows without a prediction (too long) end in exit code 3, after all others are
+    written.
+    """
+    with collector_paused(freeze=True):
+        from tunery import api, show
+    from tunery.console import Console
+
+    if as_json and out == "-":
+        raise click.UsageError("--json prints the result on stdout, where --out - already prints the predictions")
+    done = api.predict(
+        run,
+        data,
+        out,
+        max_new_tokens=max_new_tokens,
+        overwrite=overwrite,
+        device=device,
+        progress=Console(quiet=quiet),
+    )
+    if as_json:
+        _print_json(done.as_json())
+    else:
+        show.predictions(done)
 
 
 @cli.command()

@@ -177,8 +177,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, taken: str | None = None, hint: str | None = None) -> Iterator[None]:
     """Hold a file lock; a second process that wants the same run directory is refused at once.
+
+    Args:
+        taken, hint: what that process is told, where it is not about a run directory.
 
     The lock dies with its process, so a crash never leaves one behind.
     """
@@ -190,8 +193,8 @@ def lock(path: Path) -> Iterator[None]:
             held = FileLock(path).acquire(blocking=False)
         except Timeout:
             raise ConfigError(
-                f"another process is working in {path.parent}",
-                "wait for it, or give this run another name with --set name=NAME",
+                taken or f"another process is working in {path.parent}",
+                hint or "wait for it, or give this run another name with --set name=NAME",
             ) from None
     with held:
         yield

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report, read_conversation
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind, all_said, last_text, openai_messages, said_by_user
+from tunery.data.kinds.base import (
+    Columns,
+    Kind,
+    all_said,
+    last_text,
+    openai_messages,
+    said_by_user,
+    with_stand_in,
+)
 from tunery.data.prompts import Prompts
 from tunery.jsonl import JsonMapping, JsonObject
 
@@ -34,6 +42,15 @@ class Chat(Kind):
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
     ) -> ExampleFields:
         return read_conversation(report, row, columns)
+
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        fields = self.parse(report, with_stand_in(row, columns["messages"]), columns, None)
+        *asked, stand_in = fields.get("messages") or ({},)
+        if asked and asked[-1].get("role") == "assistant":  # the row's own answer
+            asked.pop()
+        if not asked and not report.problems:
+            report.add(columns["messages"], "there is nothing to answer", "put what the user says before the answer")
+        return {**fields, "messages": (*asked, stand_in)}
 
     def shortened(self, example: Example, row: JsonMapping, columns: Columns) -> bool:
         messages = row[columns["messages"]]

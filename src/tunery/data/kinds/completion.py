@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind
+from tunery.data.kinds.base import STAND_IN, Columns, Kind
 from tunery.data.kinds.values import read_text, with_input
 from tunery.data.prompts import Prompts
 from tunery.jsonl import JsonMapping
@@ -26,6 +26,7 @@ class Completion(Kind):
     required: ClassVar = {"prompt": PROMPT_COLUMNS, "completion": COMPLETION_COLUMNS}
     templated = False
     chat_hint = "each line you type is a prompt to complete."
+    stand_ins: ClassVar = {"completion": STAND_IN}
     hosted_note = (
         "completions are sent as conversations: the prompt as the user's message, the completion as the answer"
     )
@@ -50,6 +51,9 @@ class Completion(Kind):
 
     def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
         return None
+
+    def prompt_text(self, example: Example) -> str | None:
+        return example.prompt
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
         start, whole = len(example.prompt), example.prompt + example.completion

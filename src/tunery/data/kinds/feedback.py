@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Report, read_list, read_messages, read_tools, report_missing
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user
+from tunery.data.kinds.base import STAND_IN, Columns, Kind, all_said, last_text, said_by_user, with_stand_in
 from tunery.data.kinds.chat import MESSAGE_COLUMNS
 from tunery.data.kinds.completion import COMPLETION_COLUMNS, PROMPT_COLUMNS
 from tunery.data.kinds.preference import check_answer, read_answer, read_prompt, unweighted
@@ -56,6 +56,7 @@ class Feedback(Kind):
     }
     settings = ("system",)
     converses = True
+    stand_ins: ClassVar = {"label": True, "completion": STAND_IN}
 
     def missing(self, found: Collection[str]) -> list[str]:
         answer = () if "messages" in found else ("prompt", "completion")
@@ -76,6 +77,10 @@ class Feedback(Kind):
             fields, answer = _prompt_and_answer(report, row, columns)
         fields["chosen" if good else "rejected"] = tuple(map(unweighted, answer))
         return fields
+
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        row = with_stand_in(row, columns["messages"]) if "messages" in columns else row
+        return super().parse_question(report, row, columns)
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         good = sum(bool(row.chosen) for row in train)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tunery.data.conversation import Report, describe, read_list, read_messages, read_tools, report_missing
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered, Tool
 from tunery.data.kinds.base import (
+    STAND_IN,
     Columns,
     Encoded,
     Fitted,
@@ -49,6 +50,7 @@ class Preference(Kind):
     noun = "pair"
     converses = True
     sent_as = "preference"
+    stand_ins: ClassVar = {"chosen": STAND_IN, "rejected": f"{STAND_IN}{STAND_IN}"}
 
     def parse(
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
@@ -57,6 +59,12 @@ class Preference(Kind):
         if key and isinstance(row.get(key), str):
             row = {**row, key: with_input(report, row, columns, row[key])}
         return read_pair(report, row, columns)
+
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        """Without a prompt of its own, a row's question is what its two answers have in common."""
+        if row.get(columns.get("prompt", "prompt")) is None:
+            return self.parse(report, row, columns, None)
+        return super().parse_question(report, row, columns)
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         against = contradictions(train)
