@@ -21,6 +21,7 @@ from tunery.records.check_report import VERSION as CHECK_VERSION
 from tunery.records.check_report import CheckReport, HostedCheckReport
 from tunery.records.evaluation_record import VERSION as EVALUATION_VERSION
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.prediction_record import HeldOutPrediction, Prediction, PredictionSummary
 from tunery.records.run_receipt import VERSION as RECEIPT_VERSION
 from tunery.records.run_receipt import HostedReceipt, Receipt
 
@@ -157,6 +158,21 @@ def evaluation_part() -> Iterator[str]:
     yield record_table((path, info) for path, info in record_fields(Evaluation) if not path.startswith("tuned."))
 
 
+def predictions_part() -> Iterator[str]:
+    """The fields of predictions.jsonl, and of what `tunery predict` adds to a row."""
+    yield "\n## Predictions\n\n"
+    yield (
+        "`predictions.jsonl` in a run directory has a line for each held-out row of `evaluation.json`; "
+        "`tunery eval RUN --data FILE` writes `predictions-FILE.jsonl`. Answers are generated for the first "
+        "`evaluate.generate_rows` rows only; labels are predicted for all.\n\n"
+    )
+    yield record_table(record_fields(HeldOutPrediction))
+    yield "\nThe columns that `tunery predict` adds to a row (in CSV each probability has its own):\n\n"
+    yield record_table(record_fields(Prediction))
+    yield "\nWhat `tunery predict --json` prints:\n\n"
+    yield record_table(record_fields(PredictionSummary))
+
+
 def check_part() -> Iterator[str]:
     """The fields of the check report."""
     yield "\n## The check report\n\n"
@@ -214,7 +230,15 @@ def section_in(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 def reference() -> str:
     """The whole page."""
     return HEAD + "".join(
-        [*settings_part(), *commands_part(), *check_part(), *receipt_part(), *evaluation_part(), *exit_codes_part()]
+        [
+            *settings_part(),
+            *commands_part(),
+            *check_part(),
+            *receipt_part(),
+            *evaluation_part(),
+            *predictions_part(),
+            *exit_codes_part(),
+        ]
     )
 
 

@@ -80,6 +80,7 @@ def test_a_run_directory_is_complete_and_the_tuned_model_is_better(films: Films)
         "checkpoints",
         "metrics.jsonl",
         "evaluation.json",
+        "predictions.jsonl",
         "receipt.json",
         "report.html",
     } <= names
@@ -92,6 +93,18 @@ def test_a_run_directory_is_complete_and_the_tuned_model_is_better(films: Films)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "train_loss" in m] == list(range(1, 25))
     assert any("valid_loss" in m for m in metrics)
+
+
+def test_predictions_of_all_held_out_rows_are_kept(films: Films) -> None:
+    kept = [json.loads(line) for line in (films.path / "predictions.jsonl").read_text().splitlines()]
+    assert len(kept) == 16
+    assert all(row["where"].startswith("rows.csv:") for row in kept)
+    assert sum(row["tuned"] == row["expected"] for row in kept) == 16
+    right = sum(row["base"] == row["expected"] for row in kept)
+    assert films.run.evaluation is not None
+    assert films.run.evaluation.base.accuracy == right / 16
+    assert all(0.5 <= row["tuned_probability"] <= 1 for row in kept)
+    assert kept[0]["input"].startswith("film ")
 
 
 def test_the_receipt_tells_what_was_trained(films: Films) -> None:

@@ -233,7 +233,7 @@ def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, p
             "run the same command again to evaluate it",
         ) from None
     result.write(target)
-    return result
+    return result.evaluation
 
 
 def _write_pages(paths: RunPaths) -> None:

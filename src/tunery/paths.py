@@ -43,6 +43,11 @@ class RunPaths:
         return self.root / "evaluation.json"
 
     @property
+    def predictions(self) -> Path:
+        """What both models say of each held-out row."""
+        return predictions_beside(self.evaluation)
+
+    @property
     def receipt(self) -> Path:
         return self.root / "receipt.json"
 
@@ -68,6 +73,11 @@ class RunPaths:
     @property
     def lock(self) -> Path:
         return self.root / ".lock"
+
+
+def predictions_beside(evaluation: Path) -> Path:
+    """The file of predictions that goes with evaluation.json (or evaluation-FILE.json)."""
+    return evaluation.with_name(f"{evaluation.stem.replace('evaluation', 'predictions', 1)}.jsonl")
 
 
 def cache_dir() -> Path:

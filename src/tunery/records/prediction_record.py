@@ -23,6 +23,25 @@ class Prediction(Record):
     reason: str | None = Field(default=None, description="why there is none")
 
 
+class HeldOutPrediction(Record):
+    """What base and tuned model say of a held-out row. Log-probabilities are sums over an answer's tokens, in nats."""
+
+    where: str = Field(description="file:line")
+    input: str = Field(description="what the models were given")
+    expected: str | None = Field(default=None, description="the label, or the answer, in the data")
+    rejected: str | None = Field(default=None, description="the answer to avoid, in the data")
+    base: str | None = Field(default=None, description="label or answer of the base; null where none was generated")
+    tuned: str | None = Field(default=None, description="the same of the tuned model")
+    base_probability: float | None = Field(default=None, description="of the base's label")
+    tuned_probability: float | None = Field(default=None, description="of the tuned model's label")
+    base_log_probability: float | None = Field(default=None, description="of what is trained in the row, for the base")
+    tuned_log_probability: float | None = Field(default=None, description="the same for the tuned model")
+    base_rejected_log_probability: float | None = Field(
+        default=None, description="of the rejected answer, for the base"
+    )
+    tuned_rejected_log_probability: float | None = Field(default=None, description="the same for the tuned model")
+
+
 class PredictionSummary(Record):
     """What `tunery predict` did with a file."""
 
