@@ -24,6 +24,7 @@ from tunery.records.evaluation_record import Evaluation
 from tunery.records.prediction_record import HeldOutPrediction, Prediction, PredictionSummary
 from tunery.records.run_receipt import VERSION as RECEIPT_VERSION
 from tunery.records.run_receipt import HostedReceipt, Receipt
+from tunery.records.run_summary import Pruning, RunComparison, RunSummary
 
 TARGET = Path(__file__).with_name("reference.md")
 
@@ -108,16 +109,34 @@ def settings_part() -> Iterator[str]:
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
+def all_commands(group: click.Group, at: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its name, those of groups after these: ("runs", …), ("runs list", …)."""
+    for name, command in group.commands.items():
+        yield f"{at}{name}", command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{at}{name} ")
+
+
 def commands_part() -> Iterator[str]:
     """The commands with their options."""
     yield "\n## Commands\n"
-    for name, command in cli.commands.items():
+    for name, command in all_commands(cli):
         context = click.Context(command, info_name=name)
         usage = " ".join(["tunery", name, *command.collect_usage_pieces(context)])
         yield f"\n### `{usage}`\n\n{' '.join((command.help or '').split())}\n\n"
         records = [record for parameter in command.params if (record := parameter.get_help_record(context))]
         options = ((option, " ".join(text.split())) for option, text in records if option.startswith("-"))
         yield "".join(f"- `{option}`" + (f": {text}" if text else "") + "\n" for option, text in options)
+
+
+def runs_part() -> Iterator[str]:
+    """The fields of what `tunery runs` prints as JSON."""
+    yield "\n## Lists of runs\n\nWhat `tunery runs --json` prints is a list of:\n\n"
+    yield record_table(record_fields(RunSummary))
+    yield "\nWhat `tunery runs compare --json` prints:\n\n"
+    yield record_table((path, info) for path, info in record_fields(RunComparison) if not path.startswith("runs"))
+    yield "\nWhat `tunery runs prune --json` prints:\n\n"
+    yield record_table(record_fields(Pruning))
 
 
 def exit_codes_part() -> Iterator[str]:
@@ -237,6 +256,7 @@ def reference() -> str:
             *receipt_part(),
             *evaluation_part(),
             *predictions_part(),
+            *runs_part(),
             *exit_codes_part(),
         ]
     )

@@ -21,6 +21,7 @@ def commands() -> list[str]:
         "train",
         "eval",
         "predict",
+        "runs",
         "chat",
         "export",
         "serve",

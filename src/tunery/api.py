@@ -29,7 +29,7 @@ from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hoste
 from tunery.inference.generate import Sampling
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.models.windows import context_length
-from tunery.paths import RunPaths, lock, safe_name, write_atomic
+from tunery.paths import RunPaths, lock, run_lock, safe_name, write_atomic
 from tunery.progress import Note, Progress
 from tunery.records.check_report import AnyCheckReport, CheckReport
 from tunery.records.evaluation_record import Evaluation
@@ -105,7 +105,7 @@ def train(
     task = _as_task(task, overrides)
     progress = progress or Console()
     paths = RunPaths(task.run_dir)
-    with lock(paths.root.with_name(f".{paths.root.name}.lock")):
+    with lock(run_lock(paths.root)):
         if resume == "never":
             _set_aside(paths, progress)
         if task.hosted_model is not None:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from tunery.export.targets import FORMATS, TARGETS
 from tunery.export.targets.base import ROWS
 from tunery.scaffold import create, templates
 from tunery.startup import collector_paused
+
+if TYPE_CHECKING:
+    from tunery.records.run_summary import Pruning
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -53,6 +56,7 @@ def cli() -> None:
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery predict runs/my-task --data FILE --out FILE    its answers for every row of a file
+    tunery runs                         all runs, with base, loss, accuracy and size; also: runs compare, runs prune
     tunery chat runs/my-task            talk to the result
     tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
@@ -128,6 +132,16 @@ def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
         return yes or click.confirm("Send it?", err=True)
 
     return asked
+
+
+def _agreed_to(plan: Pruning) -> bool:
+    """Whether a person wants that removed; no where nobody can be asked."""
+    from tunery import show
+
+    if not sys.stdin.isatty():
+        return False
+    show.pruning(plan, stderr=True)
+    return click.confirm("Remove it?", err=True)
 
 
 def _print_json(value: object) -> None:
@@ -389,6 +403,72 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     Conversation(
         tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     ).run()
+
+
+class _ListedByDefault(click.Group):
+    """A group that lists where no command of it is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in _CONTEXT["help_option_names"]):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@cli.group(cls=_ListedByDefault)
+def runs() -> None:
+    """List the runs of a folder (`tunery runs FOLDER`), compare them, remove what they no longer need."""
+
+
+@runs.command(name="list")
+@click.argument("folder", required=False, default="runs", type=click.Path(path_type=Path))
+@_JSON
+def list_(folder: Path, as_json: bool) -> None:
+    """List the runs of a FOLDER (left out: runs): base, rows, loss and accuracy, size and state."""
+    from tunery import show
+    from tunery.evaluation.runs import list_runs
+
+    found = list_runs(folder)
+    if as_json:
+        _print_json([run.as_json() for run in found])
+    else:
+        show.runs(found, folder)
+
+
+@runs.command()
+@click.argument("runs", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
+@_JSON
+def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Show the settings that differ between runs A, B, …, and their results beside each other."""
+    from tunery import show
+    from tunery.evaluation.runs import compare_runs
+
+    result = compare_runs(runs)
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        show.compared_runs(result)
+
+
+@runs.command()
+@click.argument("folder", required=False, default="runs", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed; so too where nobody can be asked.")
+@click.option("-y", "--yes", is_flag=True, help="Remove it without asking.")
+@_JSON
+def prune(folder: Path, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Remove the checkpoints of finished runs in a FOLDER, and what killed processes left there.
+
+    Adapters, receipts, evaluations and reports are never removed.
+    """
+    from tunery import show
+    from tunery.evaluation import pruning
+
+    plan = pruning.plan_pruning(folder)
+    if plan.removed and not dry_run and (yes or _agreed_to(plan)):
+        plan = pruning.prune(plan)
+    if as_json:
+        _print_json(plan.as_json())
+    else:
+        show.pruning(plan)
 
 
 @cli.command()

@@ -210,6 +210,26 @@ def lock(path: Path, taken: str | None = None, hint: str | None = None) -> Itera
         yield
 
 
+def run_lock(run: Path) -> Path:
+    """The lock of a run directory, beside it: the directory itself may get another name."""
+    return run.with_name(f".{run.name}.lock")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock now."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a read-only folder: nobody works there
+        return False
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

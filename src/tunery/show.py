@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunery.evaluation.proof import last_part
 from tunery.evaluation.record import units
 from tunery.jsonl import JsonMapping
 from tunery.records.check_report import (
@@ -23,9 +24,12 @@ from tunery.records.evaluation_record import Evaluation
 from tunery.records.export_record import KeptUpdate
 from tunery.records.prediction_record import STANDARD, PredictionSummary
 from tunery.records.run_receipt import HostedReceipt, Receipt
+from tunery.records.run_summary import Pruning, RunComparison, RunSummary
 from tunery.text import duration, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tunery.api import Run
     from tunery.export.destinations import Finding
     from tunery.export.export_run import Export
@@ -299,6 +303,99 @@ def _receipt(console: Console, receipt: Receipt) -> None:
         f"memory    {gigabytes(memory.peak_bytes)} at the peak, {gigabytes(memory.estimated_bytes)} estimated",
     ]
     _say_receipt(console, lines, receipt.warnings)
+
+
+# --------------------------------------------------------------------------- runs
+
+
+_WIDE = 110
+"""Columns of a terminal from which on runs are listed with kind and state."""
+
+
+def _pair(base: float | None, tuned: float | None, form: str) -> str:
+    """ "0.71 → 0.89"; a dash where the tuned model's is not known."""
+    if tuned is None:
+        return "–"
+    return form.format(tuned) if base is None else f"{form.format(base)} → {form.format(tuned)}"
+
+
+def runs(found: Sequence[RunSummary], folder: Path) -> None:
+    """Print the runs of a folder."""
+    console = _console()
+    if not found:
+        console.print(Text(f"no runs in {folder}"))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    wide = console.width >= _WIDE
+    for heading in ("run", "base", *(("kind", "state") if wide else ())):
+        table.add_column(heading, overflow="fold")
+    for heading in ("when", "rows", "loss", "accuracy", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in found:
+        texts = (run.name, last_part(run.base or "–"), *((run.kind or "–", run.state) if wide else ()))
+        rows = "–" if run.train_rows is None else f"{run.train_rows:,}"
+        loss = _pair(run.base_loss, run.tuned_loss, "{:.3g}")
+        accuracy = _pair(run.base_accuracy, run.tuned_accuracy, "{:.1%}")
+        table.add_row(*map(Text, texts), (run.created or "–")[:10], rows, loss, accuracy, file_size(run.bytes))
+    console.print(table)
+    for run in found:
+        if run.detail:
+            console.print(Text(f"{run.name}: {run.state}, {run.detail}", style="yellow"))
+    console.print(
+        Text(
+            f"{plural(len(found), 'run')}, {file_size(sum(run.bytes for run in found))}, of which checkpoints "
+            f"{file_size(sum(run.checkpoint_bytes for run in found))}. Loss and accuracy: base → tuned",
+            style="dim",
+        )
+    )
+
+
+def compared_runs(result: RunComparison) -> None:
+    """Print what differs between runs."""
+    console = _console()
+    names = [run.name for run in result.runs]
+    settings = _columns("settings that differ", names)
+    for name, values in result.settings.items():
+        settings.add_row(name, *(Text("–" if value is None else str(value)) for value in values))
+    if result.settings:
+        console.print(settings)
+    else:
+        console.print("\nNo setting differs.")
+    results = _columns("held-out rows, base → tuned", names)
+    for key, (name, form) in SCORES.items():
+        if key in result.results:
+            metric = result.results[key]
+            results.add_row(name, *(_pair(*pair, form) for pair in zip(metric.base, metric.tuned, strict=True)))
+    results.add_row("size", *(file_size(run.bytes) for run in result.runs))
+    results.add_row("state", *(run.state for run in result.runs))
+    console.print(results)
+    for remark in result.remarks:
+        console.print(Text(f"note: {remark}", style="yellow"))
+
+
+def _columns(title: str, names: Sequence[str]) -> Table:
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in names:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    return table
+
+
+def pruning(result: Pruning, *, stderr: bool = False) -> None:
+    """Print what is removed, or would be; to stderr ahead of a question."""
+    console = Console(soft_wrap=True, highlight=False, stderr=stderr)
+    for removed in result.removed:
+        console.print(Text(f"{file_size(removed.bytes):>10}  {removed.path}  ({removed.what})"))
+    for kept in result.kept:
+        console.print(Text(f"      kept  {kept.path}: {kept.reason}", style="dim"))
+    if not result.removed:
+        console.print("nothing to remove")
+    elif stderr:
+        console.print(f"{file_size(result.bytes)} in all. Adapters, receipts and reports stay.")
+    elif result.dry_run:
+        console.print(f"{file_size(result.bytes)} would be freed; nothing was removed. --yes removes it.")
+    else:
+        console.print(f"{file_size(result.bytes)} freed")
 
 
 # --------------------------------------------------------------------------- exports
