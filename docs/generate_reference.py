@@ -19,6 +19,7 @@ from tunery.cli import cli
 from tunery.config import Task, all_settings
 from tunery.records.check_report import VERSION as CHECK_VERSION
 from tunery.records.check_report import CheckReport, HostedCheckReport
+from tunery.records.doctor_report import DoctorReport
 from tunery.records.evaluation_record import VERSION as EVALUATION_VERSION
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.prediction_record import HeldOutPrediction, Prediction, PredictionSummary
@@ -139,6 +140,12 @@ def runs_part() -> Iterator[str]:
     yield record_table(record_fields(Pruning))
 
 
+def doctor_part() -> Iterator[str]:
+    """The fields of what `tunery doctor` prints as JSON."""
+    yield "\n## The machine\n\nWhat `tunery doctor --json` prints:\n\n"
+    yield record_table(record_fields(DoctorReport))
+
+
 def exit_codes_part() -> Iterator[str]:
     """The exit codes, which scripts rely on."""
     yield "\n## Exit codes\n\n| code | meaning |\n| --- | --- |\n"
@@ -257,6 +264,7 @@ def reference() -> str:
             *evaluation_part(),
             *predictions_part(),
             *runs_part(),
+            *doctor_part(),
             *exit_codes_part(),
         ]
     )

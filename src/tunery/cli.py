@@ -59,6 +59,7 @@ def cli() -> None:
     tunery runs                         all runs, with base, loss, accuracy and size; also: runs compare, runs prune
     tunery chat runs/my-task            talk to the result
     tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
+    tunery doctor                       this machine: versions, device, precision, memory, what is missing
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
@@ -403,6 +404,21 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     Conversation(
         tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     ).run()
+
+
+@cli.command()
+@_JSON
+def doctor(as_json: bool) -> None:
+    """Show this machine as tunery sees it: versions, device, precision, memory, caches, and what is missing."""
+    with collector_paused(freeze=True):
+        from tunery import show
+        from tunery.doctor import examine_machine
+
+    report = examine_machine()
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        show.machine(report)
 
 
 class _ListedByDefault(click.Group):

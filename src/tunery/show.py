@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from tunery.records.check_report import (
     PlannedTrainingSection,
     TrainedLengthsSection,
 )
+from tunery.records.doctor_report import DoctorReport
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.export_record import KeptUpdate
 from tunery.records.prediction_record import STANDARD, PredictionSummary
@@ -396,6 +397,77 @@ def pruning(result: Pruning, *, stderr: bool = False) -> None:
         console.print(f"{file_size(result.bytes)} would be freed; nothing was removed. --yes removes it.")
     else:
         console.print(f"{file_size(result.bytes)} freed")
+
+
+# --------------------------------------------------------------------------- this machine
+
+
+def machine(report: DoctorReport) -> None:
+    """Print what `tunery doctor` found."""
+    console = _console()
+    lines: list[tuple[str, str]] = [
+        ("tunery", f"{report.tunery}, Python {report.python} ({report.executable})"),
+        ("system", report.platform),
+        ("packages", ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)),
+        *_processor_lines(report),
+        *_computing_lines(report),
+        *_hub_lines(report),
+    ]
+    for name, text in lines:
+        console.print(Text(f"{name:<11}{text}"))
+    console.print("\nFolders", style="bold")
+    for place in report.storage:
+        size = "not there yet" if place.bytes is None else file_size(place.bytes)
+        free = "" if place.free_bytes is None else f", {file_size(place.free_bytes)} free"
+        console.print(Text(f"  {size:>13}  {place.path}  ({place.what}{free})"))
+    console.print("\nOptional parts", style="bold")
+    for part in report.optional:
+        if part.missing:
+            missing = ", ".join(part.missing)
+            console.print(Text(f"  missing   {part.name}: {part.purpose} ({missing}) → {part.install}", style="yellow"))
+        else:
+            console.print(Text(f"  there     {part.name}: {part.purpose}"))
+    if report.environment:
+        console.print("\nEnvironment", style="bold")
+        for name, value in report.environment.items():
+            console.print(Text(f"  {name}={value}"))
+    console.print()
+    for problem in report.problems:
+        console.print(Text(f"problem: {problem}", style="bold yellow"))
+    if not report.problems:
+        console.print("No problem found.")
+
+
+def _processor_lines(report: DoctorReport) -> Iterator[tuple[str, str]]:
+    found = report.processor
+    if found is None:
+        return
+    features = ", ".join(found.features) or "none listed"
+    yield "processor", f"{found.name}; {found.cores or '?'} cores, {found.available or '?'} processors for this process"
+    yield "", f"instructions: {features}"
+    if found.threads is not None:
+        yield "", f"PyTorch computes with {plural(found.threads, 'thread')}"
+
+
+def _computing_lines(report: DoctorReport) -> Iterator[tuple[str, str]]:
+    if report.memory_bytes is not None:
+        yield "memory", gigabytes(report.memory_bytes)
+    found = report.computing
+    if found is not None:
+        yield "device", f"{found.device} ({found.name}), {gigabytes(found.available_bytes)} free"
+        yield "precision", f"{found.dtype}: {found.reason}"
+
+
+def _hub_lines(report: DoctorReport) -> Iterator[tuple[str, str]]:
+    found = report.hub
+    if found is None:
+        return
+    if found.offline:
+        yield "hub", f"{found.address} is not asked: {', '.join(found.offline)} is set"
+    elif found.reachable is None:
+        yield "hub", f"{found.address} was not asked"
+    else:
+        yield "hub", f"{found.address} {'answers' if found.reachable else f'cannot be reached: {found.detail}'}"
 
 
 # --------------------------------------------------------------------------- exports
