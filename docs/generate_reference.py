@@ -7,16 +7,16 @@ python docs/generate_reference.py --check    exit 1 if it is not what would be w
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 
 from tunery.cli import cli
 from tunery.config import Task, all_settings
+from tunery.config_help import describe_default, describe_type
 from tunery.records.check_report import VERSION as CHECK_VERSION
 from tunery.records.check_report import CheckReport, HostedCheckReport
 from tunery.records.doctor_report import DoctorReport
@@ -39,53 +39,6 @@ are relative to the file; paths given with `--set` are relative to the current f
 `task.yaml` with every default written out.
 """
 
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "true, false", type(None): "null"}
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-
-
-def describe_type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """What may be written for a setting, in words: "whole number > 0, auto"."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        nested = [part for item in arguments[1:] for part in (getattr(item, "metadata", None) or [item])]
-        return describe_type(arguments[0], [*nested, *metadata])
-    if origin in (Union, types.UnionType):
-        return ", ".join(dict.fromkeys(describe_type(argument) for argument in arguments))
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin is tuple:
-        return f"list of {describe_type(arguments[0])}"
-    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return "map"
-    if origin is list:
-        return "list" if arguments[0] is Any else f"list of {describe_type(arguments[0])}"
-    limits = [
-        f" {sign} {value:g}"
-        for part in metadata
-        for key, sign in _SIGNS.items()
-        if _is_shown(value := _limit(part, key))
-    ]
-    return _NAMES.get(annotation, str(annotation)) + " and".join(limits)
-
-
-def _limit(part: Any, key: str) -> float | None:
-    return getattr(part, key, None)
-
-
-def _is_shown(value: float | None) -> bool:
-    return value is not None and value < 1e9
-
-
-def describe_default(info: Any) -> str:
-    """The default as YAML would write it; "needed" where there is none."""
-    if info.is_required():
-        return "*needed*"
-    value = info.get_default(call_default_factory=True)
-    words = {None: "left out", True: "true", False: "false"}
-    if isinstance(value, bool) or value is None:
-        return words[value]
-    return "`[]`" if value == () else f"`{value}`"
-
 
 def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Every section of the task file with its path ("" for the top)."""
@@ -93,6 +46,13 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from sections(info.annotation, f"{path}.{name}".lstrip("."))
+
+
+def written_default(info: Any) -> str:
+    """The default, as code where it can be written."""
+    words = describe_default(info)
+    plain = words in ("left out", "true", "false")
+    return "*needed*" if info.is_required() else words if plain else f"`{words}`"
 
 
 def settings_part() -> Iterator[str]:
@@ -106,7 +66,7 @@ def settings_part() -> Iterator[str]:
         for name in names:
             info = described[name]
             values = describe_type(info.annotation, info.metadata)
-            cells = (f"`{name}`", values, describe_default(info), info.description)
+            cells = (f"`{name}`", values, written_default(info), info.description)
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

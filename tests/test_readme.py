@@ -22,6 +22,7 @@ def commands() -> list[str]:
         "eval",
         "predict",
         "runs",
+        "settings",
         "doctor",
         "chat",
         "export",

@@ -59,6 +59,7 @@ def cli() -> None:
     tunery runs                         all runs, with base, loss, accuracy and size; also: runs compare, runs prune
     tunery chat runs/my-task            talk to the result
     tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
+    tunery settings                     every setting of a task file, in a line each; with a name, all about it
     tunery doctor                       this machine: versions, device, precision, memory, what is missing
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
@@ -419,6 +420,21 @@ def doctor(as_json: bool) -> None:
         _print_json(report.as_json())
     else:
         show.machine(report)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_JSON
+def settings(name: str | None, as_json: bool) -> None:
+    """Describe a setting of a task file, or those of a section, by NAME; without one, list them all."""
+    from tunery import show
+    from tunery.config_help import setting_help
+
+    found = setting_help(name)
+    if as_json:
+        _print_json([setting.as_json() for setting in found])
+    else:
+        show.settings(found)
 
 
 class _ListedByDefault(click.Group):

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tunery.config_help import SettingHelp, section_help
 from tunery.evaluation.proof import last_part
 from tunery.evaluation.record import units
 from tunery.jsonl import JsonMapping
@@ -397,6 +399,48 @@ def pruning(result: Pruning, *, stderr: bool = False) -> None:
         console.print(f"{file_size(result.bytes)} would be freed; nothing was removed. --yes removes it.")
     else:
         console.print(f"{file_size(result.bytes)} freed")
+
+
+# --------------------------------------------------------------------------- settings
+
+
+def settings(found: Sequence[SettingHelp]) -> None:
+    """Print settings: one with all that there is to say, several in a line each (in full where it goes to a file)."""
+    console = Console(highlight=False, soft_wrap=True)
+    if len(found) == 1:
+        _setting(Console(highlight=False), found[0])
+        return
+    name_width, default_width = (
+        max(len(text) for text in texts) for texts in zip(*map(_columns_of, found), strict=True)
+    )
+    section = None
+    for setting in found:
+        if setting.section != section:
+            section = setting.section
+            console.print(Text(f"\n{section or 'the top of the file'}: {section_help(section)}", style="bold"))
+        name, default = _columns_of(setting)
+        line = Text(f"  {name:<{name_width}}  {default:<{default_width}}  {setting.description}")
+        if console.is_terminal:
+            line.truncate(console.width, overflow="ellipsis")
+        line.stylize("cyan", 2, 2 + name_width)
+        console.print(line)
+    console.print("\n`tunery settings NAME` says all about one.", style="dim")
+
+
+def _columns_of(setting: SettingHelp) -> tuple[str, str]:
+    """Name and default, in a list."""
+    return setting.name, setting.default
+
+
+def _setting(console: Console, setting: SettingHelp) -> None:
+    console.print(Text(setting.name, style="bold"))
+    console.print(Padding(Text(setting.description), (0, 0, 0, 2), expand=False))
+    console.print(Padding(Text(f"values:   {setting.values}"), (0, 0, 0, 2), expand=False))
+    console.print(Padding(Text(f"default:  {setting.default}"), (0, 0, 0, 2), expand=False))
+    console.print("\nIn a task file:")
+    console.print(Text("".join(f"    {line}\n" for line in setting.example().splitlines()), end=""))
+    value = setting.example().rpartition(": ")[2]
+    console.print(Text(f"On the command line:\n    --set {setting.name}={value}"))
 
 
 # --------------------------------------------------------------------------- this machine

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import ValidationError
 
-from tunery.config import BUILT_IN_MODELS, QUOTED_NUMBER, Task, all_settings, sections
+from tunery.config import BUILT_IN_MODELS, QUOTED_NUMBER, Task, sections
+from tunery.config_help import meant_setting, where_described
 from tunery.errors import ConfigError
 from tunery.jsonl import JsonObject
 from tunery.paths import safe_name
-from tunery.text import similar_names
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -147,18 +147,6 @@ def _apply_override(values: JsonObject, assignment: str) -> FieldPath:
     return field
 
 
-def _did_you_mean(field: FieldPath) -> str:
-    settings = [name for name, _ in all_settings()]
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
-    close = similar_names(".".join(field), settings, 1, 0.75)
-    close = close or [by_leaf[leaf] for leaf in similar_names(field[-1], by_leaf)]
-    section = dict(sections(Task)).get(field[:-1])
-    if close:
-        return f"did you mean {close[0]}?"
-    known = ", ".join(section.model_fields) if section else ", ".join(settings)
-    return f"known here: {known}"
-
-
 _SHORT = reprlib.Repr()
 """For values in messages."""
 _SHORT.maxstring = _SHORT.maxother = 200
@@ -167,7 +155,7 @@ _SHORT.maxstring = _SHORT.maxother = 200
 def _explain(error: ErrorDetails, field: FieldPath) -> str:
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        return f"unknown setting; {_did_you_mean(field)}"
+        return f"unknown setting; {meant_setting(field)}"
     if kind == "missing":
         return "this setting is needed"
     message = error["msg"].removeprefix("Value error, ")
@@ -177,7 +165,7 @@ def _explain(error: ErrorDetails, field: FieldPath) -> str:
 
 
 def _config_error(error: ValidationError, marks: _Marks, overridden: set[FieldPath]) -> ConfigError:
-    lines: dict[str, None] = {}
+    lines: dict[str, FieldPath] = {}
     for item in error.errors():
         field: FieldPath = ()
         for part in map(str, item["loc"]):  # pydantic adds the names of union members: keep only real fields
@@ -189,8 +177,8 @@ def _config_error(error: ValidationError, marks: _Marks, overridden: set[FieldPa
             ):
                 field = (*field, part)
         place = f"--set {'.'.join(field)}" if field in overridden else marks.where(field)
-        lines[f"{place}: {_explain(item, field)}"] = None
-    return ConfigError("\n".join(lines), "every setting is described in docs/reference.md")
+        lines[f"{place}: {_explain(item, field)}"] = field
+    return ConfigError("\n".join(lines), where_described(list(lines.values())))
 
 
 def _is_setting(field: FieldPath) -> bool:
