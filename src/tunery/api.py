@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunery.config import Task
 from tunery.console import Console
@@ -17,7 +17,9 @@ from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
+from tunery.evaluation.notebook import run_html
 from tunery.evaluation.predict_file import PredictedFile
+from tunery.evaluation.record import headline, read_run
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
 from tunery.export.hub import write_card
@@ -27,16 +29,17 @@ from tunery.hosted.earlier_run import require_local
 from tunery.hosted.hosted_plan import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
 from tunery.inference.generate import Sampling
+from tunery.jsonl import read_lines
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.models.windows import context_length
 from tunery.paths import RunPaths, lock, run_lock, safe_name, write_atomic
 from tunery.progress import Note, Progress
 from tunery.records.check_report import AnyCheckReport, CheckReport
 from tunery.records.evaluation_record import Evaluation
-from tunery.records.prediction_record import PredictionSummary
+from tunery.records.prediction_record import HeldOutPrediction, PredictionSummary
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
-from tunery.task_file import absolute, load_task
+from tunery.task_file import load_task, resolve_task
 from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import fit
@@ -63,17 +66,25 @@ class Run:
     receipt: AnyReceipt
     evaluation: Evaluation | None
 
+    @property
+    def report(self) -> Path:
+        """The page on the run, to open in a browser."""
+        return RunPaths(self.path).report
+
+    @property
+    def predictions(self) -> list[HeldOutPrediction]:
+        """What both models say of each held-out row; [] if evaluation was off."""
+        return [HeldOutPrediction.of(line) for line in read_lines(RunPaths(self.path).predictions)]
+
     def load(self) -> TunedModel:
         """The base with this run's adapter, ready to answer."""
         return load_run(self.path)
 
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {headline(read_run(self.path))}>"
 
-def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
-    if isinstance(task, Task):
-        if overrides:
-            raise ConfigError("overrides are for task files; change a Task with model_copy(update=…) instead")
-        return absolute(task)
-    return load_task(task, overrides)
+    def _repr_html_(self) -> str:
+        return run_html(self.path)
 
 
 def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Prepared:
@@ -81,18 +92,24 @@ def _prepare(task: Task, tokenizer: PreTrainedTokenizerBase, config: PreTrainedC
 
 
 def train(
-    task: str | Path | Task,
+    task: str | Path | Task | None = None,
     overrides: Sequence[str] = (),
     *,
     resume: str = "auto",
     progress: Progress | None = None,
     consent: Consent | None = None,
+    **settings: Any,
 ) -> Run:
     """Train, evaluate and report.
 
+        run = tunery.train("my-task/task.yaml", lora={"rank": 8}, seed=1)
+        run = tunery.train(model="smollm2-135m-instruct", data="reviews.csv")
+
     Args:
-        task: a task file, or a Task.
+        task: a task file, or a Task; None where `settings` say everything. The run directory then holds the task file
+            that would do the same.
         overrides: "key=value" settings over the file's.
+        settings: the same as values: top settings by name, sections as mappings; `data` may be the files alone.
         resume: "auto" resumes from the last checkpoint of the run directory, if there is one, and returns a finished
             run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder,
             or the job of a hosted run ("ftjob-…") whose hosted.json was lost.
@@ -102,7 +119,7 @@ def train(
     Raises:
         TuneryError: see tunery.errors; the message says what to do.
     """
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     progress = progress or Console()
     paths = RunPaths(task.run_dir)
     with lock(run_lock(paths.root)):
@@ -276,9 +293,15 @@ def predict(
     return file.predict(lambda: load_run(run, device=device), progress)
 
 
-def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> str:
+def cancel(
+    task: str | Path | Task | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> str:
     """Cancel the job of a hosted model's task; what became of it, in words."""
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     return cancel_hosted(task, RunPaths(task.run_dir), progress or Console())
 
 
@@ -348,13 +371,19 @@ def _note_overlap(task: Task, examples: Sequence[Example], progress: Progress) -
         )
 
 
-def check(task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3) -> AnyCheckReport:
+def check(
+    task: str | Path | Task | None = None, overrides: Sequence[str] = (), *, samples: int = 3, **settings: Any
+) -> AnyCheckReport:
     """Everything about a task that can be known before any compute; see tunery.training.check.
+
+    Args:
+        task, overrides, settings: as in `train`.
+        samples: rows to show.
 
     Returns:
         What `tunery check --json` prints: `report.training.steps` or `report["training"]["steps"]`.
     """
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
     return check_local(task, samples=samples)
@@ -365,7 +394,7 @@ def check_local(task: Task, *, samples: int = 3) -> CheckReport:
     return check_prepared(task, _prepare(task, load_tokenizer(task.model), load_config(task.model)), samples)
 
 
-def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:
+def examine(task: str | Path | Task | None, overrides: Sequence[str] = (), **settings: Any) -> dict[str, Examined]:
     """Every problem of a task's files, as values: what `check` and `train` would stop at.
 
     Returns:
@@ -374,7 +403,7 @@ def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         ConfigError: the task cannot be read, or the tokenizer of its model not be found. Nothing about the rows.
     """
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     data, tokenizer = task.data, load_tokenizer(task.model)
     found = {"train": examine_files(data.train_files, data, tokenizer)}
     for split, path in (("validation", data.validation), ("test", data.test)):
@@ -384,10 +413,15 @@ def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def learning_rate_test(
-    task: str | Path | Task, overrides: Sequence[str] = (), *, steps: int = 40, progress: Progress | None = None
+    task: str | Path | Task | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    steps: int = 40,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> RangeTest:
     """A learning-rate range test on the task's own data; nothing is saved."""
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     if task.hosted_model is not None:
         raise ConfigError(
             "a hosted model's learning rate cannot be tried out here", "set train.learning_rate_multiplier"

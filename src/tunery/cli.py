@@ -42,7 +42,13 @@ _YES = click.option(
 _DEVICE = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where the model answers."
 )
-_TASK = click.argument("task", type=click.Path(path_type=Path))
+_TASK = click.argument("task", required=False, type=click.Path(path_type=Path))
+_MODEL = click.option(
+    "--model", metavar="MODEL", help="The base: short for --set model=…; with --data, no TASK is needed."
+)
+_DATA = click.option(
+    "--data", multiple=True, metavar="FILE", help="Rows to train on, instead of the task's. Repeatable."
+)
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
@@ -53,6 +59,7 @@ def cli() -> None:
 
     \b
     tunery init classify my-task        a folder to start from (tunery init --help lists others)
+    tunery init --from rows.csv my-task    the same, written for your own rows
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
     tunery predict runs/my-task --data FILE --out FILE    its answers for every row of a file
@@ -146,22 +153,53 @@ def _agreed_to(plan: Pruning) -> bool:
     return click.confirm("Remove it?", err=True)
 
 
+def _given(*, model: str | None, data: tuple[str, ...]) -> dict[str, Any]:
+    """Settings that have an option of their own, where it was used."""
+    files = data if len(data) > 1 else data[0] if data else None
+    return {name: value for name, value in (("model", model), ("data", files)) if value is not None}
+
+
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @cli.command()
-@click.argument("template", metavar="|".join(templates()))
-@click.argument("folder", type=click.Path(path_type=Path))
-def init(template: str, folder: Path) -> None:
-    """Make a FOLDER with a commented task.yaml and a few rows to replace."""
-    for path in create(template, folder):
+@click.argument("template", required=False, metavar=f"[{'|'.join(templates())}]")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--from", "source", metavar="FILE", help="Your own rows: the task is written for them, no template needed."
+)
+@click.option("--model", metavar="MODEL", help="With --from: the base.  [default: smollm2-135m-instruct]")
+def init(template: str | None, folder: Path | None, source: str | None, model: str | None) -> None:
+    """Make a FOLDER with a commented task.yaml: of a template, with rows to replace, or for your own FILE.
+
+    \b
+    tunery init classify my-task
+    tunery init --from reviews.csv my-task    (the folder left out: ./reviews)
+    """
+    if source is None:
+        if template is None or folder is None:
+            raise click.UsageError(
+                "name a template and a folder (tunery init classify my-task), or rows with --from FILE"
+            )
+        written = create(template, folder)
+    else:
+        if folder is not None:
+            raise click.UsageError("with --from only a folder is named, and no template")
+        from tunery.drafting import draft
+
+        written, notes = draft(source, template, model)
+        for note in notes:
+            _say(note)
+    for path in written:
         _print(f"wrote {path}")
-    _print(f"Put your rows in, then: tunery check {folder / 'task.yaml'}")
+    _print(f"{'Next' if source else 'Put your rows in, then'}: tunery check {written[0].parent / 'task.yaml'}")
 
 
 @cli.command()
 @_TASK
+@_MODEL
+@_DATA
 @_SET
 @_JSON
 @_QUIET
@@ -176,7 +214,9 @@ def init(template: str, folder: Path) -> None:
     help="Also say what a destination would refuse: peft, merged, vllm, gguf, gguf-adapter, ollama, hub. Repeatable.",
 )
 def check(
-    task: Path,
+    task: Path | None,
+    model: str | None,
+    data: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -190,17 +230,18 @@ def check(
         from tunery import api, show
     from tunery.console import Console
 
-    report = api.check(task, overrides, samples=samples)
+    given = _given(model=model, data=data)
+    report = api.check(task, overrides, samples=samples, **given)
     result = report.as_json()
     findings = []
     if destinations:
         from tunery.export.destinations import check_destinations
 
-        findings = check_destinations(task, destinations, overrides)
+        findings = check_destinations(task, destinations, overrides, **given)
         result["destinations"] = [finding.as_dict() for finding in findings]
     curve = None
     if lr_test:
-        curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet))
+        curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet), **given)
         result["learning_rate_test"] = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
     if as_json:
         _print_json(result)
@@ -215,6 +256,8 @@ def check(
 
 @cli.command()
 @_TASK
+@_MODEL
+@_DATA
 @_SET
 @_JSON
 @_QUIET
@@ -230,7 +273,9 @@ def check(
 @_YES
 @click.option("--cancel", is_flag=True, help="Cancel the job of a hosted model instead.")
 def train(
-    task: Path,
+    task: Path | None,
+    model: str | None,
+    data: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -239,17 +284,21 @@ def train(
     yes: bool,
     cancel: bool,
 ) -> None:
-    """Train a TASK, compare base and tuned model, and write a report."""
+    """Train a TASK, compare base and tuned model, and write a report.
+
+    Without a task file: tunery train --model MODEL --data FILE. The run directory then holds one that does the same.
+    """
     with collector_paused(freeze=True):
         from tunery import api, show
     from tunery.console import Console
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
+    given = _given(model=model, data=data)
     if cancel:
-        _print(api.cancel(task, overrides, progress=Console(quiet=quiet)))
+        _print(api.cancel(task, overrides, progress=Console(quiet=quiet), **given))
         return
-    run = api.train(task, overrides, resume=resume, progress=Console(quiet=quiet), consent=_consent(yes))
+    run = api.train(task, overrides, resume=resume, progress=Console(quiet=quiet), consent=_consent(yes), **given)
     if as_json:
         _print_json(
             {

@@ -135,6 +135,7 @@ def meant_setting(field: tuple[str, ...]) -> str:
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
     close = similar_names(".".join(field), settings, 1, 0.75)
     close = close or [by_leaf[leaf] for leaf in similar_names(field[-1], by_leaf)]
+    close = close or similar_names(".".join(field), [".".join(path) for path, _ in sections(Task) if path], 1, 0.75)
     section = dict(sections(Task)).get(field[:-1])
     if close:
         return f"did you mean {close[0]}?"
@@ -144,7 +145,7 @@ def meant_setting(field: tuple[str, ...]) -> str:
 
 def where_described(fields: Sequence[tuple[str, ...]]) -> str:
     """The hint of an error about settings: the command that describes them."""
-    known = {name for name, _ in all_settings()}
+    known = {name for name, _ in all_settings()} | {".".join(path) for path, _ in sections(Task) if path}
     named = dict.fromkeys(".".join(field) for field in fields if ".".join(field) in known)
     found = dict.fromkeys(
         ".".join(field[:-1]) for field in fields if dict(sections(Task)).get(field[:-1]) and field[1:]

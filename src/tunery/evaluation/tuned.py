@@ -53,6 +53,9 @@ class TunedModel:
     renderer: Renderer
     receipt: Receipt = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"<TunedModel {self.task.name}: {self.kind.name} on {self.base.info.name}, {self.base.info.dtype}>"
+
     @property
     def model(self) -> PreTrainedModel:
         """The transformers model, adapter active."""
