@@ -219,6 +219,7 @@ def run(finished: Run) -> None:
     console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
     console.print(f"Adapter:  {finished.path / 'adapter'}", soft_wrap=True)
     console.print(f"Try it:   tunery chat {finished.path}", soft_wrap=True)
+    console.print(f"Use it:   tunery predict {finished.path} --data FILE --out FILE", soft_wrap=True)
 
 
 def _hosted_receipt(console: Console, receipt: HostedReceipt) -> None:
