@@ -6,26 +6,21 @@ Heavy imports happen inside the commands, so that `tunery --help` needs neither 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from tunery.cli_everyday import CONTEXT, JSON, doctor, print_json, runs, settings
 from tunery.errors import NotInstalledError, TuneryError
 from tunery.export.targets import FORMATS, TARGETS
 from tunery.export.targets.base import ROWS
 from tunery.scaffold import create, templates
 from tunery.startup import collector_paused
-
-if TYPE_CHECKING:
-    from tunery.records.run_summary import Pruning
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 _SET = click.option(
     "--set",
@@ -34,7 +29,6 @@ _SET = click.option(
     metavar="KEY=VALUE",
     help="Override a setting, e.g. --set lora.rank=8. Repeatable.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
 _YES = click.option(
     "-y", "--yes", is_flag=True, help="Agree to what a hosted model is sent and costs; without it you are asked."
@@ -52,7 +46,7 @@ _DATA = click.option(
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
-@click.group(context_settings=_CONTEXT)
+@click.group(context_settings=CONTEXT)
 @click.version_option(package_name="tunery", message="%(package)s %(version)s")
 def cli() -> None:
     """Fine-tune a GPT-class language model with LoRA on this machine, with proof of what was trained.
@@ -143,24 +137,10 @@ def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
     return asked
 
 
-def _agreed_to(plan: Pruning) -> bool:
-    """Whether a person wants that removed; no where nobody can be asked."""
-    from tunery import show
-
-    if not sys.stdin.isatty():
-        return False
-    show.pruning(plan, stderr=True)
-    return click.confirm("Remove it?", err=True)
-
-
 def _given(*, model: str | None, data: tuple[str, ...]) -> dict[str, Any]:
     """Settings that have an option of their own, where it was used."""
     files = data if len(data) > 1 else data[0] if data else None
     return {name: value for name, value in (("model", model), ("data", files)) if value is not None}
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @cli.command()
@@ -201,7 +181,7 @@ def init(template: str | None, folder: Path | None, source: str | None, model: s
 @_MODEL
 @_DATA
 @_SET
-@_JSON
+@JSON
 @_QUIET
 @click.option("--samples", default=3, show_default=True, help="Rows to show with their trained tokens coloured.")
 @click.option("--lr-test", is_flag=True, help="Also run a short learning-rate range test and suggest a rate.")
@@ -244,7 +224,7 @@ def check(
         curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet), **given)
         result["learning_rate_test"] = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     show.check(report)
     if destinations:
@@ -259,7 +239,7 @@ def check(
 @_MODEL
 @_DATA
 @_SET
-@_JSON
+@JSON
 @_QUIET
 @click.option(
     "--resume",
@@ -300,7 +280,7 @@ def train(
         return
     run = api.train(task, overrides, resume=resume, progress=Console(quiet=quiet), consent=_consent(yes), **given)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "run": str(run.path),
                 "receipt": run.receipt.as_json(),
@@ -313,7 +293,7 @@ def train(
 
 @cli.command(name="eval")
 @_RUN
-@_JSON
+@JSON
 @_QUIET
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
 @_YES
@@ -325,7 +305,7 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
 
     result = api.evaluate(run, data, progress=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
     else:
         show.evaluation(result)
 
@@ -344,7 +324,7 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
 @click.option("--prices", type=click.Path(path_type=Path), help="File of prices.")
 @_YES
 @_SET
-@_JSON
+@JSON
 @_QUIET
 def migrate(
     source: str | None,
@@ -386,7 +366,7 @@ def migrate(
         consent=_consent(yes),
     )
     if as_json:
-        _print_json(done.as_json())
+        print_json(done.as_json())
     else:
         show.migration(done)
 
@@ -405,7 +385,7 @@ def migrate(
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @_DEVICE
-@_JSON
+@JSON
 @_QUIET
 def predict(
     run: Path, data: str, out: str, max_new_tokens: int, overwrite: bool, device: str, as_json: bool, quiet: bool
@@ -431,7 +411,7 @@ def predict(
         progress=Console(quiet=quiet),
     )
     if as_json:
-        _print_json(done.as_json())
+        print_json(done.as_json())
     else:
         show.predictions(done)
 
@@ -454,102 +434,6 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
     Conversation(
         tuned, system=system, sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     ).run()
-
-
-@cli.command()
-@_JSON
-def doctor(as_json: bool) -> None:
-    """Show this machine as tunery sees it: versions, device, precision, memory, caches, and what is missing."""
-    with collector_paused(freeze=True):
-        from tunery import show
-        from tunery.doctor import examine_machine
-
-    report = examine_machine()
-    if as_json:
-        _print_json(report.as_json())
-    else:
-        show.machine(report)
-
-
-@cli.command()
-@click.argument("name", required=False)
-@_JSON
-def settings(name: str | None, as_json: bool) -> None:
-    """Describe a setting of a task file, or those of a section, by NAME; without one, list them all."""
-    from tunery import show
-    from tunery.config_help import setting_help
-
-    found = setting_help(name)
-    if as_json:
-        _print_json([setting.as_json() for setting in found])
-    else:
-        show.settings(found)
-
-
-class _ListedByDefault(click.Group):
-    """A group that lists where no command of it is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in _CONTEXT["help_option_names"]):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@cli.group(cls=_ListedByDefault)
-def runs() -> None:
-    """List the runs of a folder (`tunery runs FOLDER`), compare them, remove what they no longer need."""
-
-
-@runs.command(name="list")
-@click.argument("folder", required=False, default="runs", type=click.Path(path_type=Path))
-@_JSON
-def list_(folder: Path, as_json: bool) -> None:
-    """List the runs of a FOLDER (left out: runs): base, rows, loss and accuracy, size and state."""
-    from tunery import show
-    from tunery.evaluation.runs import list_runs
-
-    found = list_runs(folder)
-    if as_json:
-        _print_json([run.as_json() for run in found])
-    else:
-        show.runs(found, folder)
-
-
-@runs.command()
-@click.argument("runs", nargs=-1, required=True, metavar="A B …", type=click.Path(path_type=Path))
-@_JSON
-def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show the settings that differ between runs A, B, …, and their results beside each other."""
-    from tunery import show
-    from tunery.evaluation.runs import compare_runs
-
-    result = compare_runs(runs)
-    if as_json:
-        _print_json(result.as_json())
-    else:
-        show.compared_runs(result)
-
-
-@runs.command()
-@click.argument("folder", required=False, default="runs", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed; so too where nobody can be asked.")
-@click.option("-y", "--yes", is_flag=True, help="Remove it without asking.")
-@_JSON
-def prune(folder: Path, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Remove the checkpoints of finished runs in a FOLDER, and what killed processes left there.
-
-    Adapters, receipts, evaluations and reports are never removed.
-    """
-    from tunery import show
-    from tunery.evaluation import pruning
-
-    plan = pruning.plan_pruning(folder)
-    if plan.removed and not dry_run and (yes or _agreed_to(plan)):
-        plan = pruning.prune(plan)
-    if as_json:
-        _print_json(plan.as_json())
-    else:
-        show.pruning(plan)
 
 
 @cli.command()
@@ -584,7 +468,7 @@ def prune(folder: Path, dry_run: bool, yes: bool, as_json: bool) -> None:
 )
 @click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")
 @click.option("--dry-run", is_flag=True, help="hub: export, and only say what would be uploaded.")
-@_JSON
+@JSON
 @_QUIET
 def export(
     run: Path,
@@ -623,7 +507,7 @@ def export(
         progress=Console(quiet=quiet),
     )
     if as_json:
-        _print_json({"path": str(done.path), "export": done.record.as_json(), "upload": done.upload})
+        print_json({"path": str(done.path), "export": done.record.as_json(), "upload": done.upload})
     else:
         show.export(done)
 
@@ -693,6 +577,10 @@ def serve(task_defaults: Path | None, upload_limit: int, home: Path | None, **gi
             upload_limit=upload_limit * settings.MEGABYTE, api_keys=settings.keys_from_environment(), **given
         )
     )
+
+
+for command in (runs, settings, doctor):
+    cli.add_command(command)
 
 
 if __name__ == "__main__":
