@@ -85,6 +85,8 @@ def test_nothing_is_overwritten_and_nothing_is_guessed(here: Path) -> None:
         draft("film reviews.csv", "task")
     with pytest.raises(ConfigError, match=r"no file nothing\.csv"):
         draft("nothing.csv")
+    with pytest.raises(ConfigError, match="names no file"):
+        draft(" ")
     Path("odd.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="cannot tell what the columns hold"):
         draft("odd.csv")

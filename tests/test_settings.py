@@ -55,6 +55,13 @@ def test_a_misspelt_name_is_answered_with_the_nearest(typed: str, meant: str) ->
         setting_help(typed)
 
 
+def test_a_name_that_is_like_none_points_to_the_list() -> None:
+    for name in ("", "xyzzy", "a.b..c"):
+        with pytest.raises(ConfigError) as caught:
+            setting_help(name)
+        assert caught.value.hint == "`tunery settings` lists them all"
+
+
 def test_the_examples_are_task_files(tmp_path: Path) -> None:
     """Each as it is printed, but for those whose value a person has to choose."""
     for setting in setting_help():

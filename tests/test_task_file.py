@@ -233,6 +233,12 @@ def test_a_wrong_value_is_named_by_its_setting(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("settings", [{"model": "m", "data": ""}, {"model": "m", "data": ["a.csv", " "]}])
+def test_a_blank_name_is_not_the_current_folder(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="name at least one file"):
+        load_task(None, settings=settings)
+
+
 def test_a_task_takes_overrides_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     task = load_task(None, settings={"model": "m", "data": "rows.csv", "lora": {"rank": 4}})

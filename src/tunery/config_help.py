@@ -119,7 +119,8 @@ def setting_help(name: str | None = None) -> list[SettingHelp]:
         in_section = [each for each in known if each.startswith(f"{name}.")]
         wanted = in_section or [each for each in known if each.rpartition(".")[2] == name]
     if not wanted:
-        raise ConfigError(f"there is no setting {name!r}", meant_setting(tuple(str(name).split("."))))
+        meant = _similar(tuple(str(name).split(".")))
+        raise ConfigError(f"there is no setting {name!r}", meant or "`tunery settings` lists them all")
     return [_help(each, known[each]) for each in wanted]
 
 
@@ -131,16 +132,21 @@ def section_help(section: str) -> str:
 
 def meant_setting(field: tuple[str, ...]) -> str:
     """What to say of a setting that does not exist: the similar one, or those that are known there."""
+    if meant := _similar(field):
+        return meant
+    section = dict(sections(Task)).get(field[:-1])
+    known = section.model_fields if section else (name for name, _ in all_settings())
+    return f"known here: {', '.join(known)}"
+
+
+def _similar(field: tuple[str, ...]) -> str | None:
+    """ "did you mean X?", X being a setting or a section."""
     settings = [name for name, _ in all_settings()]
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
     close = similar_names(".".join(field), settings, 1, 0.75)
     close = close or [by_leaf[leaf] for leaf in similar_names(field[-1], by_leaf)]
     close = close or similar_names(".".join(field), [".".join(path) for path, _ in sections(Task) if path], 1, 0.75)
-    section = dict(sections(Task)).get(field[:-1])
-    if close:
-        return f"did you mean {close[0]}?"
-    known = ", ".join(section.model_fields) if section else ", ".join(settings)
-    return f"known here: {known}"
+    return f"did you mean {close[0]}?" if close else None
 
 
 def where_described(fields: Sequence[tuple[str, ...]]) -> str:

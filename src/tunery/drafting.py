@@ -41,6 +41,8 @@ def draft(source: str, folder: str | Path | None = None, model: str | None = Non
         ConfigError: the file is not there, it cannot be told what its columns hold, or a task file is there already.
         DataError: it holds no row that can be used.
     """
+    if not source.strip():
+        raise ConfigError("--from names no file", "give the file with your rows")
     found = examine_files([source], DataConfig(train=source))
     _require_rows(source, found)
     name = safe_name(Path(source.removeprefix(_HUB).partition(":")[0]).stem).lstrip("_-.") or "my-task"

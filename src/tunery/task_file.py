@@ -192,7 +192,12 @@ def _is_setting(field: FieldPath) -> bool:
 
 
 def _looks_like_path(value: str) -> bool:
-    return not value.startswith(("hub:", "openai:")) and "://" not in value and not QUOTED_NUMBER.fullmatch(value)
+    return (
+        bool(value.strip())
+        and not value.startswith(("hub:", "openai:"))
+        and "://" not in value
+        and not QUOTED_NUMBER.fullmatch(value)
+    )
 
 
 def _absolute(base: Path, value: str) -> str:
@@ -223,7 +228,7 @@ def _anchor(values: JsonObject, base: Path, only: set[FieldPath] | None = None) 
     if isinstance(hosted, dict) and isinstance(hosted.get("prices"), str) and _anchored(("hosted", "prices"), only):
         hosted["prices"] = _absolute(base, hosted["prices"])
     model = values.get("model")
-    if isinstance(model, str) and _anchored(("model",), only):
+    if isinstance(model, str) and model.strip() and _anchored(("model",), only):
         local = base / Path(model).expanduser()
         if model.startswith((".", "~")) or model.endswith(".gguf") or (local.exists() and model not in BUILT_IN_MODELS):
             values["model"] = str(local.resolve())

@@ -155,6 +155,7 @@ def test_a_row_that_is_too_long_is_named_after_all_others_are_written(films: Fil
         ('{"text": "a"}\n', "rows.jsonl", "is the file of the rows itself"),
         ('{"text": "a"}\n', "there.jsonl", "is there already"),
         ('{"text": "a"}\n', "out.xlsx", "written as .jsonl or .csv"),
+        ('{"text": "a"}\n', "there.jsonl/out.jsonl", "its folder cannot be made"),
     ],
 )
 def test_nothing_is_lost_or_guessed(films: Films, tmp_path: Path, content: str, out: str, words: str) -> None:

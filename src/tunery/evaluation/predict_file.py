@@ -191,6 +191,12 @@ def _require_writable(out: Path, data: str, overwrite: bool) -> None:
         raise ConfigError(f"--out {out} is the file of the rows itself", "name another file")
     if out.exists() and not overwrite:
         raise ConfigError(f"--out {out} is there already", "name another file, or add --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: its folder cannot be made: {error.strerror}", "name another file") from None
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"--out {out}: no permission to write into that folder", "name another file")
 
 
 @contextlib.contextmanager
