@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -123,6 +124,13 @@ def test_a_run_shows_itself(films: Films, monkeypatch: pytest.MonkeyPatch) -> No
     assert "<th>accuracy</th><td>0.375</td><td>1</td>" in run.evaluation._repr_html_()
     assert "<th>steps</th><td>24</td>" in run.receipt._repr_html_()
     assert repr(run.load()) == f"<TunedModel films: classification on {run.receipt['model']['name']}, float32>"
+
+
+def test_a_run_whose_folder_has_gone_still_has_a_name(films: Films, tmp_path: Path) -> None:
+    gone = dataclasses.replace(films.run, path=tmp_path / "<gone>")
+    assert repr(gone) == f"<Run {tmp_path / '<gone>'}>"
+    assert "&lt;gone&gt;" in gone._repr_html_()
+    assert gone.predictions == []
 
 
 def test_what_a_notebook_shows_is_escaped() -> None:

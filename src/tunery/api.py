@@ -17,9 +17,8 @@ from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
-from tunery.evaluation.notebook import run_html
+from tunery.evaluation.notebook import run_html, run_words
 from tunery.evaluation.predict_file import PredictedFile
-from tunery.evaluation.record import headline, read_run
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
 from tunery.export.hub import write_card
@@ -81,7 +80,7 @@ class Run:
         return load_run(self.path)
 
     def __repr__(self) -> str:
-        return f"<Run {self.path}: {headline(read_run(self.path))}>"
+        return run_words(self.path)
 
     def _repr_html_(self) -> str:
         return run_html(self.path)
