@@ -185,6 +185,9 @@ def test_python_takes_rows_and_texts(tuned: TunedModel) -> None:
     assert tuned.classify(["film 3 is fine"])[0]["good"] == pytest.approx(found[0].probability)
     with pytest.raises(DataError, match="row:2"):
         tuned.predict(["film", 3])
+    for single in ("film 3 is fine", {"text": "film 3 is fine"}):
+        with pytest.raises(ConfigError, match="this is a single one"):
+            tuned.predict(single)
     with pytest.raises(ConfigError, match="max_tokens"):
         tuned.predict(["film"], max_tokens=3)
 

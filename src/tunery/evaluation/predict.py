@@ -92,8 +92,11 @@ def asked_rows(rows: Iterable[object], facts: DataSection) -> list[AskedRow]:
     """Rows given in Python: objects in the form of the task, or texts, each put as `TunedModel.answer` puts it.
 
     Raises:
-        DataError: rows that cannot be read, each as "row N".
+        ConfigError: a single row is given instead of several.
+        DataError: rows that cannot be read, each as row:N:field.
     """
+    if isinstance(rows, str | Mapping):
+        raise ConfigError("rows are a list, and this is a single one", "put it in brackets: predict([row])")
     kind = KINDS[facts.kind]
     table: Any = rows
     if hasattr(table, "to_dict") and not isinstance(table, Mapping):  # a DataFrame
