@@ -7,22 +7,25 @@ python docs/generate_reference.py --check    exit 1 if it is not what would be w
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 
 from tunery.cli import cli
 from tunery.config import Task, all_settings
+from tunery.config_help import describe_default, describe_type
 from tunery.records.check_report import VERSION as CHECK_VERSION
 from tunery.records.check_report import CheckReport, HostedCheckReport
+from tunery.records.doctor_report import DoctorReport
 from tunery.records.evaluation_record import VERSION as EVALUATION_VERSION
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.prediction_record import HeldOutPrediction, Prediction, PredictionSummary
 from tunery.records.run_receipt import VERSION as RECEIPT_VERSION
 from tunery.records.run_receipt import HostedReceipt, Receipt
+from tunery.records.run_summary import Pruning, RunComparison, RunSummary
 
 TARGET = Path(__file__).with_name("reference.md")
 
@@ -36,53 +39,6 @@ are relative to the file; paths given with `--set` are relative to the current f
 `task.yaml` with every default written out.
 """
 
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "true, false", type(None): "null"}
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-
-
-def describe_type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """What may be written for a setting, in words: "whole number > 0, auto"."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        nested = [part for item in arguments[1:] for part in (getattr(item, "metadata", None) or [item])]
-        return describe_type(arguments[0], [*nested, *metadata])
-    if origin in (Union, types.UnionType):
-        return ", ".join(dict.fromkeys(describe_type(argument) for argument in arguments))
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin is tuple:
-        return f"list of {describe_type(arguments[0])}"
-    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return "map"
-    if origin is list:
-        return "list" if arguments[0] is Any else f"list of {describe_type(arguments[0])}"
-    limits = [
-        f" {sign} {value:g}"
-        for part in metadata
-        for key, sign in _SIGNS.items()
-        if _is_shown(value := _limit(part, key))
-    ]
-    return _NAMES.get(annotation, str(annotation)) + " and".join(limits)
-
-
-def _limit(part: Any, key: str) -> float | None:
-    return getattr(part, key, None)
-
-
-def _is_shown(value: float | None) -> bool:
-    return value is not None and value < 1e9
-
-
-def describe_default(info: Any) -> str:
-    """The default as YAML would write it; "needed" where there is none."""
-    if info.is_required():
-        return "*needed*"
-    value = info.get_default(call_default_factory=True)
-    words = {None: "left out", True: "true", False: "false"}
-    if isinstance(value, bool) or value is None:
-        return words[value]
-    return "`[]`" if value == () else f"`{value}`"
-
 
 def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Every section of the task file with its path ("" for the top)."""
@@ -90,6 +46,13 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from sections(info.annotation, f"{path}.{name}".lstrip("."))
+
+
+def written_default(info: Any) -> str:
+    """The default, as code where it can be written."""
+    words = describe_default(info)
+    plain = words in ("left out", "true", "false")
+    return "*needed*" if info.is_required() else words if plain else f"`{words}`"
 
 
 def settings_part() -> Iterator[str]:
@@ -103,20 +66,44 @@ def settings_part() -> Iterator[str]:
         for name in names:
             info = described[name]
             values = describe_type(info.annotation, info.metadata)
-            cells = (f"`{name}`", values, describe_default(info), info.description)
+            cells = (f"`{name}`", values, written_default(info), info.description)
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def all_commands(group: click.Group, at: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its name, those of groups after these: ("runs", …), ("runs list", …)."""
+    for name, command in group.commands.items():
+        yield f"{at}{name}", command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{at}{name} ")
 
 
 def commands_part() -> Iterator[str]:
     """The commands with their options."""
     yield "\n## Commands\n"
-    for name, command in cli.commands.items():
+    for name, command in all_commands(cli):
         context = click.Context(command, info_name=name)
         usage = " ".join(["tunery", name, *command.collect_usage_pieces(context)])
         yield f"\n### `{usage}`\n\n{' '.join((command.help or '').split())}\n\n"
         records = [record for parameter in command.params if (record := parameter.get_help_record(context))]
         options = ((option, " ".join(text.split())) for option, text in records if option.startswith("-"))
         yield "".join(f"- `{option}`" + (f": {text}" if text else "") + "\n" for option, text in options)
+
+
+def runs_part() -> Iterator[str]:
+    """The fields of what `tunery runs` prints as JSON."""
+    yield "\n## Lists of runs\n\nWhat `tunery runs --json` prints is a list of:\n\n"
+    yield record_table(record_fields(RunSummary))
+    yield "\nWhat `tunery runs compare --json` prints:\n\n"
+    yield record_table((path, info) for path, info in record_fields(RunComparison) if not path.startswith("runs"))
+    yield "\nWhat `tunery runs prune --json` prints:\n\n"
+    yield record_table(record_fields(Pruning))
+
+
+def doctor_part() -> Iterator[str]:
+    """The fields of what `tunery doctor` prints as JSON."""
+    yield "\n## The machine\n\nWhat `tunery doctor --json` prints:\n\n"
+    yield record_table(record_fields(DoctorReport))
 
 
 def exit_codes_part() -> Iterator[str]:
@@ -155,6 +142,21 @@ def evaluation_part() -> Iterator[str]:
         "Python: `run.evaluation.tuned.loss`. `base` and `tuned` have the same metrics.\n\n"
     )
     yield record_table((path, info) for path, info in record_fields(Evaluation) if not path.startswith("tuned."))
+
+
+def predictions_part() -> Iterator[str]:
+    """The fields of predictions.jsonl, and of what `tunery predict` adds to a row."""
+    yield "\n## Predictions\n\n"
+    yield (
+        "`predictions.jsonl` in a run directory has a line for each held-out row of `evaluation.json`; "
+        "`tunery eval RUN --data FILE` writes `predictions-FILE.jsonl`. Answers are generated for the first "
+        "`evaluate.generate_rows` rows only; labels are predicted for all.\n\n"
+    )
+    yield record_table(record_fields(HeldOutPrediction))
+    yield "\nThe columns that `tunery predict` adds to a row (in CSV each probability has its own):\n\n"
+    yield record_table(record_fields(Prediction))
+    yield "\nWhat `tunery predict --json` prints:\n\n"
+    yield record_table(record_fields(PredictionSummary))
 
 
 def check_part() -> Iterator[str]:
@@ -214,7 +216,17 @@ def section_in(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 def reference() -> str:
     """The whole page."""
     return HEAD + "".join(
-        [*settings_part(), *commands_part(), *check_part(), *receipt_part(), *evaluation_part(), *exit_codes_part()]
+        [
+            *settings_part(),
+            *commands_part(),
+            *check_part(),
+            *receipt_part(),
+            *evaluation_part(),
+            *predictions_part(),
+            *runs_part(),
+            *doctor_part(),
+            *exit_codes_part(),
+        ]
     )
 
 

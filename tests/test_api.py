@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from tunery.errors import (
 from tunery.lora.attach import adapter_state
 from tunery.progress import Note
 from tunery.records.check_report import CheckReport
+from tunery.records.typed_record import Record
 from tunery.training.checkpoint import export_checkpoint
 
 
@@ -80,6 +82,7 @@ def test_a_run_directory_is_complete_and_the_tuned_model_is_better(films: Films)
         "checkpoints",
         "metrics.jsonl",
         "evaluation.json",
+        "predictions.jsonl",
         "receipt.json",
         "report.html",
     } <= names
@@ -92,6 +95,68 @@ def test_a_run_directory_is_complete_and_the_tuned_model_is_better(films: Films)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "train_loss" in m] == list(range(1, 25))
     assert any("valid_loss" in m for m in metrics)
+
+
+def test_predictions_of_all_held_out_rows_are_kept(films: Films) -> None:
+    kept = [json.loads(line) for line in (films.path / "predictions.jsonl").read_text().splitlines()]
+    assert len(kept) == 16
+    assert all(row["where"].startswith("rows.csv:") for row in kept)
+    assert sum(row["tuned"] == row["expected"] for row in kept) == 16
+    right = sum(row["base"] == row["expected"] for row in kept)
+    assert films.run.evaluation is not None
+    assert films.run.evaluation.base.accuracy == right / 16
+    assert all(0.5 <= row["tuned_probability"] <= 1 for row in kept)
+    assert kept[0]["input"].startswith("film ")
+
+
+def test_a_run_shows_itself(films: Films, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(films.project)
+    run = films.run
+    assert run.report == Path("runs/films/report.html")
+    assert run.report.is_file()
+    assert len(run.predictions) == 16
+    assert all(one.tuned == one.expected for one in run.predictions)
+    assert repr(run).startswith("<Run runs/films: The tuned model labels 100.0% of 16 held-out rows correctly")
+    shown = run._repr_html_()
+    assert "16 held-out rows" in shown
+    assert "<td>Accuracy</td><td>37.5%</td><td>100.0%</td>" in shown
+    assert run.evaluation is not None
+    assert "<th>accuracy</th><td>0.375</td><td>1</td>" in run.evaluation._repr_html_()
+    assert "<th>steps</th><td>24</td>" in run.receipt._repr_html_()
+    assert repr(run.load()) == f"<TunedModel films: classification on {run.receipt['model']['name']}, float32>"
+
+
+def test_a_run_whose_folder_has_gone_still_has_a_name(films: Films, tmp_path: Path) -> None:
+    gone = dataclasses.replace(films.run, path=tmp_path / "<gone>")
+    assert repr(gone) == f"<Run {tmp_path / '<gone>'}>"
+    assert "&lt;gone&gt;" in gone._repr_html_()
+    assert gone.predictions == []
+
+
+def test_what_a_notebook_shows_is_escaped() -> None:
+    report = Record.of({"name": "<script>", "rows": ["<b>", "<i>"], "more": {"<u>": 1.5}})
+    shown = report._repr_html_()
+    assert "<script>" not in shown
+    assert "<b>" not in shown
+    assert "<u>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "1.5" in shown
+
+
+def test_keywords_are_settings(project: Path) -> None:
+    run = tunery.train("task.yaml", train={"max_steps": 2}, lora={"rank": 2}, name="short", progress=QUIET)
+    assert run.path == Path("runs/short")
+    assert (run.receipt["training"]["steps"], run.receipt["lora"]["rank"]) == (2, 2)
+    assert run.receipt["training"]["batch_size"] == 8
+    with pytest.raises(ConfigError, match=r"lroa: unknown setting; did you mean lora"):
+        tunery.train("task.yaml", lroa={"rank": 2}, progress=QUIET)
+
+
+def test_a_task_that_is_given_takes_keywords_too(project: Path) -> None:
+    task = tunery.load_task("task.yaml")
+    report = tunery.check(task, ["train.max_steps=3"], seed=5)
+    assert isinstance(report, CheckReport)
+    assert report.training.steps == 3
 
 
 def test_the_receipt_tells_what_was_trained(films: Films) -> None:

@@ -138,6 +138,69 @@ def test_train_prints_results_on_stdout_and_progress_on_stderr(project: Path) ->
     assert json.loads(evaluated.stdout)["rows"] > 0
 
 
+def test_a_model_and_rows_need_no_task_file(project: Path) -> None:
+    chosen = ["--model", "base", "--data", "rows.jsonl", "--set", "train.max_steps=3", "--set", "train.batch_size=4"]
+    checked = tunery("check", *chosen, "--json", cwd=project)
+    assert json.loads(checked.stdout)["training"]["steps"] == 3
+    done = tunery("train", *chosen, "--quiet", "--json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "runs/rows"
+    same = tunery("train", "runs/rows/task.yaml", cwd=project)
+    assert same.returncode == 0, same.stderr
+    assert "already finished" in same.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no task is named", "--model MODEL --data FILE"]),
+        (["--model", "base"], ["data: this setting is needed", "tunery settings data"]),
+        (["--data", "rows.jsonl"], ["model: this setting is needed", "tunery settings model"]),
+        (["--model", "base", "--data", "rowz.jsonl"], ["rowz.jsonl", "did you mean rows.jsonl"]),
+        (["rows.csv"], ["rows.csv:1", "tunery train --model MODEL --data rows.csv"]),
+    ],
+)
+def test_what_is_missing_without_a_task_file_is_named(project: Path, arguments: list[str], words: list[str]) -> None:
+    (project / "rows.csv").write_text("text,label\na,b\n")
+    done = tunery("check", *arguments, cwd=project)
+    assert done.returncode == 2
+    for word in words:
+        assert word in done.stderr
+
+
+def test_predictions_go_to_stdout_and_notes_to_stderr(project: Path) -> None:
+    assert tunery("train", "task.yaml", "--quiet", cwd=project).returncode == 0
+    asked = ["predict", "runs/films", "--data", "-", "--out", "-"]
+    done = tunery(*asked, cwd=project, stdin='{"text": "film 3", "id": 7}\n')
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["id"] == 7
+    assert row["prediction"] in ("good", "bad")
+    assert tunery(*asked, "--json", cwd=project, stdin="{}").returncode == 2
+    bad = tunery(*asked, cwd=project, stdin='{"txet": "film 3"}\n')
+    assert bad.returncode == 2
+    assert bad.stdout == ""
+    assert "standard input has no column 'text'" in bad.stderr
+
+
+def test_runs_list_by_default_and_prune_only_when_told(project: Path) -> None:
+    assert tunery("train", "task.yaml", "--quiet", cwd=project).returncode == 0
+    for arguments in (["runs"], ["runs", "runs"], ["runs", "list"]):
+        done = tunery(*arguments, cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert "films" in done.stdout
+        assert "1 run, " in done.stdout
+    (run,) = json.loads(tunery("runs", "--json", cwd=project).stdout)
+    assert run["checkpoint_bytes"] > 0
+    for arguments in ([], ["--dry-run", "--yes"]):
+        done = tunery("runs", "prune", *arguments, cwd=project)
+        assert "nothing was removed" in done.stdout
+        assert (project / "runs" / "films" / "checkpoints").is_dir()
+    done = tunery("runs", "prune", "--yes", "--json", cwd=project)
+    assert json.loads(done.stdout)["bytes"] == run["checkpoint_bytes"]
+    assert not (project / "runs" / "films" / "checkpoints").exists()
+
+
 def test_seed_is_short_for_the_setting(project: Path) -> None:
     done = tunery("train", "task.yaml", "--seed", "7", "--quiet", "--json", cwd=project)
     assert done.returncode == 0, done.stderr

@@ -88,6 +88,14 @@ def test_the_margin_on_held_out_pairs_rises_and_everything_is_reported(
     assert checks[-1]["valid_loss"] < 0.3
 
     result = json.loads((run.path / "evaluation.json").read_text())
+    kept = [json.loads(line) for line in (run.path / "predictions.jsonl").read_text().splitlines()]
+    assert len(kept) == 12
+    assert all(row["expected"].startswith("the ") and row["rejected"].startswith("a dull ") for row in kept)
+    assert sum("tuned" in row for row in kept) == 3
+    likelier = [row["tuned_log_probability"] > row["tuned_rejected_log_probability"] for row in kept]
+    assert sum(likelier) / 12 == result["tuned"]["preference_accuracy"]
+    if not all(likelier):
+        assert "ranks the wrong way round" in (run.path / "report.html").read_text()
     assert (result["kind"], result["rows"], result["beta"]) == ("preference", 12, 0.1)
     base, tuned = result["base"], result["tuned"]
     assert (base["rewards_margin"], base["preference_loss"]) == (0, pytest.approx(math.log(2)))

@@ -15,7 +15,19 @@ README = Path(__file__).parent.parent / "README.md"
 def commands() -> list[str]:
     """The `tunery …` lines of the README's code blocks, without their comments."""
     lines = re.findall(r"^    (tunery .+?)(?:\s{2,}#.*)?$", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert [line.split()[1] for line in lines] == ["init", "check", "train", "eval", "chat", "export", "serve"]
+    assert [line.split()[1] for line in lines] == [
+        "init",
+        "check",
+        "train",
+        "eval",
+        "predict",
+        "runs",
+        "settings",
+        "doctor",
+        "chat",
+        "export",
+        "serve",
+    ]
     return lines
 
 

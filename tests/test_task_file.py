@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tunery.config import all_settings
+from tunery.config import LoraConfig, all_settings
 from tunery.errors import ConfigError
-from tunery.task_file import load_task
+from tunery.task_file import load_task, resolve_task
 
 MINIMAL = "model: smollm2-135m-instruct\ndata:\n  train: rows.csv\n"
 
@@ -186,3 +186,63 @@ def test_nested_aliases_end_at_once_and_in_few_words(tmp_path: Path) -> None:
     text = refusal(write(tmp_path, "\n".join(lines)))
     assert "more than 100,000 values" in text
     assert len(text) < 500
+
+
+# --------------------------------------------------------------------------- settings as values
+
+
+def test_settings_as_values_say_the_same_as_overrides(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("model: m\ndata:\n  train: rows.csv\n  max_rows: 5\nlora:\n  alpha: 3\n")
+    said = load_task(tmp_path / "task.yaml", ["lora.rank=8", "data.labels={0: no, 1: yes}", "seed=7"])
+    given = load_task(
+        tmp_path / "task.yaml",
+        settings={"lora": {"rank": 8}, "data": {"labels": {"0": "no", "1": "yes"}}, "seed": 7},
+    )
+    assert given == said
+    assert given.lora.alpha == 3
+    assert given.data.max_rows == 5
+    assert load_task(tmp_path / "task.yaml", settings={"lora.rank": 8, "lora": LoraConfig(alpha=3)}).lora.rank == 8
+
+
+def test_overrides_come_after_settings(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("model: m\ndata:\n  train: rows.csv\n")
+    assert load_task(tmp_path / "task.yaml", ["seed=2"], {"seed": 1}).seed == 2
+
+
+def test_a_task_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    task = load_task(None, ["train.epochs=2"], {"model": "./base", "data": Path("some/film reviews.csv")})
+    assert (task.name, task.model, task.train.epochs) == ("film-reviews", str(tmp_path / "base"), 2)
+    assert task.data.train == str(tmp_path / "some" / "film reviews.csv")
+    several = load_task(None, settings={"model": "m", "data": ["a.csv", "b: c #.csv"], "name": "mine"})
+    assert several.data.train == (str(tmp_path / "a.csv"), str(tmp_path / "b: c #.csv"))
+    assert several.name == "mine"
+    assert load_task(None, settings={"model": "m", "data": "hub:me/films:test"}).name == "films"
+    (tmp_path / "kept.yaml").write_text(task.to_yaml())
+    assert load_task(tmp_path / "kept.yaml") == task
+
+
+def test_a_wrong_value_is_named_by_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_task(None, ["lora.alpha=-1"], {"model": "m", "data": "rows.csv", "lora": {"rank": 0, "rnak": 3}})
+    assert caught.value.message.splitlines() == [
+        "lora.rank: input should be greater than 0 (got 0)",
+        "--set lora.alpha: input should be greater than 0 (got -1)",
+        "lora.rnak: unknown setting; did you mean lora.rank?",
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"model": "m", "data": ""}, {"model": "m", "data": ["a.csv", " "]}])
+def test_a_blank_name_is_not_the_current_folder(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="name at least one file"):
+        load_task(None, settings=settings)
+
+
+def test_a_task_takes_overrides_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = load_task(None, settings={"model": "m", "data": "rows.csv", "lora": {"rank": 4}})
+    changed = resolve_task(task, ["seed=3"], {"lora": {"alpha": 5}})
+    assert (changed.seed, changed.lora.rank, changed.lora.alpha, changed.name) == (3, 4, 5, "rows")
+    assert "dropout" not in changed.lora.model_fields_set
+    assert resolve_task(task) == task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunery.config import Task
 from tunery.console import Console
@@ -17,6 +17,8 @@ from tunery.data.read import read_data, read_more
 from tunery.data.split import text_key
 from tunery.errors import CheckpointError, ConfigError, DataError, StoppedError, TuneryError
 from tunery.evaluation.compare import HeldOut, compare
+from tunery.evaluation.notebook import run_html, run_words
+from tunery.evaluation.predict_file import PredictedFile
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import TunedModel, load_run, read_evaluation, read_local_receipt, read_receipt
 from tunery.export.hub import write_card
@@ -25,15 +27,18 @@ from tunery.hosted.client import Consent
 from tunery.hosted.earlier_run import require_local
 from tunery.hosted.hosted_plan import check_hosted
 from tunery.hosted.hosted_run import cancel_hosted, evaluate_hosted, train_hosted
+from tunery.inference.generate import Sampling
+from tunery.jsonl import read_lines
 from tunery.models.load import Base, load_base, load_config, load_tokenizer
 from tunery.models.windows import context_length
-from tunery.paths import RunPaths, lock, safe_name, write_atomic
+from tunery.paths import RunPaths, lock, run_lock, safe_name, write_atomic
 from tunery.progress import Note, Progress, Say
 from tunery.records.check_report import AnyCheckReport, CheckReport
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.prediction_record import HeldOutPrediction, PredictionSummary
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt
 from tunery.startup import spinning_warning
-from tunery.task_file import absolute, load_task
+from tunery.task_file import load_task, resolve_task
 from tunery.training.check import check as check_prepared
 from tunery.training.checkpoint import changed_settings, checkpoint_steps, recorded_dtype, settings_that_matter
 from tunery.training.fit import fit
@@ -60,17 +65,25 @@ class Run:
     receipt: AnyReceipt
     evaluation: Evaluation | None
 
+    @property
+    def report(self) -> Path:
+        """The page on the run, to open in a browser."""
+        return RunPaths(self.path).report
+
+    @property
+    def predictions(self) -> list[HeldOutPrediction]:
+        """What both models say of each held-out row; [] if evaluation was off."""
+        return [HeldOutPrediction.of(line) for line in read_lines(RunPaths(self.path).predictions)]
+
     def load(self) -> TunedModel:
         """The base with this run's adapter, ready to answer."""
         return load_run(self.path)
 
+    def __repr__(self) -> str:
+        return run_words(self.path)
 
-def _as_task(task: str | Path | Task, overrides: Sequence[str]) -> Task:
-    if isinstance(task, Task):
-        if overrides:
-            raise ConfigError("overrides are for task files; change a Task with model_copy(update=…) instead")
-        return absolute(task)
-    return load_task(task, overrides)
+    def _repr_html_(self) -> str:
+        return run_html(self.path)
 
 
 def _prepare(
@@ -88,18 +101,24 @@ def _dated(task: Task, tokenizer: PreTrainedTokenizerBase, paths: RunPaths | Non
 
 
 def train(
-    task: str | Path | Task,
+    task: str | Path | Task | None = None,
     overrides: Sequence[str] = (),
     *,
     resume: str = "auto",
     progress: Progress | None = None,
     consent: Consent | None = None,
+    **settings: Any,
 ) -> Run:
     """Train, evaluate and report.
 
+        run = tunery.train("my-task/task.yaml", lora={"rank": 8}, seed=1)
+        run = tunery.train(model="smollm2-135m-instruct", data="reviews.csv")
+
     Args:
-        task: a task file, or a Task.
+        task: a task file, or a Task; None where `settings` say everything. The run directory then holds the task file
+            that would do the same.
         overrides: "key=value" settings over the file's.
+        settings: the same as values: top settings by name, sections as mappings; `data` may be the files alone.
         resume: "auto" resumes from the last checkpoint of the run directory, if there is one, and returns a finished
             run as it is; "never" starts over and keeps an earlier run under another name; else a checkpoint folder,
             or the job of a hosted run ("ftjob-…") whose hosted.json was lost.
@@ -109,10 +128,10 @@ def train(
     Raises:
         TuneryError: see tunery.errors; the message says what to do.
     """
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     progress = progress or Console()
     paths = RunPaths(task.run_dir)
-    with lock(paths.root.with_name(f".{paths.root.name}.lock")):
+    with lock(run_lock(paths.root)):
         if resume == "never":
             _set_aside(paths, progress)
         if task.hosted_model is not None:
@@ -243,7 +262,7 @@ def _evaluate(task: Task, model: PackedModel, held_out: HeldOut, target: Path, p
             "run the same command again to evaluate it",
         ) from None
     result.write(target)
-    return result
+    return result.evaluation
 
 
 def _write_pages(paths: RunPaths) -> None:
@@ -256,9 +275,48 @@ def load(run: str | Path, *, device: str = "auto") -> TunedModel:
     return load_run(run, device=device)
 
 
-def cancel(task: str | Path | Task, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> str:
+def predict(
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    max_new_tokens: int = Sampling.max_new_tokens,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> PredictionSummary:
+    """The tuned model's answers for every row of a file. From Python, `load(run).predict(rows)` gives them as values.
+
+    Args:
+        run: a run directory.
+        data: a file in the form of the task; its answers need not be there, and do not count. "-": standard input.
+        out: a .jsonl or .csv file for the rows with their predictions, or "-" for standard output. The same call
+            resumes where an interrupted one stopped.
+        max_new_tokens: longest answer.
+        overwrite: replace `out` if it is there.
+
+    Raises:
+        StoppedError: interrupted; the rows predicted so far are kept.
+        DataError: rows cannot be read; or, after everything is written, some have no prediction.
+    """
+    progress = progress or Console()
+    paths = RunPaths(Path(run))
+    receipt = read_local_receipt(paths)
+    encoding = load_task(paths.task).data.encoding
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    file = PredictedFile(str(data), str(out), receipt, sampling, overwrite, encoding)
+    return file.predict(lambda: load_run(run, device=device), progress)
+
+
+def cancel(
+    task: str | Path | Task | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> str:
     """Cancel the job of a hosted model's task; what became of it, in words."""
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     return cancel_hosted(task, RunPaths(task.run_dir), progress or Console())
 
 
@@ -329,18 +387,24 @@ def _note_overlap(task: Task, examples: Sequence[Example], progress: Progress) -
 
 
 def check(
-    task: str | Path | Task, overrides: Sequence[str] = (), *, samples: int = 3, progress: Progress | None = None
+    task: str | Path | Task | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    samples: int = 3,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> AnyCheckReport:
     """Everything about a task that can be known before any compute; see tunery.training.check.
 
     Args:
-        samples: training rows to show.
+        task, overrides, settings: as in `train`.
+        samples: rows to show.
         progress: told how far it is, where reading lasts.
 
     Returns:
         What `tunery check --json` prints: `report.training.steps` or `report["training"]["steps"]`.
     """
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
     return check_local(task, samples=samples, progress=progress)
@@ -354,7 +418,7 @@ def check_local(task: Task, *, samples: int = 3, progress: Progress | None = Non
     return check_prepared(task, _prepare(task, tokenizer, load_config(task.model), say), samples)
 
 
-def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str, Examined]:
+def examine(task: str | Path | Task | None, overrides: Sequence[str] = (), **settings: Any) -> dict[str, Examined]:
     """Every problem of a task's files, as values: what `check` and `train` would stop at.
 
     Returns:
@@ -363,7 +427,7 @@ def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         ConfigError: the task cannot be read, or the tokenizer of its model not be found. Nothing about the rows.
     """
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     data, tokenizer = task.data, load_tokenizer(task.model)
     found = {"train": examine_files(data.train_files, data, tokenizer)}
     for split, path in (("validation", data.validation), ("test", data.test)):
@@ -373,10 +437,15 @@ def examine(task: str | Path | Task, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def learning_rate_test(
-    task: str | Path | Task, overrides: Sequence[str] = (), *, steps: int = 40, progress: Progress | None = None
+    task: str | Path | Task | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    steps: int = 40,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> RangeTest:
     """A learning-rate range test on the task's own data; nothing is saved."""
-    task = _as_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     if task.hosted_model is not None:
         raise ConfigError(
             "a hosted model's learning rate cannot be tried out here", "set train.learning_rate_multiplier"

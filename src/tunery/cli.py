@@ -6,7 +6,6 @@ Heavy imports happen inside the commands, so that `tunery --help` needs neither 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import sys
@@ -16,13 +15,12 @@ from typing import Any
 
 import click
 
+from tunery.cli_everyday import CONTEXT, JSON, doctor, print_json, runs, settings
 from tunery.errors import NotInstalledError, TuneryError
 from tunery.export.targets import FORMATS, TARGETS
 from tunery.export.targets.base import ROWS
 from tunery.scaffold import create, templates
 from tunery.startup import collector_paused
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 _SET = click.option(
     "--set",
@@ -31,26 +29,39 @@ _SET = click.option(
     metavar="KEY=VALUE",
     help="Override a setting, e.g. --set lora.rank=8. Repeatable.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
 _YES = click.option(
     "-y", "--yes", is_flag=True, help="Agree to what a hosted model is sent and costs; without it you are asked."
 )
-_TASK = click.argument("task", type=click.Path(path_type=Path))
+_DEVICE = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where the model answers."
+)
+_TASK = click.argument("task", required=False, type=click.Path(path_type=Path))
+_MODEL = click.option(
+    "--model", metavar="MODEL", help="The base: short for --set model=…; with --data, no TASK is needed."
+)
+_DATA = click.option(
+    "--data", multiple=True, metavar="FILE", help="Rows to train on, instead of the task's. Repeatable."
+)
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
-@click.group(context_settings=_CONTEXT)
+@click.group(context_settings=CONTEXT)
 @click.version_option(package_name="tunery", message="%(package)s %(version)s")
 def cli() -> None:
     """Fine-tune a GPT-class language model with LoRA on this machine, with proof of what was trained.
 
     \b
     tunery init classify my-task        a folder to start from (tunery init --help lists others)
+    tunery init --from rows.csv my-task    the same, written for your own rows
     tunery check my-task/task.yaml      look at the data before any compute
     tunery train my-task/task.yaml      train, evaluate, report
+    tunery predict runs/my-task --data FILE --out FILE    its answers for every row of a file
+    tunery runs                         all runs, with base, loss, accuracy and size; also: runs compare, runs prune
     tunery chat runs/my-task            talk to the result
     tunery export runs/my-task --to gguf    take it elsewhere, verified (also: merged, ollama, peft, hub)
+    tunery settings                     every setting of a task file, in a line each; with a name, all about it
+    tunery doctor                       this machine: versions, device, precision, memory, what is missing
     tunery serve --base MODEL           the OpenAI fine-tuning API, on this machine
 
     Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint or adapter, 5 training diverged,
@@ -126,24 +137,51 @@ def _consent(yes: bool) -> Callable[[Sequence[str]], bool | None]:
     return asked
 
 
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _given(*, model: str | None, data: tuple[str, ...]) -> dict[str, Any]:
+    """Settings that have an option of their own, where it was used."""
+    files = data if len(data) > 1 else data[0] if data else None
+    return {name: value for name, value in (("model", model), ("data", files)) if value is not None}
 
 
 @cli.command()
-@click.argument("template", metavar="|".join(templates()))
-@click.argument("folder", type=click.Path(path_type=Path))
-def init(template: str, folder: Path) -> None:
-    """Make a FOLDER with a commented task.yaml and a few rows to replace."""
-    for path in create(template, folder):
+@click.argument("template", required=False, metavar=f"[{'|'.join(templates())}]")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--from", "source", metavar="FILE", help="Your own rows: the task is written for them, no template needed."
+)
+@click.option("--model", metavar="MODEL", help="With --from: the base.  [default: smollm2-135m-instruct]")
+def init(template: str | None, folder: Path | None, source: str | None, model: str | None) -> None:
+    """Make a FOLDER with a commented task.yaml: of a template, with rows to replace, or for your own FILE.
+
+    \b
+    tunery init classify my-task
+    tunery init --from reviews.csv my-task    (the folder left out: ./reviews)
+    """
+    if source is None:
+        if template is None or folder is None:
+            raise click.UsageError(
+                "name a template and a folder (tunery init classify my-task), or rows with --from FILE"
+            )
+        written = create(template, folder)
+    else:
+        if folder is not None:
+            raise click.UsageError("with --from only a folder is named, and no template")
+        from tunery.drafting import draft
+
+        written, notes = draft(source, template, model)
+        for note in notes:
+            _say(note)
+    for path in written:
         _print(f"wrote {path}")
-    _print(f"Put your rows in, then: tunery check {folder / 'task.yaml'}")
+    _print(f"{'Next' if source else 'Put your rows in, then'}: tunery check {written[0].parent / 'task.yaml'}")
 
 
 @cli.command()
 @_TASK
+@_MODEL
+@_DATA
 @_SET
-@_JSON
+@JSON
 @_QUIET
 @click.option("--samples", default=3, show_default=True, help="Rows to show with their trained tokens coloured.")
 @click.option("--lr-test", is_flag=True, help="Also run a short learning-rate range test and suggest a rate.")
@@ -156,7 +194,9 @@ def init(template: str, folder: Path) -> None:
     help="Also say what a destination would refuse: peft, merged, vllm, gguf, gguf-adapter, ollama, hub. Repeatable.",
 )
 def check(
-    task: Path,
+    task: Path | None,
+    model: str | None,
+    data: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -170,20 +210,21 @@ def check(
         from tunery import api, show
     from tunery.console import Console
 
-    report = api.check(task, overrides, samples=samples, progress=Console(quiet=quiet))
+    given = _given(model=model, data=data)
+    report = api.check(task, overrides, samples=samples, progress=Console(quiet=quiet), **given)
     result = report.as_json()
     findings = []
     if destinations:
         from tunery.export.destinations import check_destinations
 
-        findings = check_destinations(task, destinations, overrides)
+        findings = check_destinations(task, destinations, overrides, **given)
         result["destinations"] = [finding.as_dict() for finding in findings]
     curve = None
     if lr_test:
-        curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet))
+        curve = api.learning_rate_test(task, overrides, steps=lr_steps, progress=Console(quiet=quiet), **given)
         result["learning_rate_test"] = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     show.check(report)
     if destinations:
@@ -195,8 +236,10 @@ def check(
 
 @cli.command()
 @_TASK
+@_MODEL
+@_DATA
 @_SET
-@_JSON
+@JSON
 @_QUIET
 @click.option(
     "--resume",
@@ -210,7 +253,9 @@ def check(
 @_YES
 @click.option("--cancel", is_flag=True, help="Cancel the job of a hosted model instead.")
 def train(
-    task: Path,
+    task: Path | None,
+    model: str | None,
+    data: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -219,19 +264,23 @@ def train(
     yes: bool,
     cancel: bool,
 ) -> None:
-    """Train a TASK, compare base and tuned model, and write a report."""
+    """Train a TASK, compare base and tuned model, and write a report.
+
+    Without a task file: tunery train --model MODEL --data FILE. The run directory then holds one that does the same.
+    """
     with collector_paused(freeze=True):
         from tunery import api, show
     from tunery.console import Console
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
+    given = _given(model=model, data=data)
     if cancel:
-        _print(api.cancel(task, overrides, progress=Console(quiet=quiet)))
+        _print(api.cancel(task, overrides, progress=Console(quiet=quiet), **given))
         return
-    run = api.train(task, overrides, resume=resume, progress=Console(quiet=quiet), consent=_consent(yes))
+    run = api.train(task, overrides, resume=resume, progress=Console(quiet=quiet), consent=_consent(yes), **given)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "run": str(run.path),
                 "receipt": run.receipt.as_json(),
@@ -244,7 +293,7 @@ def train(
 
 @cli.command(name="eval")
 @_RUN
-@_JSON
+@JSON
 @_QUIET
 @click.option("--data", type=click.Path(path_type=Path), help="A file of further rows instead of the held-out ones.")
 @_YES
@@ -256,7 +305,7 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
 
     result = api.evaluate(run, data, progress=Console(quiet=quiet), consent=_consent(yes))
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
     else:
         show.evaluation(result)
 
@@ -275,7 +324,7 @@ def eval_(run: Path, as_json: bool, quiet: bool, data: Path | None, yes: bool) -
 @click.option("--prices", type=click.Path(path_type=Path), help="File of prices.")
 @_YES
 @_SET
-@_JSON
+@JSON
 @_QUIET
 def migrate(
     source: str | None,
@@ -317,9 +366,54 @@ def migrate(
         consent=_consent(yes),
     )
     if as_json:
-        _print_json(done.as_json())
+        print_json(done.as_json())
     else:
         show.migration(done)
+
+
+@cli.command()
+@_RUN
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="Rows in the form of the task, with or without their answers; - for standard input (JSON lines or CSV).",
+)
+@click.option("--out", required=True, metavar="FILE", help="A .jsonl or .csv file; - for JSON lines on stdout.")
+@click.option(
+    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer that is written."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
+@_DEVICE
+@JSON
+@_QUIET
+def predict(
+    run: Path, data: str, out: str, max_new_tokens: int, overwrite: bool, device: str, as_json: bool, quiet: bool
+) -> None:
+    """Write what a RUN's model answers for every row of a file.
+
+    Interrupted, the same command resumes. Rows without a prediction (too long) end in exit code 3, after all others are
+    written.
+    """
+    with collector_paused(freeze=True):
+        from tunery import api, show
+    from tunery.console import Console
+
+    if as_json and out == "-":
+        raise click.UsageError("--json prints the result on stdout, where --out - already prints the predictions")
+    done = api.predict(
+        run,
+        data,
+        out,
+        max_new_tokens=max_new_tokens,
+        overwrite=overwrite,
+        device=device,
+        progress=Console(quiet=quiet),
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        show.predictions(done)
 
 
 @cli.command()
@@ -374,7 +468,7 @@ def chat(run: Path, max_new_tokens: int, temperature: float, top_p: float, syste
 )
 @click.option("--public", is_flag=True, help="hub: a repository made now can be seen by everybody.")
 @click.option("--dry-run", is_flag=True, help="hub: export, and only say what would be uploaded.")
-@_JSON
+@JSON
 @_QUIET
 def export(
     run: Path,
@@ -413,7 +507,7 @@ def export(
         progress=Console(quiet=quiet),
     )
     if as_json:
-        _print_json({"path": str(done.path), "export": done.record.as_json(), "upload": done.upload})
+        print_json({"path": str(done.path), "export": done.record.as_json(), "upload": done.upload})
     else:
         show.export(done)
 
@@ -483,6 +577,10 @@ def serve(task_defaults: Path | None, upload_limit: int, home: Path | None, **gi
             upload_limit=upload_limit * settings.MEGABYTE, api_keys=settings.keys_from_environment(), **given
         )
     )
+
+
+for command in (runs, settings, doctor):
+    cli.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every setting of a task, in one place. docs/reference.md is generated from the descriptions here."""
+"""Every setting of a task, in one place. docs/reference.md and `tunery settings` are the descriptions here."""
 
 from __future__ import annotations
 
@@ -341,7 +341,8 @@ class TrainConfig(_Settings):
         "memory allows",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
-        default="auto", description="peak rate of AdamW. auto: a rule from the model's width (docs/how-it-works.md)"
+        default="auto",
+        description="peak rate of AdamW. auto: a rule from the model's width, which `tunery check` tells",
     )
     learning_rate_multiplier: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="the rate, be it auto or a number, is multiplied by this"

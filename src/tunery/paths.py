@@ -43,6 +43,11 @@ class RunPaths:
         return self.root / "evaluation.json"
 
     @property
+    def predictions(self) -> Path:
+        """What both models say of each held-out row."""
+        return predictions_beside(self.evaluation)
+
+    @property
     def receipt(self) -> Path:
         return self.root / "receipt.json"
 
@@ -68,6 +73,11 @@ class RunPaths:
     @property
     def lock(self) -> Path:
         return self.root / ".lock"
+
+
+def predictions_beside(evaluation: Path) -> Path:
+    """The file of predictions that goes with evaluation.json (or evaluation-FILE.json)."""
+    return evaluation.with_name(f"{evaluation.stem.replace('evaluation', 'predictions', 1)}.jsonl")
 
 
 def cache_dir() -> Path:
@@ -177,8 +187,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, taken: str | None = None, hint: str | None = None) -> Iterator[None]:
     """Hold a file lock; a second process that wants the same run directory is refused at once.
+
+    Args:
+        taken, hint: what that process is told, where it is not about a run directory.
 
     The lock dies with its process, so a crash never leaves one behind.
     """
@@ -190,11 +203,31 @@ def lock(path: Path) -> Iterator[None]:
             held = FileLock(path).acquire(blocking=False)
         except Timeout:
             raise ConfigError(
-                f"another process is working in {path.parent}",
-                "wait for it, or give this run another name with --set name=NAME",
+                taken or f"another process is working in {path.parent}",
+                hint or "wait for it, or give this run another name with --set name=NAME",
             ) from None
     with held:
         yield
+
+
+def run_lock(run: Path) -> Path:
+    """The lock of a run directory, beside it: the directory itself may get another name."""
+    return run.with_name(f".{run.name}.lock")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock now."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a read-only folder: nobody works there
+        return False
 
 
 def file_sha256(path: Path) -> str:

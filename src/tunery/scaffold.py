@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import importlib.resources
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tunery.text import did_you_mean
 
 def templates() -> dict[str, Traversable]:
     """Name → folder of every template shipped with the package."""
-    found = files("tunery").joinpath("templates").iterdir()
+    found = importlib.resources.files("tunery").joinpath("templates").iterdir()
     return {folder.name: folder for folder in sorted(found, key=lambda folder: folder.name) if folder.is_dir()}
 
 
@@ -35,9 +36,24 @@ def create(template: str, folder: Path) -> list[Path]:
         meant = did_you_mean(template, known, 0.4)
         there = f"there are: {', '.join(known)}"
         raise ConfigError(f"there is no template {template!r}", f"{meant} {there}" if meant else there)
+    return write_new(folder, {file.name: file.read_bytes() for file in known[template].iterdir() if file.is_file()})
+
+
+def write_new(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
+    """Write files into a folder, which is made if need be; none that is there is touched.
+
+    Args:
+        files: name → content.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: `folder` is a file, or a file is there already (then nothing is written).
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", "name a folder, new or empty")
-    contents = {folder / source.name: source.read_bytes() for source in known[template].iterdir() if source.is_file()}
+    contents = {folder / name: content for name, content in files.items()}
     if existing := sorted(path.name for path in contents if path.exists()):
         raise ConfigError(
             f"{folder} already holds {' and '.join(existing)}; nothing was written",

@@ -21,6 +21,7 @@ from tunery.records.check_report import (
 )
 from tunery.records.evaluation_record import Evaluation
 from tunery.records.export_record import KeptUpdate
+from tunery.records.prediction_record import STANDARD, PredictionSummary
 from tunery.records.run_receipt import HostedReceipt, Receipt
 from tunery.text import duration, file_size, gigabytes, plural
 
@@ -183,6 +184,20 @@ def evaluation(result: Evaluation) -> None:
     console.print(table)
 
 
+def predictions(done: PredictionSummary) -> None:
+    """Print what `tunery predict` wrote; nothing where the predictions themselves went to stdout."""
+    if done.out == STANDARD:
+        return
+    console = _console()
+    for label, count in (done.labels or {}).items():
+        console.print(Text(f"{count:>8,}  {label} ({count / done.rows:.1%})"))
+    if done.shortened:
+        console.print(f"{plural(done.shortened, 'text')} did not fit and lost their end", style="yellow")
+    if done.cut:
+        console.print(f"{plural(done.cut, 'answer')} ended at --max-new-tokens, perhaps too early", style="yellow")
+    console.print(Text(f"{plural(done.rows, 'row')} predicted in {duration(done.seconds)}: {done.out}"))
+
+
 def run(finished: Run) -> None:
     """Print what `tunery train` gave: the evaluation, the receipt in short, and where things lie."""
     console = _console()
@@ -197,6 +212,7 @@ def run(finished: Run) -> None:
     console.print(f"\nReport:   {finished.path / 'report.html'}", soft_wrap=True)
     console.print(f"Adapter:  {finished.path / 'adapter'}", soft_wrap=True)
     console.print(f"Try it:   tunery chat {finished.path}", soft_wrap=True)
+    console.print(f"Use it:   tunery predict {finished.path} --data FILE --out FILE", soft_wrap=True)
 
 
 def _hosted_receipt(console: Console, receipt: HostedReceipt) -> None:

@@ -1,7 +1,7 @@
 """Reading a task file.
 
 A task file is YAML. Unknown keys are errors with a did-you-mean, duplicate keys are errors, and every error names
-file:line:field. Paths in the file are relative to the file; paths given with `--set` to the current folder. Labels are
+file:line:field. Paths in the file are relative to the file; paths given otherwise to the current folder. Labels are
 texts as they are written: `no`, `yes` and `010` are words there, not what YAML 1.1 makes of them.
 """
 
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from tunery.config import BUILT_IN_MODELS, QUOTED_NUMBER, Task, all_settings, sections
+from tunery.config import BUILT_IN_MODELS, QUOTED_NUMBER, Task, sections
+from tunery.config_help import meant_setting, where_described
 from tunery.errors import ConfigError
 from tunery.jsonl import JsonObject
 from tunery.paths import safe_name
-from tunery.text import similar_names
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -34,7 +34,7 @@ _MOST_VALUES = 100_000
 
 
 class _Marks:
-    """Line numbers of a YAML document's fields: ("lora", "rank") → 12."""
+    """Line numbers of a YAML document's fields: ("lora", "rank") → 12. `file` is "" where there is no file."""
 
     def __init__(self, file: str):
         self.file = file
@@ -51,6 +51,8 @@ class _Marks:
             )
 
     def where(self, field: FieldPath) -> str:
+        if not self.file:
+            return ".".join(field) or "the settings"
         known = next((field[:end] for end in range(len(field), 0, -1) if field[:end] in self.lines), None)
         line = self.lines[known] if known else 1
         return f"{self.file}:{line}:{'.'.join(field) or '(top)'}"
@@ -125,7 +127,8 @@ def _read_yaml(path: Path, marks: _Marks) -> JsonObject:
         words = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not valid YAML: {words}", "a task file holds settings (key: value)") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}:1: a task file holds settings (key: value), not a {type(value).__name__}")
+        told = f"{path}:1: a task file holds settings (key: value), not a {type(value).__name__}"
+        raise ConfigError(told, f"if it holds your rows: tunery train --model MODEL --data {path}")
     return value
 
 
@@ -147,18 +150,6 @@ def _apply_override(values: JsonObject, assignment: str) -> FieldPath:
     return field
 
 
-def _did_you_mean(field: FieldPath) -> str:
-    settings = [name for name, _ in all_settings()]
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in settings}
-    close = similar_names(".".join(field), settings, 1, 0.75)
-    close = close or [by_leaf[leaf] for leaf in similar_names(field[-1], by_leaf)]
-    section = dict(sections(Task)).get(field[:-1])
-    if close:
-        return f"did you mean {close[0]}?"
-    known = ", ".join(section.model_fields) if section else ", ".join(settings)
-    return f"known here: {known}"
-
-
 _SHORT = reprlib.Repr()
 """For values in messages."""
 _SHORT.maxstring = _SHORT.maxother = 200
@@ -167,7 +158,7 @@ _SHORT.maxstring = _SHORT.maxother = 200
 def _explain(error: ErrorDetails, field: FieldPath) -> str:
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        return f"unknown setting; {_did_you_mean(field)}"
+        return f"unknown setting; {meant_setting(field)}"
     if kind == "missing":
         return "this setting is needed"
     message = error["msg"].removeprefix("Value error, ")
@@ -176,21 +167,24 @@ def _explain(error: ErrorDetails, field: FieldPath) -> str:
     )
 
 
-def _config_error(error: ValidationError, marks: _Marks, overridden: set[FieldPath]) -> ConfigError:
-    lines: dict[str, None] = {}
+def _config_error(
+    error: ValidationError, marks: _Marks, overridden: set[FieldPath], given: set[FieldPath]
+) -> ConfigError:
+    lines: dict[str, FieldPath] = {}
     for item in error.errors():
         field: FieldPath = ()
         for part in map(str, item["loc"]):  # pydantic adds the names of union members: keep only real fields
             if (
                 (*field, part) in marks.lines
-                or (*field, part) in overridden
+                or (*field, part) in overridden | given
                 or _is_setting((*field, part))
                 or item["type"] in ("extra_forbidden", "missing")
             ):
                 field = (*field, part)
-        place = f"--set {'.'.join(field)}" if field in overridden else marks.where(field)
-        lines[f"{place}: {_explain(item, field)}"] = None
-    return ConfigError("\n".join(lines), "every setting is described in docs/reference.md")
+        place = marks.where(field) if field not in given else ".".join(field)
+        place = f"--set {'.'.join(field)}" if field in overridden else place
+        lines[f"{place}: {_explain(item, field)}"] = field
+    return ConfigError("\n".join(lines), where_described(list(lines.values())))
 
 
 def _is_setting(field: FieldPath) -> bool:
@@ -198,7 +192,12 @@ def _is_setting(field: FieldPath) -> bool:
 
 
 def _looks_like_path(value: str) -> bool:
-    return not value.startswith(("hub:", "openai:")) and "://" not in value and not QUOTED_NUMBER.fullmatch(value)
+    return (
+        bool(value.strip())
+        and not value.startswith(("hub:", "openai:"))
+        and "://" not in value
+        and not QUOTED_NUMBER.fullmatch(value)
+    )
 
 
 def _absolute(base: Path, value: str) -> str:
@@ -229,7 +228,7 @@ def _anchor(values: JsonObject, base: Path, only: set[FieldPath] | None = None) 
     if isinstance(hosted, dict) and isinstance(hosted.get("prices"), str) and _anchored(("hosted", "prices"), only):
         hosted["prices"] = _absolute(base, hosted["prices"])
     model = values.get("model")
-    if isinstance(model, str) and _anchored(("model",), only):
+    if isinstance(model, str) and model.strip() and _anchored(("model",), only):
         local = base / Path(model).expanduser()
         if model.startswith((".", "~")) or model.endswith(".gguf") or (local.exists() and model not in BUILT_IN_MODELS):
             values["model"] = str(local.resolve())
@@ -245,27 +244,99 @@ def absolute(task: Task) -> Task:
     return Task.model_validate(values)
 
 
-def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
+def load_task(
+    path: str | Path | None, overrides: Sequence[str] = (), settings: Mapping[str, object] | None = None
+) -> Task:
     """Read a task file.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; None for a task that consists of `settings` and `overrides` alone.
         overrides: "key.sub=value" assignments, as given with `--set`; values are read as YAML.
+        settings: values by setting ("lora.rank") or section ({"rank": 8} for "lora"). Files to train on may stand under
+            "data" alone. They come before `overrides`.
 
     Raises:
         ConfigError: with one line "file:line:field: what is wrong" for each wrong setting.
     """
+    if path is None:
+        if not settings and not overrides:
+            raise ConfigError("no task is named", "name a task file, or a model and data (--model MODEL --data FILE)")
+        return _validated({}, _Marks(""), overrides, settings or {})
     path = Path(path)
     marks = _Marks(str(path))
     values = _read_yaml(path, marks)
     _anchor(values, path.parent)
     values.setdefault("name", _default_name(path))
+    return _validated(values, marks, overrides, settings or {})
+
+
+def resolve_task(
+    task: str | Path | Task | None, overrides: Sequence[str] = (), settings: Mapping[str, object] | None = None
+) -> Task:
+    """As `load_task`; a Task that is given keeps its settings but for those that are overridden, with absolute paths.
+
+    Raises:
+        ConfigError: as `load_task`.
+    """
+    if not isinstance(task, Task):
+        return load_task(task, overrides, settings)
+    task = absolute(task)
+    if not overrides and not settings:
+        return task
+    return _validated(task.model_dump(mode="json", exclude_unset=True), _Marks(""), overrides, settings or {})
+
+
+def _validated(values: JsonObject, marks: _Marks, overrides: Sequence[str], settings: Mapping[str, object]) -> Task:
+    given = _apply_settings(values, settings)
     overridden = {_apply_override(values, assignment) for assignment in overrides}
-    _anchor(values, Path.cwd(), only=overridden)
+    _anchor(values, Path.cwd(), only=given | overridden)
+    if "name" not in values and (name := _name_of_data(values)):
+        values["name"] = name
     try:
         return Task.model_validate(values)
     except ValidationError as error:
-        raise _config_error(error, marks, overridden) from None
+        raise _config_error(error, marks, overridden, given) from None
+
+
+def _apply_settings(values: JsonObject, settings: Mapping[str, object], at: FieldPath = ()) -> set[FieldPath]:
+    """Put settings among the values; the fields that were set."""
+    found: set[FieldPath] = set()
+    known = dict(sections(Task))
+    for key, value in settings.items():
+        field = (*at, *key.split("."))
+        if field == _DATA and not isinstance(value, Mapping | BaseModel):
+            field = _TRAIN_FILES
+        if field in known and isinstance(value, Mapping | BaseModel):
+            inner = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            found |= _apply_settings(values, inner, field)
+            continue
+        target = values
+        for part in field[:-1]:
+            target[part] = target[part] if isinstance(target.get(part), dict) else {}
+            target = target[part]
+        target[field[-1]] = _plain(value)
+        found.add(field)
+    return found
+
+
+_DATA, _TRAIN_FILES = ("data",), ("data", "train")
+
+
+def _plain(value: object) -> object:
+    """As a YAML file would hold it."""
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _name_of_data(values: JsonObject) -> str | None:
+    """The name of a run that has no task file: that of its first file."""
+    data = values.get("data")
+    train = data.get("train") if isinstance(data, dict) else None
+    first = train[0] if isinstance(train, list) and train else train
+    if not isinstance(first, str) or not first.strip():
+        return None
+    return safe_name(Path(first.removeprefix("hub:").partition(":")[0]).stem).lstrip("_-.") or None
 
 
 def _default_name(path: Path) -> str:

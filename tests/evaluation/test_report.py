@@ -132,6 +132,63 @@ def test_samples_say_which_answer_is_right(tmp_path: Path):
     assert "Tuned ✓ right" in text
 
 
+def predicted(where: str, expected: str, tuned: str, probability: float) -> dict[str, Any]:
+    return {
+        "where": where,
+        "input": f"a film {EVIL} of {where}",
+        "expected": expected,
+        "base": "negative",
+        "tuned": tuned,
+        "base_probability": 0.51,
+        "tuned_probability": probability,
+    }
+
+
+def test_mistakes_are_listed_the_surest_first(tmp_path: Path):
+    folder = run_dir(tmp_path, evaluated=evaluation())
+    rows = [
+        predicted("rows.csv:1", "positive", "negative", 0.61),
+        predicted("rows.csv:2", "positive", "positive", 0.999),
+        predicted("rows.csv:3", "negative", "positive", 0.98),
+        *(predicted(f"rows.csv:{i}", "negative", "positive", 0.55) for i in range(4, 100)),
+    ]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = render_report(folder)
+    assert EVIL not in page
+    text = _Page(page).text
+    assert "labels wrongly: 98 of 100, the surest first; 50 are shown" in text
+    assert text.index("rows.csv:3") < text.index("rows.csv:1")
+    assert "rows.csv:2 " not in text
+    assert "positive (98.0%)" in text
+    assert "negative (51.0%)" in text
+
+
+def test_pairs_ranked_the_wrong_way_round_are_mistakes(tmp_path: Path):
+    metrics = {"rewards_accuracy": 0.5, "preference_accuracy": 0.5}
+    folder = run_dir(
+        tmp_path,
+        evaluated={"kind": "preference", "unit": "pair", "rows": 2, "base": metrics, "tuned": metrics, "samples": []},
+    )
+    pair = {"input": "how?", "expected": "well", "rejected": "badly", "tuned_log_probability": -4.0}
+    rows = [
+        {**pair, "where": "pairs.jsonl:1", "tuned_rejected_log_probability": -9.0},
+        {**pair, "where": "pairs.jsonl:2", "tuned_rejected_log_probability": -1.5},
+    ]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = _Page(render_report(folder)).text
+    assert "ranks the wrong way round: 1 of 2" in text
+    assert "pairs.jsonl:2" in text
+    assert "pairs.jsonl:1" not in text
+    assert "2.5 nats likelier" in text
+
+
+def test_a_run_without_predictions_or_mistakes_has_no_list(tmp_path: Path):
+    folder = run_dir(tmp_path, evaluated=evaluation())
+    assert "Mistakes" not in render_report(folder)
+    (folder / "predictions.jsonl").write_text(json.dumps(predicted("a:1", "positive", "positive", 0.9)) + "\n")
+    assert "Mistakes" not in render_report(folder)
+
+
 def test_receipt_checks_pass_or_fail(tmp_path: Path):
     good = _Page(render_report(run_dir(tmp_path / "good", proof=receipt()))).text
     assert "All 4 adapter tensors moved" in good

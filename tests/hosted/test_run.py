@@ -179,6 +179,11 @@ def test_another_evaluation_asks_only_what_is_missing(project: Path, fake: Fake)
     more = api.evaluate(RUN, "more.csv", progress=Watching(), consent=yes)
     assert (more["rows"], more["tuned"]["accuracy"]) == (2, 1.0)
     assert (RUN / "evaluation-more.json").exists()
+    kept = [json.loads(line) for line in (RUN / "predictions.jsonl").read_text().splitlines()]
+    assert len(kept) == 8
+    assert {row["expected"] for row in kept} == {"good", "bad"}
+    others = [json.loads(line) for line in (RUN / "predictions-more.jsonl").read_text().splitlines()]
+    assert [row["tuned"] for row in others] == ["good", "bad"]
 
 
 def test_other_rows_or_settings_are_refused(project: Path, fake: Fake) -> None:

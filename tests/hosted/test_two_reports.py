@@ -86,7 +86,8 @@ def test_the_receipts_tell_of_the_data_alike(runs: Both) -> None:
 
 
 def test_the_pages_have_the_same_sections_and_tables(runs: Both) -> None:
-    here, there = map(outline, runs[:2])
+    here, there = ([part for part in outline(run) if "mistakes" not in part.casefold()] for run in runs[:2])
+    # mistakes are left out: only one of these models makes any
     sections = [part for part in there if part.startswith("aria-labelledby")]
     assert sections == [part for part in here if part.startswith("aria-labelledby")]
     assert len(sections) == 5

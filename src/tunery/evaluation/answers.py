@@ -238,7 +238,8 @@ def lines_from(path: Path, known: Sequence[Question]) -> list[JsonObject]:
         found.append({"model": "given", "longest": 0, **line})
     if problems or not found:
         raise DataError(
-            "\n".join(problems[:20]) or f"{path} holds no answers", "see docs/how-to.md, Migrate a model from OpenAI"
+            "\n".join(problems[:20]) or f"{path} holds no answers",
+            'write a JSON line each: {"messages": […, {"role": "assistant", "content": "the answer"}]}',
         )
     return found
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.scores import classification_scores, text_scores
 from tunery.fast.packed_model import PackedModel
 from tunery.inference.generate import Sampling, generate
-from tunery.jsonl import JsonObject
+from tunery.jsonl import JsonObject, encode_line
 from tunery.lora.attach import disabled
 from tunery.models.windows import context_length
+from tunery.paths import predictions_beside, write_atomic
 from tunery.progress import Note, Say
 from tunery.records.evaluation_record import VERSION, Evaluation, EvaluationSample, Metrics
+from tunery.records.prediction_record import HeldOutPrediction
 from tunery.training.objectives.base import Objective, loss_metrics
 from tunery.training.scoring import Scorer, Scores
 
@@ -53,15 +56,26 @@ class HeldOut:
     objective: Objective
 
 
-def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> Evaluation:
+@dataclass(frozen=True)
+class HeldOutResult:
+    """What both sides make of held-out rows: together, and of each row."""
+
+    evaluation: Evaluation
+    predictions: Sequence[HeldOutPrediction]
+
+    def write(self, target: Path) -> None:
+        """To an evaluation file and the predictions beside it. Where the former is there, so is the latter."""
+        lines = (encode_line(prediction.as_json()) for prediction in self.predictions)
+        write_atomic(predictions_beside(target), "".join(lines))
+        self.evaluation.write(target)
+
+
+def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say) -> HeldOutResult:
     """Measure the base and the tuned model alike.
 
     Args:
         score: of the model, with the adapter to judge active.
         note: told what is being done.
-
-    Returns:
-        The content of evaluation.json.
 
     Raises:
         DataError: there are no held-out rows.
@@ -71,7 +85,7 @@ def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say)
     started = time.perf_counter()
     measure = _label_measures if held_out.kind.labelled else _answer_measures
     measured = measure(score, held_out, config, note)
-    return Evaluation(
+    evaluation = Evaluation(
         version=VERSION,
         kind=held_out.kind.name,
         objective=held_out.objective.name,
@@ -84,6 +98,7 @@ def compare(score: Scorer, held_out: HeldOut, config: EvaluateConfig, note: Say)
         seconds=round(time.perf_counter() - started, 2),
         **measured.more,
     )
+    return HeldOutResult(evaluation, measured.predictions)
 
 
 @dataclass(frozen=True)
@@ -91,12 +106,14 @@ class _Measured:
     """What both sides make of so many rows.
 
     Attributes:
+        predictions: one for each row (or pair).
         more: fields of the Evaluation that not every kind of rows has.
     """
 
     rows: int
     sides: dict[str, Metrics]
     samples: list[EvaluationSample]
+    predictions: list[HeldOutPrediction]
     more: JsonObject
 
 
@@ -112,7 +129,7 @@ def _label_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, no
     if left_out:
         note(Note(f"{left_out:,} held-out rows are too long and left out"))
     sides: dict[str, Metrics] = {}
-    said: dict[str, list[str]] = {}
+    said: dict[str, list[tuple[str, float]]] = {}
     right: dict[str, list[bool]] = {}
     for side in SIDES:
         note(Note(f"scoring {len(given.examples):,} rows with the {side} model"))
@@ -122,17 +139,30 @@ def _label_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, no
         right[side] = (predicted == given.truth).tolist()
         judged = classification_scores(given.truth.tolist(), predicted.tolist(), labels)
         sides[side] = Metrics.of({**loss_metrics(scores.loss), **judged})
-        said[side] = [f"{labels[k]} ({share[i, k]:.0%})" for i, k in enumerate(predicted)]
+        said[side] = [(labels[k], float(share[i, k])) for i, k in enumerate(predicted)]
+    measured = [held_out.examples[number] for number in given.examples]
     samples = [
         EvaluationSample(
-            where=(example := held_out.examples[given.examples[i]]).where,
-            prompt=example.text,
-            reference=example.label,
-            **{side: said[side][i] for side in SIDES},
+            where=measured[i].where,
+            prompt=measured[i].text,
+            reference=measured[i].label,
+            **{side: "{} ({:.0%})".format(*said[side][i]) for side in SIDES},
         )
         for i in telling_rows(right, config.samples)
     ]
-    return _Measured(len(given.examples), sides, samples, {"left_out": left_out, "labels": list(labels)})
+    predictions = [
+        HeldOutPrediction.of(
+            {
+                "where": example.where,
+                "input": example.text,
+                "expected": example.label,
+                **{side: said[side][i][0] for side in SIDES},
+                **{f"{side}_probability": said[side][i][1] for side in SIDES},
+            }
+        )
+        for i, example in enumerate(measured)
+    ]
+    return _Measured(len(measured), sides, samples, predictions, {"left_out": left_out, "labels": list(labels)})
 
 
 def telling_rows(right: Mapping[str, Sequence[bool]], wanted: int) -> list[int]:
@@ -189,12 +219,11 @@ def _samples(
     Args:
         rejected: the row with the worse answer, of the examples that have one.
     """
-    decode = held_out.renderer.tokenizer.decode
     samples = []
     for i, question in enumerate(questions[: config.samples]):
         sample = EvaluationSample(
             where=question.where,
-            prompt=str(decode(question.ids, skip_special_tokens=True)),
+            prompt=_decoded(held_out, np.asarray(question.ids)),
             reference=question.reference,
             **{side: answers[side][i] for side in SIDES},
         )
@@ -225,7 +254,32 @@ def _answer_measures(score: Scorer, held_out: HeldOut, config: EvaluateConfig, n
         sides[side] = Metrics.of(judged)
     rejected = {row.example: row for row in rows if row.desirable is False}
     samples = _samples(held_out, questions, answers, rejected, config)
-    return _Measured(units, sides, samples, {"generated_rows": len(questions), **objective.settings()})
+    generated = {side: dict(zip((q.example for q in questions), answers[side], strict=True)) for side in SIDES}
+    predictions = _predictions(held_out, rows, scores, generated)
+    return _Measured(units, sides, samples, predictions, {"generated_rows": len(questions), **objective.settings()})
+
+
+def _predictions(
+    held_out: HeldOut, rows: Sequence[Row], scores: Mapping[str, Scores], generated: Mapping[str, Mapping[int, str]]
+) -> list[HeldOutPrediction]:
+    """What both sides make of each example.
+
+    Args:
+        scores: side → of all rows.
+        generated: side → example → answer, where one was generated.
+    """
+    found: dict[int, JsonObject] = {}
+    for at, row in enumerate(rows):
+        start, answer = _answer_text(held_out, row, None)
+        line = found.setdefault(row.example, {"where": row.where})
+        line["input"] = _decoded(held_out, row.ids[:start])
+        line["rejected" if row.desirable is False else "expected"] = answer
+        for side in SIDES:
+            key = f"{side}_{'rejected_' if row.desirable is False else ''}log_probability"
+            line[key] = line.get(key, 0.0) + float(scores[side].log_probability[at])
+            if row.example in generated[side]:
+                line[side] = generated[side][row.example]
+    return [HeldOutPrediction.of(line) for line in found.values()]
 
 
 def _one_per_example(rows: Sequence[Row]) -> list[Row]:
@@ -244,8 +298,11 @@ def _ask(held_out: HeldOut, row: Row, room: int, longest: int) -> _Question | No
     return _Question(row.ids[:start].tolist(), row.where, reference, row.example)
 
 
-def _answer_text(held_out: HeldOut, row: Row, longest: int) -> tuple[int, str]:
-    """(where a row's last answer starts, the text of its first `longest` tokens)."""
+def _answer_text(held_out: HeldOut, row: Row, longest: int | None) -> tuple[int, str]:
+    """(where a row's last answer starts, the text of its first `longest` tokens; None: of all)."""
     start, last = held_out.kind.answer_start(row.weights), int(np.flatnonzero(row.weights)[-1])
-    ids = row.ids[start : last + 1][:longest].tolist()
-    return start, str(held_out.renderer.tokenizer.decode(ids, skip_special_tokens=True))
+    return start, _decoded(held_out, row.ids[start : last + 1][:longest])
+
+
+def _decoded(held_out: HeldOut, ids: np.ndarray) -> str:
+    return str(held_out.renderer.tokenizer.decode(ids.tolist(), skip_special_tokens=True))

@@ -6,7 +6,7 @@ All labels share the whole prompt, so the prefix tree computes it once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,11 +27,13 @@ class LabelRows:
         examples: those whose rows fit; indices into the examples given.
         rows: len(examples) · L rows, the labels of one example side by side.
         truth: index of each example's own label. int64 [len(examples)].
+        cut: examples whose text was cut to fit; indices into the examples given.
     """
 
     examples: list[int]
     rows: list[Row]
     truth: np.ndarray
+    cut: list[int] = field(default_factory=list)
 
 
 def label_rows(renderer: Renderer, examples: Sequence[Example], limit: int, too_long: str = "cut") -> LabelRows:
@@ -39,7 +41,7 @@ def label_rows(renderer: Renderer, examples: Sequence[Example], limit: int, too_
 
     A text that is too long is cut at its end until the longest label fits, or left out (`too_long` is "drop").
     """
-    kept, rows = [], []
+    kept, rows, cut = [], [], []
     encoded = _encode(renderer, examples)
     for number, (example, variants) in enumerate(zip(examples, encoded, strict=True)):
         longest = max(range(len(variants)), key=lambda k: len(variants[k].ids))
@@ -47,11 +49,12 @@ def label_rows(renderer: Renderer, examples: Sequence[Example], limit: int, too_
             text = "" if too_long == "drop" else fitting_text(renderer, _as(example, renderer.labels[longest]), limit)
             if not text:
                 continue
+            cut.append(number)
             (variants,) = _encode(renderer, [replace(example, text=text)])
         kept.append(number)
         rows += variants
     truth = [renderer.labels.index(examples[i].label) for i in kept]
-    return LabelRows(kept, rows, np.asarray(truth, dtype=np.int64))
+    return LabelRows(kept, rows, np.asarray(truth, dtype=np.int64), cut)
 
 
 def _as(example: Example, label: str) -> Example:

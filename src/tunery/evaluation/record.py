@@ -15,7 +15,7 @@ from typing import Any
 from tunery.config import KindName
 from tunery.data.kinds import KINDS
 from tunery.errors import CheckpointError, ConfigError
-from tunery.jsonl import JsonMapping, JsonObject
+from tunery.jsonl import JsonMapping, JsonObject, read_lines
 from tunery.paths import RunPaths, file_sha256
 from tunery.training.intervals import accuracy_interval
 from tunery.training.metrics import read_metrics
@@ -92,6 +92,7 @@ class RunRecord:
     root: Path
     metrics: list[JsonObject]
     evaluation: JsonObject
+    predictions: list[JsonObject]
     receipt: JsonObject
     task_yaml: str
     receipt_sha256: str
@@ -118,6 +119,7 @@ def read_run(run_dir: Path) -> RunRecord:
         root=paths.root,
         metrics=read_metrics(paths.metrics),
         evaluation=_read_object(paths.evaluation),
+        predictions=read_lines(paths.predictions),
         receipt=_read_object(paths.receipt),
         task_yaml=paths.task.read_text(encoding="utf-8", errors="replace") if paths.task.is_file() else "",
         receipt_sha256=file_sha256(paths.receipt) if paths.receipt.is_file() else "",

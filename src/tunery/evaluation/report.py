@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from tunery.evaluation.charts import Interval, Series, interval_chart, line_chart, smooth
+from tunery.evaluation.mistakes import SHOWN, mistakes
 from tunery.evaluation.page import render_page
 from tunery.evaluation.proof import checks, facts, hashes, reproduction, tensor_rows, warnings_of
 from tunery.evaluation.record import (
@@ -215,6 +216,7 @@ def _big_numbers(evaluation: JsonMapping) -> list[dict[str, object]]:
 
 def _page(record: RunRecord) -> dict[str, object]:
     evaluation, receipt = record.evaluation, record.receipt
+    wrong = mistakes(record)
     return {
         "name": record.name,
         "model": show(pick(receipt, "model", "name") or pick(receipt, "model", "source"), "words"),
@@ -237,6 +239,10 @@ def _page(record: RunRecord) -> dict[str, object]:
         "metrics": metric_rows(evaluation),
         "per_label": _per_label(evaluation),
         "matrices": _matrices(evaluation),
+        "mistakes": wrong[:SHOWN],
+        "mistakes_count": len(wrong),
+        "pairs": compares_answers(evaluation),
+        "long_prompt": LONG_PROMPT,
         "samples": _samples(evaluation),
         "checks": checks(receipt),
         "facts": facts(receipt),

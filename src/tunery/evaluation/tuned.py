@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from tunery.data.prepare import make_renderer
 from tunery.data.render import Renderer
 from tunery.errors import AdapterError, CheckpointError, ConfigError
 from tunery.evaluation.labels import label_rows, score_labels
+from tunery.evaluation.predict import predictions_of
 from tunery.fast.packed_model import PackedModel, optimize_model
 from tunery.inference.generate import Sampling, generate, stream
 from tunery.jsonl import JsonMapping
@@ -24,6 +25,7 @@ from tunery.lora.attach import disabled
 from tunery.models.load import Base, load_base
 from tunery.paths import RunPaths, read_json
 from tunery.records.evaluation_record import Evaluation
+from tunery.records.prediction_record import Prediction
 from tunery.records.run_receipt import AnyReceipt, HostedReceipt, Receipt, receipt_of
 from tunery.records.typed_record import RecordError
 from tunery.task_file import load_task
@@ -50,6 +52,9 @@ class TunedModel:
     task: Task
     renderer: Renderer
     receipt: Receipt = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<TunedModel {self.task.name}: {self.kind.name} on {self.base.info.name}, {self.base.info.dtype}>"
 
     @property
     def model(self) -> PreTrainedModel:
@@ -117,6 +122,23 @@ class TunedModel:
             raise ConfigError("a text is empty or too long to classify", f"the limit is {self.limit} tokens")
         shares = score_labels(Scorer(self.flat), given, len(labels)).probability
         return [dict(zip(labels, map(float, row), strict=True)) for row in shares]
+
+    def predict(self, rows: Iterable[object], **sampling: Any) -> list[Prediction]:
+        """What the model says of each row: the label with its probabilities, or the answer.
+
+        Args:
+            rows: objects in the form of the run's rows (their own answers need not be there), or texts, put as `answer`
+                puts them. A DataFrame's rows will do.
+            sampling: as in `answer`; of a classification nothing is drawn.
+
+        Returns:
+            One for each row. `prediction` is None where a row is too long or the chat template refuses it; `reason`
+            then says why.
+
+        Raises:
+            DataError: rows that cannot be read, all of them listed.
+        """
+        return predictions_of(self, rows, _sampling(sampling), lambda note: None)
 
 
 def _sampling(given: JsonMapping) -> Sampling:

@@ -96,7 +96,7 @@ def destination_named(name: str) -> Destination:
 
 
 def check_destinations(
-    task: str | Path | Task, destinations: Sequence[str], overrides: Sequence[str] = ()
+    task: str | Path | Task | None, destinations: Sequence[str], overrides: Sequence[str] = (), **settings: object
 ) -> list[Finding]:
     """What the destinations refuse of the adapter that a task would train; nothing is trained, no weights are read.
 
@@ -105,24 +105,24 @@ def check_destinations(
     """
     from tunery.lora.attach import lora_layers
     from tunery.models.load import empty_model, load_tokenizer, quantization_of
-    from tunery.task_file import load_task
+    from tunery.task_file import resolve_task
     from tunery.training.start import attach_adapter
 
-    task = task if isinstance(task, Task) else load_task(task, overrides)
+    task = resolve_task(task, overrides, settings)
     for destination in destinations:
         destination_named(destination)
     adapted = empty_model(task.model)
     matched = attach_adapter(task, adapted).matched
-    settings = [layer.settings["default"] for layer in lora_layers(adapted).values()]
+    layouts = [layer.settings["default"] for layer in lora_layers(adapted).values()]
     layers = empty_model(task.model)
     quantized = quantization_of(task.model, layers.config, task.train.quantize)
     wanted = Wanted(
         layers,
         load_tokenizer(task.model),
         matched,
-        tuple(sorted({s.rank for s in settings})),
-        tuple(sorted({s.alpha for s in settings})),
-        VARIANTS[settings[0].variant],
+        tuple(sorted({s.rank for s in layouts})),
+        tuple(sorted({s.alpha for s in layouts})),
+        VARIANTS[layouts[0].variant],
         quantized,
         [] if quantized else _lost(task.model, layers, matched),
         task.data.system,

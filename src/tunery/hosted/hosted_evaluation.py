@@ -18,7 +18,7 @@ from tunery.data.kinds.base import Kind
 from tunery.data.prompts import Prompts
 from tunery.errors import HostedError
 from tunery.evaluation.answers import Answer, AnswerBook, Question, questions
-from tunery.evaluation.compare import SIDES, telling_rows
+from tunery.evaluation.compare import SIDES, HeldOutResult, telling_rows
 from tunery.evaluation.label_reading import NO_LABEL, label_scores, read_label
 from tunery.evaluation.scores import text_scores
 from tunery.hosted.client import Service, is_local
@@ -27,6 +27,7 @@ from tunery.jsonl import JsonObject
 from tunery.openai_api.token_counter import TokenCounter
 from tunery.progress import Say
 from tunery.records.evaluation_record import VERSION, Evaluation
+from tunery.records.prediction_record import HeldOutPrediction
 
 USAGE = ("prompt_tokens", "completion_tokens")
 
@@ -69,14 +70,11 @@ def evaluate(
     config: EvaluateConfig,
     parallel: int,
     note: Say,
-) -> Evaluation:
+) -> HeldOutResult:
     """Ask both sides and score what they say.
 
     Args:
         names: "base" and "tuned" → the model's name on the server.
-
-    Returns:
-        The content of evaluation.json.
 
     Raises:
         HostedError: not one question was answered by both sides.
@@ -93,7 +91,7 @@ def evaluate(
     asked = [exam.questions[i] for i in usable]
     answers = {side: [said[side][i].text for i in usable] for side in SIDES}
     judge = _classification if exam.kind.labelled else _text
-    return Evaluation.of(
+    evaluation = Evaluation.of(
         {
             "version": VERSION,
             "kind": exam.kind.name,
@@ -108,6 +106,16 @@ def evaluate(
             "seconds": round(time.perf_counter() - started, 2),
         }
     )
+    return HeldOutResult(evaluation, [_prediction(exam, asked[i], answers, i) for i in range(len(asked))])
+
+
+def _prediction(exam: Exam, asked: Question, answers: dict[str, list[str]], number: int) -> HeldOutPrediction:
+    """What both sides say of a question: the label that is read from it, where there is one, or all of it."""
+    said = {side: answers[side][number] for side in SIDES}
+    read = {side: read_label(text, exam.labels) or text for side, text in said.items()} if exam.labels else said
+    rejected = {"rejected": asked.rejected} if asked.rejected else {}
+    values = {"where": asked.where, "input": asked.shown, "expected": asked.reference, **rejected, **read}
+    return HeldOutPrediction.of(values)
 
 
 def _nothing_to_compare(said: dict[str, list[Answer]]) -> HostedError:

@@ -12,6 +12,7 @@ from tunery.config import Task
 from tunery.data.read import read_more
 from tunery.errors import ConfigError, DataError, HostedError, StoppedError
 from tunery.evaluation.answers import AnswerBook
+from tunery.evaluation.compare import HeldOutResult
 from tunery.evaluation.record import show
 from tunery.evaluation.report import write_report
 from tunery.evaluation.tuned import read_evaluation
@@ -212,7 +213,7 @@ class _Asking:
     progress: Progress
     consent: Consent | None
 
-    def run(self, exam: Exam, agreed: int) -> Evaluation:
+    def run(self, exam: Exam, agreed: int) -> HeldOutResult:
         """Ask and score; for more than `agreed` questions a side, after asking the person again."""
         task, tuned = self.plan.task, self.state.tuned_model or ""
         names = self.plan.names(tuned)
@@ -252,7 +253,7 @@ def _evaluate_own(
     agreed = len(plan.exam.questions) if _is_agreed(plan, state, paths) else 0
     result = _Asking(service, plan, state, paths, progress, consent).run(plan.exam, agreed)
     result.write(paths.evaluation)
-    return result
+    return result.evaluation
 
 
 def _finished(
@@ -297,7 +298,7 @@ def evaluate_hosted(paths: RunPaths, data: Path | None, progress: Progress, cons
     result.write(target)
     if data is None:
         write_report(paths.root)
-    return result
+    return result.evaluation
 
 
 def _further(plan: HostedPlan, data: Path, progress: Progress) -> Exam:

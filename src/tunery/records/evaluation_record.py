@@ -74,6 +74,18 @@ class EvaluationSample(Record):
 class Evaluation(Record):
     """What both models made of the same rows."""
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the metrics of both beside each other."""
+        lines = [
+            f"<table><thead><tr><th>{self.rows:,} held-out {self.unit or 'row'}s</th><th>base</th><th>tuned</th></tr>"
+        ]
+        for key in Metrics.model_fields:
+            pair = [getattr(side, key) for side in (self.base, self.tuned)]
+            if any(isinstance(value, float | int) for value in pair):
+                cells = "".join(f"<td>{value:.4g}</td>" if value is not None else "<td>–</td>" for value in pair)
+                lines.append(f"<tr><th>{key.replace('_', ' ')}</th>{cells}</tr>")
+        return "".join([*lines[:1], "</thead><tbody>", *lines[1:], "</tbody></table>"])
+
     version: int = Field(default=VERSION, description="of this format")
     kind: KindName = Field(description="of the rows (data.kind)")
     objective: str = Field(default="", description="that the run was trained with (train.objective)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +62,10 @@ class Record(BaseModel):
         """To a file, whole or not at all."""
         write_json(path, self.as_json())
 
+    def _repr_html_(self) -> str:
+        """In a notebook: field by field, sections and lists folded."""
+        return _table(self.as_json())
+
     # ----------------------------------------------------------------- as the JSON it is
 
     def __getitem__(self, key: str) -> Any:
@@ -96,6 +101,24 @@ class Record(BaseModel):
     def values(self) -> list[Any]:
         """Their values."""
         return [self[key] for key in self.keys()]
+
+
+_LONGEST_LIST = 100
+"""Entries of a list that a notebook shows."""
+
+
+def _table(value: Mapping[str, object]) -> str:
+    rows = (f"<tr><th>{escape(str(key))}</th><td>{_cell(inner)}</td></tr>" for key, inner in value.items())
+    return f"<table><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping) and value:
+        return f"<details><summary>{len(value)} entries</summary>{_table(value)}</details>"
+    if isinstance(value, list) and len(value) > 1:
+        shown = {str(number): inner for number, inner in enumerate(value[:_LONGEST_LIST])}
+        return f"<details><summary>{len(value)} entries</summary>{_table(shown)}</details>"
+    return escape(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
 Mapping.register(Record)  # type: ignore[attr-defined]

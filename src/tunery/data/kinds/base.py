@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +15,16 @@ from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.columns import MEANINGS, Meaning
 from tunery.data.prompts import Prompts
 from tunery.data.row_report import Report
-from tunery.jsonl import JsonMapping, JsonObject
+from tunery.jsonl import JsonMapping, JsonObject, is_list
 
 if TYPE_CHECKING:
     from tunery.data.render import Renderer
 
 Columns = Mapping[str, str]
 """Role (messages, prompt, label, …) → column or key of the file."""
+
+STAND_IN = "–"
+"""Stands for an answer that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Kind(ABC):
         noun: what an example is called.
         converses: several turns make one conversation in `tunery chat`; else each line stands for itself.
         chat_hint: what `tunery chat` says first.
+        stand_ins: role → what takes the place of an answer that is not there (`parse_question`).
     """
 
     name: ClassVar[KindName]
@@ -89,6 +94,7 @@ class Kind(ABC):
     noun: ClassVar[str] = "row"
     converses: ClassVar[bool] = False
     chat_hint: ClassVar[str] = "talk to the model."
+    stand_ins: ClassVar[Mapping[str, object]] = {}
 
     # ----------------------------------------------------------------- what it is
 
@@ -130,6 +136,11 @@ class Kind(ABC):
             labels: value in the file → label; None takes the values as they are.
         """
 
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        """As `parse`, of a row whose answer need not be there; where it is, it does not count."""
+        stand_ins = {columns.get(role, role): value for role, value in self.stand_ins.items()}
+        return self.parse(report, {**row, **stand_ins}, columns, None)
+
     def notes(self, train: Sequence[Example]) -> list[str]:
         """What to tell of all training rows together, a sentence each."""
         return []
@@ -151,6 +162,10 @@ class Kind(ABC):
     def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
         """How a text is put to a tuned model, as the rows were; None where it stands as it is."""
         return prompts.with_system([{"role": "user", "content": text}])
+
+    def prompt_text(self, example: Example) -> str | None:
+        """The text that the model is to go on with; None where it is given messages (`question`)."""
+        return None
 
     @abstractmethod
     def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
@@ -246,6 +261,17 @@ def plain_calls(messages: Iterable[Message]) -> list[JsonObject]:
         {**message, "content": None} if message.get("tool_calls") and not message.get("content") else dict(message)
         for message in messages
     ]
+
+
+def with_stand_in(row: JsonMapping, key: str) -> JsonMapping:
+    """A row whose conversation, under a key, ends with something that the assistant says."""
+    value = row.get(key)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):  # reading the row says so
+            return row
+    return {**row, key: [*value, {"role": "assistant", "content": STAND_IN}]} if is_list(value) and value else row
 
 
 def last_text(messages: Sequence[Message]) -> str:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, ClassVar
 from tunery.data.conversation import read_conversation
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.exchange import begins_with_answer, read_answer, read_prompt
-from tunery.data.kinds.base import Columns, Kind, all_said, last_text, openai_messages, said_by_user, without
+from tunery.data.kinds.base import (
+    STAND_IN,
+    Columns,
+    Kind,
+    all_said,
+    last_text,
+    openai_messages,
+    said_by_user,
+    with_stand_in,
+    without,
+)
 from tunery.data.kinds.columns import (
     BESIDE_A_PROMPT,
     COMPLETION_COLUMNS,
@@ -69,6 +79,19 @@ class Chat(Kind):
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
     ) -> ExampleFields:
         return read_conversation(report, row, columns) if "messages" in columns else read_exchange(report, row, columns)
+
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        if "messages" not in columns:
+            return self.parse(report, {**row, columns.get("completion", "completion"): STAND_IN}, columns, None)
+        key, beside = columns["messages"], columns.get("completion")
+        row = with_stand_in({name: value for name, value in row.items() if name != beside}, key)
+        fields = self.parse(report, row, columns, None)
+        *asked, stand_in = fields.get("messages") or ({},)
+        if asked and asked[-1].get("role") == "assistant":  # the row's own answer
+            asked.pop()
+        if not asked and not report.problems:
+            report.add(key, "there is nothing to answer", "put what the user says before the answer")
+        return {**fields, "messages": (*asked, stand_in)}
 
     def key(self, example: Example) -> tuple[str, str]:
         return said_by_user(example.messages), all_said(example.messages)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.kinds.base import Columns, Encoded, Kind
+from tunery.data.kinds.base import STAND_IN, Columns, Encoded, Kind
 from tunery.data.kinds.columns import TEXT_COLUMNS
 from tunery.data.kinds.values import read_label
 from tunery.data.prompts import Prompts
@@ -25,6 +25,7 @@ class Classification(Kind):
     required: ClassVar = {"text": TEXT_COLUMNS, "label": ("label", "sentiment", "category", "class", "target")}
     settings = ("labels", "instruction", "system")
     chat_hint = "each line you type is classified."
+    stand_ins: ClassVar = {"label": STAND_IN}
 
     def parse(
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.exchange import with_context
-from tunery.data.kinds.base import Columns, Kind
+from tunery.data.kinds.base import STAND_IN, Columns, Kind
 from tunery.data.kinds.columns import (
     COMPLETION_COLUMNS,
     CONTEXT_COLUMNS,
@@ -33,6 +33,7 @@ class Completion(Kind):
     meanings = (*MEANINGS, VERDICT)
     templated = False
     chat_hint = "each line you type is a prompt to complete."
+    stand_ins: ClassVar = {"completion": STAND_IN}
     hosted_note = (
         "completions are sent as conversations: the prompt as the user's message, the completion as the answer"
     )
@@ -61,6 +62,9 @@ class Completion(Kind):
 
     def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
         return None
+
+    def prompt_text(self, example: Example) -> str | None:
+        return example.prompt
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
         start, whole = len(example.prompt), example.prompt + example.completion

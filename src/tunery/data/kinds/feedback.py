@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tunery.data.conversation import LIST, put_system, read_messages
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.exchange import read_answer, read_prompt, unweighted
-from tunery.data.kinds.base import Columns, Kind, all_said, last_text, said_by_user, without
+from tunery.data.kinds.base import STAND_IN, Columns, Kind, all_said, last_text, said_by_user, with_stand_in, without
 from tunery.data.kinds.columns import (
     BESIDE_A_PROMPT,
     COMPLETION_COLUMNS,
@@ -66,6 +66,7 @@ class Feedback(Kind):
     }
     settings = ("system",)
     converses = True
+    stand_ins: ClassVar = {"label": True, "completion": STAND_IN}
 
     def choose(self, found: Columns) -> Columns:
         return found if "messages" not in found else without(found, "prompt", "completion", "history", "context")
@@ -89,6 +90,10 @@ class Feedback(Kind):
             fields, answer = _prompt_and_answer(report, row, columns)
         fields["chosen" if good else "rejected"] = tuple(map(unweighted, answer))
         return fields
+
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        row = with_stand_in(row, columns["messages"]) if "messages" in columns else row
+        return super().parse_question(report, row, columns)
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         good = sum(bool(row.chosen) for row in train)

@@ -15,6 +15,7 @@ from tunery.data.conversation import Messages, put_system
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.exchange import begins_with_answer, read_answer, read_prompt, unweighted
 from tunery.data.kinds.base import (
+    STAND_IN,
     Columns,
     Encoded,
     Fitted,
@@ -50,11 +51,18 @@ class Preference(Kind):
     noun = "pair"
     converses = True
     sent_as = "preference"
+    stand_ins: ClassVar = {"chosen": STAND_IN, "rejected": f"{STAND_IN}{STAND_IN}"}
 
     def parse(
         self, report: Report, row: JsonMapping, columns: Columns, labels: Mapping[str, str] | None
     ) -> ExampleFields:
         return read_pair(report, row, columns)
+
+    def parse_question(self, report: Report, row: JsonMapping, columns: Columns) -> ExampleFields:
+        """Without a prompt of its own, a row's question is what its two answers have in common."""
+        if row.get(columns.get("prompt", "prompt")) is None:
+            return self.parse(report, row, columns, None)
+        return super().parse_question(report, row, columns)
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         against = contradictions(train)

@@ -52,6 +52,9 @@ class PlainText(Kind):
     def ask(self, prompts: Prompts, text: str) -> list[Message] | None:
         return None
 
+    def prompt_text(self, example: Example) -> str | None:
+        return example.text
+
     def render(self, renderer: Renderer, example: Example) -> list[Rendered]:
         return [Rendered(example.text, ((0, len(example.text)),), begin=True, end=True)]
 

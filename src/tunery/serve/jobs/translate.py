@@ -209,7 +209,9 @@ def check_defaults(defaults: JsonMapping) -> None:
     try:
         _assemble(spec, JobFolder(Path("job")), usual.kinds[0], settle({}, usual.name, 1000), "auto")
     except ValidationError as error:
-        raise ConfigError(f"settings for all jobs: {_first(error)}", "see docs/reference.md") from None
+        raise ConfigError(
+            f"settings for all jobs: {_first(error)}", "`tunery settings` describes every setting"
+        ) from None
 
 
 def _first(error: ValidationError) -> str:
