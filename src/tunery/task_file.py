@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from tunery.config import BUILT_IN_MODELS, QUOTED_NUMBER, Task, sections
 from tunery.config_help import meant_setting, where_described
 from tunery.errors import ConfigError
+from tunery.given_rows import is_rows, keep_rows
 from tunery.jsonl import JsonObject
 from tunery.paths import safe_name
 
@@ -287,7 +288,8 @@ def resolve_task(
 
 
 def _validated(values: JsonObject, marks: _Marks, overrides: Sequence[str], settings: Mapping[str, object]) -> Task:
-    given = _apply_settings(values, settings)
+    output = Path(str(settings.get("output") or values.get("output") or Task.model_fields["output"].default))
+    given = _apply_settings(values, settings, Path.cwd() / output)
     overridden = {_apply_override(values, assignment) for assignment in overrides}
     _anchor(values, Path.cwd(), only=given | overridden)
     if "name" not in values and (name := _name_of_data(values)):
@@ -298,8 +300,10 @@ def _validated(values: JsonObject, marks: _Marks, overrides: Sequence[str], sett
         raise _config_error(error, marks, overridden, given) from None
 
 
-def _apply_settings(values: JsonObject, settings: Mapping[str, object], at: FieldPath = ()) -> set[FieldPath]:
-    """Put settings among the values; the fields that were set."""
+def _apply_settings(
+    values: JsonObject, settings: Mapping[str, object], output: Path, at: FieldPath = ()
+) -> set[FieldPath]:
+    """Put settings among the values; the fields that were set. `output`: where rows given in Python are kept."""
     found: set[FieldPath] = set()
     known = dict(sections(Task))
     for key, value in settings.items():
@@ -308,8 +312,10 @@ def _apply_settings(values: JsonObject, settings: Mapping[str, object], at: Fiel
             field = _TRAIN_FILES
         if field in known and isinstance(value, Mapping | BaseModel):
             inner = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
-            found |= _apply_settings(values, inner, field)
+            found |= _apply_settings(values, inner, output, field)
             continue
+        if field in _FILES and is_rows(value):
+            value = keep_rows(value, output)
         target = values
         for part in field[:-1]:
             target[part] = target[part] if isinstance(target.get(part), dict) else {}
@@ -320,6 +326,7 @@ def _apply_settings(values: JsonObject, settings: Mapping[str, object], at: Fiel
 
 
 _DATA, _TRAIN_FILES = ("data",), ("data", "train")
+_FILES = (_TRAIN_FILES, ("data", "validation"), ("data", "test"))
 
 
 def _plain(value: object) -> object:

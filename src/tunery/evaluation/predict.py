@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tunery.data.conversation import Report, describe
 from tunery.data.example import ROW, Example, Place, Problem
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import STAND_IN, Kind
+from tunery.data.row_report import Report, describe
 from tunery.data.source import RawRow, Source, bad_rows
 from tunery.errors import ConfigError, DataError
 from tunery.evaluation.answers import Answer, Question
 from tunery.evaluation.labels import label_rows, score_labels
 from tunery.evaluation.local_answers import answers_of
+from tunery.given_rows import rows_of
 from tunery.inference.generate import Sampling
 from tunery.jsonl import JsonMapping, JsonObject
 from tunery.progress import Say
@@ -101,10 +102,7 @@ def asked_rows(rows: Iterable[object], facts: DataSection) -> list[AskedRow]:
     if isinstance(rows, str | Mapping):
         raise ConfigError("rows are a list, and this is a single one", "put it in brackets: predict([row])")
     kind = KINDS[facts.kind]
-    table: Any = rows
-    if hasattr(table, "to_dict") and not isinstance(table, Mapping):  # a DataFrame
-        table = table.to_dict("records")
-    results = [_given(kind, number, row, facts) for number, row in enumerate(table, start=1)]
+    results = [_given(kind, number, row, facts) for number, row in enumerate(rows_of(rows), start=1)]
     found = [result for result in results if not isinstance(result, list)]
     if bad := [result for result in results if isinstance(result, list)]:
         raise bad_rows([one for problems in bad for one in problems], len(bad), len(results), "fix these rows")

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 import os
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from tunery.data.formats import open_source
 from tunery.data.source import Source
 from tunery.errors import ConfigError, DataError, StoppedError
 from tunery.evaluation.predict import AskedRow, Shortened, predict_all, read_asked, without_prediction
+from tunery.given_rows import plain_row
 from tunery.inference.generate import Sampling
 from tunery.jsonl import JsonMapping, JsonObject, append_lines, encode_line, read_lines
 from tunery.paths import cache_dir, disk_errors, lock, text_sha256, write_atomic
@@ -143,7 +143,7 @@ class PredictedFile:
             raise StoppedError(f"interrupted; {at:,} of {len(self.rows):,} rows {kept}", hint) from None
 
     def _write(self, rows: Sequence[AskedRow], said: Sequence[JsonObject]) -> None:
-        lines = [{**_plain(row.given), **one} for row, one in zip(rows, said, strict=True)]
+        lines = [{**plain_row(row.given), **one} for row, one in zip(rows, said, strict=True)]
         if self.partial is not None:
             append_lines(self.partial, lines)
             return
@@ -231,19 +231,6 @@ def _whole_lines(path: Path) -> int:
     if end < len(content):
         os.truncate(path, end)
     return len(read_lines(path))
-
-
-def _plain(value: object) -> JsonObject:
-    """A row as JSON has it: tables also hold dates, decimals and NaN."""
-    return json.loads(json.dumps(_finite(value), ensure_ascii=False, default=str))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _table(lines: Sequence[JsonObject], delimiter: str) -> str:
