@@ -330,3 +330,14 @@ def test_reading_and_tokenising_that_last_say_how_far_they_are(put, monkeypatch)
     said = [note.message for note in notes]
     assert "reading rows: 20" in said
     assert "tokenising rows: 9 of 18" in said
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_text_that_is_too_long_to_be_a_row(put, monkeypatch, name):
+    monkeypatch.setattr("tunery.data.json_rows.MOST_CHARACTERS", 1000)
+    monkeypatch.setattr("tunery.data.rows.MOST_CHARACTERS", 1000)
+    rows = ["short", "long " * 300]
+    content = "text\n" + "\n".join(rows) if name == "a.csv" else jsonl(*({"text": row} for row in rows))
+    with pytest.raises(DataError, match=r"1 problem in 1 of 2 rows:(.|\n)*characters are more than") as error:
+        read_data(DataConfig(train=put(name, content), validation=None), 0)
+    assert "cut it into several rows" in str(error.value)

@@ -5,7 +5,7 @@ import pytest
 
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place
-from tunery.data.kinds.values import label_map
+from tunery.data.kinds.values import MOST_HINTS, label_map
 from tunery.data.rows import check_row
 from tunery.data.source import RawRow
 
@@ -98,7 +98,13 @@ class TestLabels:
     def test_an_unknown_label_lists_the_known_ones(self):
         [(field, message, fix)] = bad(LABELLED, {"text": "a", "label": "postive"}, label_map(("negative", "positive")))
         assert (field, message) == ("label", "'postive' is not one of the labels")
-        assert fix == "did you mean positive? known here: negative, positive"
+        assert fix == "did you mean positive? known here: negative, positive; or add it to data.labels"
+
+    def test_hints_for_unknown_labels_end_but_the_known_ones_are_always_named(self):
+        labels = label_map(("negative", "positive"))
+        fixes = [bad(LABELLED, {"text": "a", "label": f"postive {n}"}, labels)[0][2] for n in range(MOST_HINTS + 1)]
+        assert all(fix.startswith("did you mean positive?") for fix in fixes[:-1])
+        assert fixes[-1] == "known here: negative, positive; or add it to data.labels"
 
 
 class TestConversations:

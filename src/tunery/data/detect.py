@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -82,21 +83,29 @@ class Names:
 
     Attributes:
         all: their names.
-        speaking: of those that hold something in at least one row.
+        usual: those that some kind knows.
+        speaking: those of them that hold something in at least one row.
     """
 
     all: list[str]
+    usual: list[str]
     speaking: list[str]
 
     @classmethod
     def of(cls, rows: Sequence[JsonObject]) -> Names:
         names = column_names(rows)
-        silent = set(names)
+        known = {name for kind in KINDS.values() for usual in (kind.required, kind.optional) for name in _every(usual)}
+        usual = [name for name in names if name.strip().casefold() in known]
+        silent = set(usual)
         for row in rows:
             if not silent:
                 break
             silent.difference_update([key for key in silent & row.keys() if not says_nothing(row[key])])
-        return cls(names, [name for name in names if name not in silent])
+        return cls(names, usual, [name for name in usual if name not in silent])
+
+
+def _every(usual: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    return itertools.chain.from_iterable(usual.values())
 
 
 _BESIDE = ("input", "tools", *BESIDE_A_PROMPT)
@@ -120,7 +129,7 @@ def _candidates(kind: Kind, role: str, there: Names, config: DataConfig) -> list
     if column := _set_columns(config).get(role):
         return [column]
     taken = {*_set_columns(config).values(), *config.ignore_columns}
-    names = [name for name in (there.speaking if role in _BESIDE else there.all) if name not in taken]
+    names = [name for name in (there.speaking if role in _BESIDE else there.usual) if name not in taken]
     usual = {**kind.required, **kind.optional}[role]
     if usual[0] in names:
         return [usual[0]]

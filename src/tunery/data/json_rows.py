@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunery.data.example import ROW, Fault, Problem
-from tunery.data.source import Item, RawRow, Source, open_text
+from tunery.data.source import MOST_CHARACTERS, Item, RawRow, Source, open_text, too_many_characters
 from tunery.data.strict_json import StrictDecoder, after_space, json_fault, json_type, undecodable
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject, is_list, is_object
@@ -35,6 +35,9 @@ def json_lines(path: Path, source: Source) -> Iterator[Item]:
                 yield from json_values(path, source)
                 return
             begun = True
+            if len(raw) > MOST_CHARACTERS:
+                yield [Problem(source.shown, number, ROW, *too_many_characters(len(raw)))]
+                continue
             try:
                 value, end = decoder.decode(raw, len(raw) - len(raw.lstrip()))
                 if raw[end:].strip():

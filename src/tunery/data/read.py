@@ -187,7 +187,9 @@ class Log:
         """Raise DataError or ConfigError for what stands in the way of training."""
         self.unused.check()
         if self.problems and self.config.on_bad_row == "stop":
-            raise self._bad_rows("fix these rows, or drop and count them with data.on_bad_row: skip")
+            raise self._bad_rows(
+                "fix these rows or the settings they do not fit, or drop and count them with data.on_bad_row: skip"
+            )
         if self.without_rows:
             raise self.empty(self.without_rows[0])
 

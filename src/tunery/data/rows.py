@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place, Problem
 from tunery.data.row_report import Report, Tally
-from tunery.data.source import RawRow
+from tunery.data.source import MOST_CHARACTERS, RawRow, printable, too_many_characters
 
 
 def check_row(
@@ -26,6 +26,10 @@ def check_row(
         The example, or all problems of the row, each with the path of its field (`messages[2].content`).
     """
     report = Report(file, row.line)
+    for key, value in row.value.items() if not isinstance(row.value, str) else ():
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            report.add(printable(key), *too_many_characters(len(value)))
+            return report.problems
     where = Place(file, row.line)
     if isinstance(row.value, str):
         if not shape.rules.plain_text:

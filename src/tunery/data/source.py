@@ -21,6 +21,8 @@ from tunery.text import did_you_mean, plural, similar_names
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
 COMPRESSED = ".gz"
 """Follows the extension of a text file that gzip compressed: rows.jsonl.gz."""
+MOST_CHARACTERS = 20_000_000
+"""Of a text in a row, and of a row of JSON: what takes about 10 seconds to tokenise."""
 CAUSES_SHOWN = 20
 SHOWN_OF_A_CAUSE = 5
 
@@ -127,6 +129,11 @@ def require_file(path: Path, shown: str) -> bool:
     return False
 
 
+def too_many_characters(count: int) -> tuple[str, str]:
+    """Message and fix of a text that is too long to be a row."""
+    return f"{count:,} characters are more than the {MOST_CHARACTERS:,} of the longest row", "cut it into several rows"
+
+
 def missing_file(path: Path, shown: str) -> ConfigError:
     """The error for a file that does not exist, suggesting those that do."""
     if path.is_symlink():
@@ -210,9 +217,9 @@ def printable(text: str, limit: int = 40) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def known_here(name: str, known: Iterable[str]) -> str:
-    """A hint that names the closest of the known names, and all of them (shortened)."""
-    known = list(map(printable, known))
+def known_here(name: str, known: Iterable[str], meant: bool = True) -> str:
+    """A hint that names the closest of the known names (if `meant`), and all of them (shortened)."""
+    known = list(known)
     more = f" and {len(known) - 30} more" if len(known) > 30 else ""
-    meant = did_you_mean(printable(name), known)
-    return (f"{meant} " if meant else "") + f"known here: {', '.join(known[:30])}{more}"
+    close = did_you_mean(printable(name), map(printable, known)) if meant else None
+    return (f"{close} " if close else "") + f"known here: {', '.join(map(printable, known[:30]))}{more}"

@@ -45,12 +45,14 @@ class UnusedColumns:
     refused: dict[str, tuple[Place, Meaning]] = field(default_factory=dict[str, tuple[Place, Meaning]])
     _known: set[str] = field(default_factory=set[str])
     _other: set[str] = field(default_factory=set[str])
+    _roles: set[str] = field(default_factory=set[str])
     _watched: dict[str, Meaning] = field(default_factory=dict[str, Meaning])
 
     def __post_init__(self) -> None:
         self._known = set(self.shape.columns.values())
         if not self.settled:
             self._other = set(self._other_candidates())
+            self._roles = {name for usual in self.shape.rules.optional.values() for name in usual}
 
     def _other_candidates(self) -> Iterator[str]:
         """Names of columns that could have filled a role for which another one was set."""
@@ -75,7 +77,7 @@ class UnusedColumns:
             self._known.add(name)
             self.plain[name] = None
             return
-        role = usual_role(self.shape.rules, name, self.config)
+        role = usual_role(self.shape.rules, name, self.config) if folded in self._roles else None
         if role and role not in self.shape.columns and role in self._roles_with(role, name):
             if says_nothing(row[name]):
                 return

@@ -11,6 +11,8 @@ from tunery.data.row_report import Report, describe, report_missing
 from tunery.data.source import known_here, printable
 from tunery.jsonl import JsonMapping
 
+MOST_HINTS = 200
+
 
 def label_text(value: object) -> str | None:
     """A label as text: 1 and 1.0 are "1", true is "true"; None for what cannot be a label (null, a list)."""
@@ -30,11 +32,26 @@ def same_label(text: str) -> str:
     return text.lower() if text in ("True", "TRUE", "False", "FALSE") else text
 
 
-def label_map(labels: Mapping[str, str] | tuple[str, ...]) -> dict[str, str]:
-    """Value in the file → label name, with "1" for a value given as 1.0; two values may share a name."""
+class LabelMap(dict[str, str]):
+    """Value in the file → label name.
+
+    Attributes:
+        hints: given so far. A file whose labels are all unknown would take minutes if each were compared with all.
+    """
+
+    hints = 0
+
+    def hint(self, label: str) -> str:
+        """What an unknown label may have meant, and which are known."""
+        self.hints += 1
+        return known_here(label, self, meant=self.hints <= MOST_HINTS)
+
+
+def label_map(labels: Mapping[str, str] | tuple[str, ...]) -> LabelMap:
+    """The map of a task, with "1" for a value given as 1.0; two values may share a name."""
     pairs = labels.items() if isinstance(labels, Mapping) else [(name, name) for name in labels]
     exact = {value.strip(): name for value, name in pairs}
-    return {same_label(value): name for value, name in exact.items()} | exact
+    return LabelMap({same_label(value): name for value, name in exact.items()} | exact)
 
 
 def read_label(report: Report, row: JsonMapping, key: str, labels: Mapping[str, str] | None) -> str:
@@ -58,6 +75,7 @@ def read_label(report: Report, row: JsonMapping, key: str, labels: Mapping[str, 
         return label
     name = labels.get(label, labels.get(same_label(label)))
     if name is None:
-        report.add(key, f"{printable(label)!r} is not one of the labels", known_here(label, labels))
+        hint = labels.hint(label) if isinstance(labels, LabelMap) else known_here(label, labels)
+        report.add(key, f"{printable(label)!r} is not one of the labels", f"{hint}; or add it to data.labels")
         return ""
     return name
