@@ -88,6 +88,24 @@ def test_messages_are_those_of_training_data() -> None:
     ]
 
 
+def test_forms_that_clients_send() -> None:
+    given = [
+        {"role": "user", "content": [{"type": "input_text", "text": "q"}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "r"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "s"},
+    ]
+    found = chat(messages=given).messages
+    assert [m["content"] for m in found] == ["q", "", "r", "no", "", "s"]
+    assert [m["tool_calls"][0]["function"]["arguments"] for m in found if "tool_calls" in m] == ["{}", "{}"]
+    assert found[5]["tool_call_id"] == found[4]["tool_calls"][0]["id"]
+
+
 def test_tool_choice() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     named = {"type": "function", "function": {"name": "f"}}
