@@ -20,8 +20,8 @@ from tunery.data.example import ROW, DataSet, Example, Problem, Rendered
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import Encoded
 from tunery.data.pace import Pace
+from tunery.data.problem_list import bad_rows
 from tunery.data.render import Renderer, decode
-from tunery.data.source import bad_rows
 from tunery.errors import ConfigError, DataError
 from tunery.progress import Say
 

@@ -12,9 +12,10 @@ from tunery.data.example import DataSet, Example, Problem, ReadFacts
 from tunery.data.formats import open_source
 from tunery.data.kinds.values import label_map
 from tunery.data.pace import Pace
+from tunery.data.problem_list import bad_rows
 from tunery.data.row_report import Tally
 from tunery.data.rows import check_row
-from tunery.data.source import Item, RawRow, Source, bad_rows, printable
+from tunery.data.source import Item, RawRow, Source, printable
 from tunery.data.split import draw, hold_out, shuffled, without_duplicates, without_texts
 from tunery.data.unused import UnusedColumns
 from tunery.errors import ConfigError, DataError

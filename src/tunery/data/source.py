@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import os
-import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -16,15 +14,13 @@ from typing import NamedTuple, TextIO
 from tunery.data.example import Problem
 from tunery.errors import ConfigError, DataError
 from tunery.jsonl import JsonObject
-from tunery.text import did_you_mean, plural, similar_names
+from tunery.text import did_you_mean, similar_names
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
 COMPRESSED = ".gz"
 """Follows the extension of a text file that gzip compressed: rows.jsonl.gz."""
 MOST_CHARACTERS = 20_000_000
 """Of a text in a row, and of a row of JSON: what takes about 10 seconds to tokenise."""
-CAUSES_SHOWN = 20
-SHOWN_OF_A_CAUSE = 5
 
 
 class RawRow(NamedTuple):
@@ -154,38 +150,6 @@ def missing_file(path: Path, shown: str) -> ConfigError:
         return ConfigError(f"no file {shown}", f"did you mean {' or '.join(close)}?")
     there = f"data files in that folder: {', '.join(readable)}" if readable else "that folder holds no data files"
     return ConfigError(f"no file {shown}", there)
-
-
-def bad_rows(problems: Sequence[Problem], rows: int, of: int, hint: str) -> DataError:
-    """The error that lists the problems of some rows, cause by cause, in the order of their first places.
-
-    Args:
-        rows, of: so many of all rows have them.
-    """
-    causes: dict[tuple[str, ...], list[Problem]] = {}
-    for problem in problems:
-        causes.setdefault(_cause(problem), []).append(problem)
-    lines = [f"{plural(len(problems), 'problem')} in {rows:,} of {of:,} rows:"]
-    for alike in itertools.islice(causes.values(), CAUSES_SHOWN):
-        shown = len(alike) if len(alike) <= SHOWN_OF_A_CAUSE else SHOWN_OF_A_CAUSE - 2
-        lines += [printable(str(problem), 500) for problem in alike[:shown]]
-        if len(alike) > shown:
-            where = ", ".join(f"{problem.line:,}" for problem in alike[shown : shown + 10])
-            more = ", …" if len(alike) > shown + 10 else ""
-            lines.append(f"  … and {len(alike) - shown:,} more like these (lines {where}{more})")
-    if len(causes) > CAUSES_SHOWN:
-        left = sum(len(alike) for alike in itertools.islice(causes.values(), CAUSES_SHOWN, None))
-        lines.append(f"… and {plural(left, 'problem')} of {plural(len(causes) - CAUSES_SHOWN, 'other cause')}")
-    return DataError("\n".join(lines), hint)
-
-
-_OF_A_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|[\d,]+")
-"""What differs among messages of one cause: what a row says, in quotes, and numbers."""
-
-
-def _cause(problem: Problem) -> tuple[str, ...]:
-    """What problems that one change would mend have in common."""
-    return (problem.file, _OF_A_ROW.sub("", problem.field), _OF_A_ROW.sub("", problem.message))
 
 
 def not_gzip(shown: str, error: Exception) -> DataError:

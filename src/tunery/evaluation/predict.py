@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from tunery.data.example import ROW, Example, Place, Problem
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import STAND_IN, Kind
+from tunery.data.problem_list import bad_rows
 from tunery.data.row_report import Report, describe
-from tunery.data.source import RawRow, Source, bad_rows
+from tunery.data.source import RawRow, Source
 from tunery.errors import ConfigError, DataError
 from tunery.evaluation.answers import Answer, Question
 from tunery.evaluation.labels import label_rows, score_labels

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tunery.config import Task
-from tunery.data.example import DataSet, Example
+from tunery.data.example import ROW, DataSet, Example, Problem
 from tunery.data.kinds import KINDS
+from tunery.data.problem_list import by_cause
 from tunery.data.prompts import Prompts
 from tunery.data.read import read_data
 from tunery.errors import ConfigError, DataError
@@ -40,9 +41,6 @@ from tunery.text import plural
 from tunery.training.build_receipt import LISTED, read_section
 from tunery.training.check import histogram, label_counts
 
-PROBLEMS_SHOWN = 20
-"""Rows that are named when a hosted model does not take them."""
-
 
 def require_trainable(data: DataSet) -> None:
     """Refuse rows that no server takes.
@@ -67,14 +65,13 @@ def training_file_lines(examples: Sequence[Example], prompts: Prompts) -> list[s
         DataError: rows that a hosted model does not take, each with its place.
     """
     problems = [
-        f"{example.where}: {problem}"
+        Problem(example.where.file, example.where.line, ROW, problem, "")
         for example in examples
         for problem in KINDS[example.kind].hosted_problems(example)
     ]
     if problems:
-        shown = problems[:PROBLEMS_SHOWN]
-        more = [f"… and {len(problems) - len(shown):,} more"] if len(problems) > len(shown) else []
-        raise DataError("\n".join(["a hosted model does not take these rows:", *shown, *more]), "change or remove them")
+        lines = by_cause(problems, lambda problem: f"{problem.file}:{problem.line}: {problem.message}")
+        raise DataError("\n".join(["a hosted model does not take these rows:", *lines]), "change or remove them")
     return [json.dumps(KINDS[example.kind].to_openai(prompts, example), ensure_ascii=False) for example in examples]
 
 

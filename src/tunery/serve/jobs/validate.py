@@ -11,6 +11,7 @@ from tunery.config import KindName
 from tunery.data.examine import Examined
 from tunery.data.example import Problem
 from tunery.data.formats import open_source
+from tunery.data.problem_list import by_cause
 from tunery.data.source import RawRow, printable, shown_path
 from tunery.errors import DataError
 from tunery.openai_api.methods import METHODS
@@ -19,8 +20,6 @@ from tunery.records.check_report import CheckReport
 from tunery.serve.jobs.job_folder import JobFolder
 from tunery.serve.jobs.translate import FEWEST_EXAMPLES, JobSpec, make_task, settle
 from tunery.text import gigabytes, plural
-
-PROBLEMS_SHOWN = 20
 
 _PARAMS = {"train": "training_file", "validation": "validation_file"}
 
@@ -127,7 +126,8 @@ def kind_of(spec: JobSpec, path: Path) -> KindName:
         first = next((item.value for item in open_source(str(path)).items if isinstance(item, RawRow)), {})
     except DataError:
         first = {}
-    return "completion" if "messages" not in first and {"prompt", "completion"} <= set(first) else "chat"
+    texts = isinstance(first, dict) and all(isinstance(first.get(key), str) for key in ("prompt", "completion"))
+    return "completion" if "messages" not in first and texts else "chat"
 
 
 def _counts(found: Mapping[str, Examined], spec: JobSpec, folder: JobFolder) -> dict[str, int]:
@@ -147,15 +147,12 @@ def _counts(found: Mapping[str, Examined], spec: JobSpec, folder: JobFolder) -> 
 
 
 def _listed(problems: Sequence[Problem], rows: int, form: str) -> str:
-    """What is wrong with a file of so many rows, the first problems one by one."""
+    """What is wrong with a file of so many rows, cause by cause."""
     if problems[0].line == 0:  # the file as a whole
         return f"{printable(problems[0].message, 500)}. What is needed: {form}"
     bad = len({problem.line for problem in problems})
     lines = [f"{plural(len(problems), 'problem')} in {bad:,} of {rows:,} examples:"]
-    lines += [printable(sentence(problem), 500) for problem in problems[:PROBLEMS_SHOWN]]
-    if len(problems) > PROBLEMS_SHOWN:
-        lines.append(f"… and {len(problems) - PROBLEMS_SHOWN:,} more")
-    return "\n".join(lines)
+    return "\n".join([*lines, *by_cause(problems, sentence)])
 
 
 def sentence(problem: Problem) -> str:
