@@ -93,7 +93,8 @@ def test_every_problem_is_named_by_example_message_and_remedy(check: Check) -> N
 def test_only_so_many_problems_are_listed(check: Check) -> None:
     error = refusal(check, [chat_row(1)] + [{"messages": []}] * 300)
     assert "300 problems in 300 of 301 examples" in error.message
-    assert error.message.endswith("… and 280 more")
+    assert "Example 2 (messages): empty" in error.message
+    assert "  … and 297 more like these (lines 5, 6, 7," in error.message
     assert len(error.message) < 5000
 
 
