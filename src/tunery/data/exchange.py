@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from tunery.data.conversation import LIST, Messages, put_system, read_messages
 from tunery.data.example import Tool
-from tunery.data.row_report import Report, describe, read_list, read_text, report_missing, says_nothing
+from tunery.data.row_report import (
+    LISTS_AS_TEXT,
+    Report,
+    describe,
+    is_written_list,
+    read_list,
+    read_text,
+    report_missing,
+    says_nothing,
+)
 from tunery.data.source import known_here
 from tunery.data.tool_calls import CallLedger, read_tools
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_mapping, is_object
@@ -46,11 +56,12 @@ def read_prompt(
 ) -> tuple[Messages | None, tuple[Tool, ...]]:
     """(messages before the answers, or None where the row gives none; tools)."""
     key = columns.get("prompt")
-    value = None if key is None else row.get(key)
+    value = None if key is None else _read_written(report, key, row.get(key))
     tools_key = columns.get("tools", "tools")
     tools = read_tools(report, tools_key, row.get(tools_key))
     if key is None or value is None:
         return None, tools
+    value = read_transcript(report, value)
     if is_mapping(value):
         messages, tools = _openai_input(report, key, value, ledger)
     elif isinstance(value, str):
@@ -106,8 +117,37 @@ def _openai_input(
     return read_messages(report, f"{key}.messages", messages or [], ledger), tools
 
 
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+TRANSCRIPTS = "transcripts (Human: …, Assistant: …)"
+
+
+def read_transcript(report: Report, value: object) -> object:
+    """The messages of a text that is a conversation as Anthropic once wrote it (Bai et al. 2022, HH-RLHF): turns that
+    begin with Human: and Assistant:, of which the last may be left to write. Any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:") or "\n\nAssistant:" not in value:
+        return value
+    report.converted.add(TRANSCRIPTS)
+    _, *turns = _SPEAKER.split(value.strip())
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages = [
+        {"role": roles[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)
+    ]
+    return messages if messages[-1]["content"] else messages[:-1]
+
+
+def _read_written(report: Report, key: str, value: object) -> object:
+    """The list in a text that is a list of messages, as CSV holds it; any other value as it is."""
+    if not is_written_list(value):
+        return value
+    report.converted.add(LISTS_AS_TEXT)
+    return read_list(report, key, value, LIST)
+
+
 def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> Messages:
     """The messages of an answer, or of a whole conversation that ends with it."""
+    value = _read_written(report, key, value)
+    if is_object(value) and ("role" in value or "from" in value):
+        value = [value]
     if value is None:  # already reported
         return []
     if isinstance(value, str):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any
@@ -22,10 +25,12 @@ class Tally:
 
     Attributes:
         converted: what was written in another form than OpenAI's → rows.
+        set_aside: keys of messages that the user leaves aside → rows.
         shortened: conversations whose end, after the last trained answer, was left out.
     """
 
     converted: Counter[str] = field(default_factory=Counter[str])
+    set_aside: Counter[str] = field(default_factory=Counter[str])
     shortened: int = 0
 
 
@@ -33,12 +38,15 @@ class Report:
     """Collects the problems of one row, and what was converted in it.
 
     Attributes:
+        ignored: names that the user leaves aside, in messages as among columns (data.ignore_columns).
+        set_aside: those of them that were keys of messages.
         converted: the forms in which it was written, where these are not OpenAI's.
         shortened: the end of its conversation was left out.
     """
 
-    def __init__(self, file: str, line: int):
+    def __init__(self, file: str, line: int, ignored: Collection[str] = ()):
         self.file, self.line = file, line
+        self.ignored, self.set_aside = frozenset(ignored), set[str]()
         self.problems: list[Problem] = []
         self.converted: set[str] = set()
         self.shortened = False
@@ -59,11 +67,14 @@ def describe(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN, which stands for a missing number" if math.isnan(value) else "an infinite number"
     names: tuple[tuple[type | UnionType, str], ...] = (
         (int | float, "a number"),
         (str, "a text"),
         (list, "a list"),
         (dict, "an object"),
+        (bytes, "bytes"),
     )
     return next((name for type_, name in names if isinstance(value, type_)), f"a {type(value).__name__}")
 
@@ -116,9 +127,22 @@ def read_json(report: Report, field: str, text: str, fix: str) -> object:
     return None if faults else value
 
 
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|from|content|value)\1\s*:""")
+LISTS_AS_TEXT = "lists of messages as text"
+PYTHON_LISTS = "lists as Python writes them"
+
+
+def is_written_list(value: object) -> bool:
+    """Whether a value is a list of messages as text, as tables hold it."""
+    return isinstance(value, str) and _WRITTEN_LIST.match(value) is not None
+
+
 def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] | None:
-    """A list, which a table may hold as JSON text; None where there is a problem."""
+    """A list, which a table may hold as JSON text, or as Python shows it; None where there is a problem."""
     if isinstance(value, str):
+        if is_list(shown := python_list(value)):
+            report.converted.add(PYTHON_LISTS)
+            return shown
         before = len(report.problems)
         value = read_json(report, field, value, fix)
         if len(report.problems) > before:
@@ -127,3 +151,24 @@ def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] 
         return value
     report.add(field, f"a list is needed, not {describe(value)}", fix)
     return None
+
+
+def python_list(text: str) -> list[Any] | None:
+    """The list in a text with Python's quotes, None, True and False, as pandas writes lists into a CSV; None for any
+    other text."""
+    if not text.lstrip().startswith("[") or "'" not in text:
+        return None
+    try:
+        decode_text(text)
+    except ValueError:
+        value = python_value(text)
+        return value if is_list(value) else None
+    return None  # JSON
+
+
+def python_value(text: str) -> object:
+    """The value that a text is in Python's own writing; None where it is none."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None

@@ -35,7 +35,7 @@ def _piece(part: JsonMapping) -> Piece | None:
         return Piece("text", part["text"])
     match part.get("type"):
         case "thinking" | "redacted_thinking":
-            return Piece("thought", str(part.get("thinking") or ""))
+            return Piece("thought", as_text(part.get("thinking") or ""))  # Mistral's is a list of text parts
         case "tool_use":
             return Piece("call", call=str(part.get("id") or ""), tool=part.get("name", ""), arguments=part.get("input"))
         case "tool_result":

@@ -22,12 +22,14 @@ class MessageForm(ABC):
         tools_name: what it says of tools; the same where it is "".
         keys: our key → the key in the file, for the places of problems.
         merges: neighbouring messages of the assistant are parts of one: thoughts, calls, and what is said.
+        calls_in_text: calls may be written in words that nobody else can read; a tool's answer then has no call.
     """
 
     name: ClassVar[str]
     tools_name: ClassVar[str] = ""
     keys: ClassVar[Mapping[str, str]] = {}
     merges: ClassVar[bool] = False
+    calls_in_text: ClassVar[bool] = False
 
     @abstractmethod
     def fits(self, message: JsonMapping) -> bool:

@@ -1,0 +1,73 @@
+"""Hermes' tool turns (Nous Research): calls and answers as JSON in the text, in <tool_call> and <tool_response>."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from tunery.data.forms.base import MessageForm, tool_answer, tool_call
+from tunery.data.row_report import python_value
+from tunery.data.strict_json import decode_text
+from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
+
+_CALL_BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_ANSWER_BLOCK = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+
+
+class Hermes(MessageForm):
+    """See the module."""
+
+    name: ClassVar = "tool calls in Hermes' blocks"
+    calls_in_text: ClassVar = True
+
+    def fits(self, message: JsonMapping) -> bool:
+        content = message.get("content")
+        if not isinstance(content, str) or "tool_calls" in message:
+            return False
+        if message.get("role") == "assistant":
+            return bool(read_calls(_CALL_BLOCK.findall(content)))
+        return message.get("role") == "tool" and _ANSWER_BLOCK.search(content) is not None
+
+    def convert(self, message: JsonMapping) -> list[JsonObject]:
+        return from_blocks(message)
+
+
+def from_blocks(message: JsonMapping) -> list[JsonObject]:
+    """A message with role and content, and the calls or answers in the blocks of its text as such."""
+    content = message["content"]
+    if message["role"] == "tool":
+        rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+        return [{**_answer(block), **rest} for block in _ANSWER_BLOCK.findall(content) or [content]]
+    if message["role"] == "assistant" and (calls := read_calls(_CALL_BLOCK.findall(content))):
+        return [{**message, "content": _CALL_BLOCK.sub("", content).strip(), "tool_calls": calls}]
+    return [dict(message)]
+
+
+def read_calls(texts: list[str]) -> list[JsonObject]:
+    """The calls in texts of JSON, each an object with name and arguments or a list of such; none if one is not."""
+    found: list[JsonObject] = []
+    for text in texts:
+        value = _value(text)
+        for call in value if is_list(value) else [value]:
+            if not is_object(call) or "name" not in call:
+                return []
+            found.append(
+                tool_call(call["name"], call.get("arguments", call.get("parameters")), str(call.get("id", "")))
+            )
+    return found
+
+
+def _answer(text: str) -> JsonObject:
+    """A tool's answer, which Hermes wraps together with the tool's name."""
+    value = _value(text)
+    if is_object(value) and "content" in value and set(value) <= {"name", "content", "tool_call_id"}:
+        return tool_answer(value["content"], name=str(value.get("name") or ""))
+    return tool_answer(text)
+
+
+def _value(text: str) -> object:
+    try:
+        value, faults = decode_text(text)
+    except ValueError:
+        return python_value(text)  # some of Hermes' own calls are written so
+    return None if faults else value
