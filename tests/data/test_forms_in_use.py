@@ -38,6 +38,7 @@ TALK = [("user", "Where?"), ("assistant", "Here.")]
     ("row", "form"),
     [
         ({"conversations": ["Where?", "Here."]}, "turns as texts"),
+        ({"conversations": [["Where?", "Here."]]}, "turns as texts"),
         ({"conversation": [{"input": "Where?", "output": "Here."}]}, "turns with input and output"),
         ({"messages": [{**USER, "role": "User"}, {**ANSWER, "role": "Chatbot"}]}, "other names"),
         ({"messages": [{"speaker": "human", "text": "Where?"}, {"speaker": "bot", "text": "Here."}]}, "other names"),
@@ -64,6 +65,28 @@ def test_messages_as_text_in_a_csv_are_the_messages_of_jsonl(tmp_path: Path) -> 
     table = read_data(DataConfig(train=str(tmp_path / "rows.csv"), validation=None), 0).train[0]
     lines = read(tmp_path, row).train[0]
     assert (table.messages, table.chosen, table.rejected) == (lines.messages, lines.chosen, lines.rejected)
+
+
+def test_earlier_answers_in_a_prompt_are_not_trained_whatever_the_file(tmp_path: Path) -> None:
+    prompt = [USER, OTHER, USER]
+    for written in (prompt, json.dumps(prompt), str(prompt)):
+        messages = read(tmp_path, {"prompt": written, "completion": "Here."}).train[0].messages
+        assert [m.get("weight", 1) for m in messages if m["role"] == "assistant"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["[{'role': 'user', 'content': '\\ud800'}]", "[{'role': 'a', 'role': 'user'}]", "[{'a'}]"]
+)
+def test_what_json_cannot_hold_is_refused_in_pythons_writing_too(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="not valid JSON"):
+        read(tmp_path, {"messages": text})
+
+
+def test_a_context_that_the_prompt_holds_is_not_said_twice(tmp_path: Path) -> None:
+    context = "Oslo is the capital of Norway."
+    row = {"prompt": f"{context} What is the capital?", "context": context, "completion": "Oslo"}
+    assert read(tmp_path, row).train[0].prompt == row["prompt"]
+    assert read(tmp_path, {**row, "prompt": "What?"}).train[0].prompt == f"What?\n\n{context}"
 
 
 def test_a_broken_list_of_messages_as_text_is_not_trained_as_text(tmp_path: Path) -> None:
@@ -186,6 +209,15 @@ def test_tools_of_others_keep_what_they_take(tmp_path: Path, tools: Any) -> None
 def test_what_a_tool_takes_and_gives_is_kept(tmp_path: Path) -> None:
     tool = {"name": "track", "description": "d", "parameters": {}, "returns": {"type": "string"}}
     assert read(tmp_path, {"messages": [USER, ANSWER], "tools": [tool]}).train[0].tools[0]["function"] == tool
+
+
+def test_answers_that_are_calls(tmp_path: Path) -> None:
+    """xLAM's rows: query, answers and tools, the last two as text."""
+    tools = [{"name": "track", "description": "d", "parameters": {"id": {"type": "int"}}}]
+    for answers in ([CALL], json.dumps([CALL])):
+        assert calls(tmp_path, {"query": "Where?", "answers": answers, "tools": json.dumps(tools)}) == [WANTED]
+    row = {"prompt": "Where?", "completion": "Here.", "tools": tools}
+    assert read(tmp_path, row).train[0].messages[-1]["content"] == "Here."
 
 
 def test_a_tools_answer_as_an_object(tmp_path: Path) -> None:

@@ -139,11 +139,15 @@ def read_messages(report: Report, field: str, value: Sequence[object], ledger: C
 
 
 def _with_roles(report: Report, value: Sequence[object]) -> list[tuple[int, object]]:
-    """(place, message) of each message of a list. Where all are texts the user speaks first, and they take turns."""
-    if not value or not all(isinstance(message, str) for message in value):
+    """(place, message) of each message of a list. Where all are texts, or pairs of texts, two speakers take turns, the
+    user first."""
+    pairs = [turn for turn in value if is_list(turn) and len(turn) == 2]
+    texts = [text for pair in pairs for text in pair] if len(pairs) == len(value) else value
+    if not value or not all(isinstance(text, str) for text in texts):
         return list(enumerate(value))
     report.converted.add("turns as texts, the user's first")
-    return [(i, {"role": ("user", "assistant")[i % 2], "content": text}) for i, text in enumerate(value)]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [(i // (len(texts) // len(value)), turn) for i, turn in enumerate(turns)]
 
 
 def converted(report: Report, given: Sequence[Given]) -> list[Given]:

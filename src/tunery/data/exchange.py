@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
 from tunery.data.conversation import LIST, Messages, put_system, read_messages
 from tunery.data.example import Tool
+from tunery.data.forms.hermes import read_calls
 from tunery.data.row_report import (
     LISTS_AS_TEXT,
     Report,
@@ -22,6 +24,9 @@ from tunery.data.tool_calls import CallLedger, read_tools
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_mapping, is_object
 
 _INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
+
+_TELLING = 20
+"""Characters that do not stand in a prompt by chance."""
 
 HISTORY = "turns of a history"
 
@@ -40,7 +45,11 @@ def with_context(report: Report, row: JsonMapping, columns: Mapping[str, str], p
     usual = "input" if is_instruction and "input" not in columns.values() else None
     for key in (columns.get("input", usual), columns.get("context")):
         if key is not None and not says_nothing(row.get(key)):
-            prompt = f"{prompt}\n\n{_context_text(report, row, key)}"
+            text = _context_text(report, row, key)
+            if key == columns.get("context") and len(text.strip()) >= _TELLING and text.strip() in prompt:
+                report.converted.add("a context that the prompt already holds")
+            else:
+                prompt = f"{prompt}\n\n{text}"
     return prompt
 
 
@@ -61,7 +70,8 @@ def read_prompt(
     tools = read_tools(report, tools_key, row.get(tools_key))
     if key is None or value is None:
         return None, tools
-    value = read_transcript(report, value)
+    if isinstance(value, str) and value.rstrip().endswith("Assistant:"):
+        value = read_transcript(report, value)
     if is_mapping(value):
         messages, tools = _openai_input(report, key, value, ledger)
     elif isinstance(value, str):
@@ -77,6 +87,8 @@ def read_prompt(
         return [], tools
     if not isinstance(value, str) and "context" in columns and not says_nothing(row.get(columns["context"])):
         report.add(columns["context"], "only a prompt that is a text can have a context", "put it into the messages")
+    if not isinstance(value, str):  # what a list holds of the assistant is read, not trained, unless it says so
+        messages = [{"weight": 0, **m} if m.get("role") == "assistant" else m for m in messages]
     return put_system(report, row, columns, [*_history(report, row, columns, ledger), *messages]), tools
 
 
@@ -160,6 +172,20 @@ def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> 
     if not value:
         report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')
     return read_messages(report, key, value, ledger)
+
+
+def with_calls(report: Report, answer: object) -> object:
+    """An answer that is nothing but calls of tools, {name, arguments} in a list or as text (xLAM), as a message; any
+    other as it is."""
+    text = json.dumps(answer) if is_list(answer) and all(map(_is_call, answer)) else answer
+    if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")) or not (calls := read_calls([text])):
+        return answer
+    report.converted.add("answers that are calls of tools")
+    return [{"role": "assistant", "tool_calls": calls}]
+
+
+def _is_call(value: object) -> bool:
+    return is_object(value) and "name" in value and "role" not in value
 
 
 def begins_with_answer(report: Report, key: str, messages: Sequence[JsonMapping]) -> bool:

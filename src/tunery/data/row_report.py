@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 
 from tunery.data.example import ROW, Problem
 from tunery.data.strict_json import decode_text
-from tunery.jsonl import JsonMapping, is_list
+from tunery.jsonl import JsonMapping, is_list, is_object
 from tunery.text import did_you_mean
 
 QUOTES = "put it in quotes"
@@ -167,8 +168,20 @@ def python_list(text: str) -> list[Any] | None:
 
 
 def python_value(text: str) -> object:
-    """The value that a text is in Python's own writing; None where it is none."""
+    """The value that a text is in Python's own writing; None where it is none, or holds what JSON cannot."""
     try:
-        return ast.literal_eval(text.strip())
+        tree = ast.parse(text.strip(), mode="eval")
+        value = ast.literal_eval(tree)
+        written = json.dumps(value, allow_nan=False)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
+    pairs = sum(len(node.keys) for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    read, faults = decode_text(written)
+    return read if not faults and pairs == _pairs(read) else None  # a key that stands twice is lost in the value
+
+
+def _pairs(value: object) -> int:
+    """How many keys the objects in a value have, together."""
+    if is_list(value):
+        return sum(map(_pairs, value))
+    return sum(1 + _pairs(part) for part in value.values()) if is_object(value) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from tunery.data.forms.base import MessageForm, tool_answer, tool_call
@@ -43,7 +44,7 @@ def from_blocks(message: JsonMapping) -> list[JsonObject]:
     return [dict(message)]
 
 
-def read_calls(texts: list[str]) -> list[JsonObject]:
+def read_calls(texts: Sequence[str]) -> list[JsonObject]:
     """The calls in texts of JSON, each an object with name and arguments or a list of such; none if one is not."""
     found: list[JsonObject] = []
     for text in texts:

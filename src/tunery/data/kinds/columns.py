@@ -10,7 +10,7 @@ from tunery.jsonl import JsonMapping, is_list, is_object
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content")
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "input")
-COMPLETION_COLUMNS = ("completion", "response", "output", "answer")
+COMPLETION_COLUMNS = ("completion", "response", "output", "answer", "answers")
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "contents")
 TOOL_COLUMNS = ("tools", "functions", "toolconfig", "available_tools", "tool_definitions")
 SYSTEM_COLUMNS = (
@@ -42,8 +42,12 @@ def _mostly_lists(rows: Sequence[JsonMapping], key: str) -> bool:
     return 2 * sum(map(_holds_messages, values)) > len(values)
 
 
+_OF_MESSAGES = {"role", "from", "author", "speaker", "type", "parts", "messages", "input"}
+
+
 def _holds_messages(value: object) -> bool:
-    return is_object(value) or (is_list(value) and any(map(is_object, value))) or is_written_list(value)
+    parts = value if is_list(value) else [value]
+    return is_written_list(value) or any(is_object(part) and _OF_MESSAGES & part.keys() for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
