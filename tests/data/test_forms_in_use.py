@@ -282,6 +282,72 @@ def test_a_picture_beside_a_text_is_one_problem(tmp_path: Path) -> None:
             read(tmp_path, {"messages": [{"role": "user", "content": content}, ANSWER]})
 
 
+CALLED = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "track", "input": {}}]}
+PICTURE = {"type": "image", "source": {"data": "AAAA"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        (
+            [CALLED, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [PICTURE]}]}],
+            r"messages\[1\]\.content\[0\]: parts of type image",
+        ),
+        (
+            [CALLED, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1"}, PICTURE]}],
+            r"messages\[1\]\.content\[1\]: parts of type image",
+        ),
+        ([USER, {"type": "web_search_call", "id": "w"}], r"messages\[1\].*parts of type web_search_call"),
+        (
+            [{"from": "human", "value": "Where?"}, {"from": "function_call", "value": "track(1)"}],
+            r"messages\[1\]\.tool_calls: the text is not valid JSON",
+        ),
+        (
+            [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": '<tool_call>{"name": "a"</tool_call>'}],
+            r"messages\[1\]\.tool_calls: the text is not valid JSON",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_problem_at_its_place(tmp_path: Path, messages: list[Any], problem: str) -> None:
+    with pytest.raises(DataError, match=rf"1 problem in 1 of 1 rows:\n.*{problem}"):
+        read(tmp_path, {"messages": [*messages, ANSWER]})
+
+
+def test_an_answer_about_calls_is_not_one(tmp_path: Path) -> None:
+    text = 'Write <tool_call>{"name": "x", "arguments": {}}</tool_call>, like this.'
+    assert read(tmp_path, {"messages": [USER, {**ANSWER, "content": text}]}).train[0].messages[-1]["content"] == text
+
+
+def test_ids_that_are_numbers(tmp_path: Path) -> None:
+    call = {"id": 5, "type": "function", "function": {"name": "track", "arguments": "{}"}}
+    row = [
+        USER,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": 5, "content": "x"},
+        ANSWER,
+    ]
+    assert read(tmp_path, {"messages": row}).train[0].messages[2]["tool_call_id"] == "5"
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "dev"])
+def test_the_split_that_a_file_is_read_for(tmp_path: Path, name: str) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"text": "c", "split": name}) + "\n", encoding="utf-8")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": "a", "split": "train"}) + "\n", encoding="utf-8")
+    assert len(read_data(DataConfig(train=str(file), validation=str(held)), 0).validation) == 1
+    with pytest.raises(ConfigError, match="no use for split"):
+        read_data(DataConfig(train=str(held), validation=None), 0)
+
+
+def test_how_tools_are_called_is_not_a_tool(tmp_path: Path) -> None:
+    contents = [{"role": "user", "parts": [{"text": "Where?"}]}, {"role": "model", "parts": [{"text": "Here."}]}]
+    row = {"contents": contents, "toolConfig": {"functionCallingConfig": {"mode": "AUTO"}}}
+    assert read(tmp_path, row).train[0].tools == ()
+    row["tools"] = [{"functionDeclarations": [{"name": "track"}]}]
+    assert [tool["function"]["name"] for tool in read(tmp_path, row).train[0].tools] == ["track"]
+
+
 def test_a_label_of_several_kinds_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a list → a row has one label"):
         read(tmp_path, {"text": "a", "label": ["x", "y"]})

@@ -302,7 +302,7 @@ def _content(report: Report, field: str, message: JsonObject, result: JsonObject
             report.add(field, "the message has both content and a refusal", "keep one of them")
         return refusal
     if content is None:
-        if not result.get("tool_calls"):
+        if "tool_calls" not in message:
             report.add(field, "missing", "write the text of the message")
         return ""
     if not isinstance(content, str):
@@ -310,7 +310,7 @@ def _content(report: Report, field: str, message: JsonObject, result: JsonObject
         report.add(field, f"a text is needed, not {describe(content)}", fix)
         return ""
     trained = trained and role == "assistant" and result.get("weight") != 0
-    if trained and not content.strip() and not result.get("tool_calls"):
+    if trained and not content.strip() and "tool_calls" not in message:
         report.add(field, "the answer is empty", "write the answer, or give the message weight 0")
     return content
 

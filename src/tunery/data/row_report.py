@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -141,13 +142,13 @@ def is_written_list(value: object) -> bool:
 def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] | None:
     """A list, which a table may hold as JSON text, or as Python shows it; None where there is a problem."""
     if isinstance(value, str):
-        if is_list(shown := python_list(value)):
-            report.converted.add(PYTHON_LISTS)
-            return shown
         before = len(report.problems)
-        value = read_json(report, field, value, fix)
+        text, value = value, read_json(report, field, value, fix)
         if len(report.problems) > before:
-            return None
+            if (shown := python_list(text)) is not None:
+                del report.problems[before:]
+                report.converted.add(PYTHON_LISTS)
+            return shown
     if is_list(value):
         return value
     report.add(field, f"a list is needed, not {describe(value)}", fix)
@@ -155,22 +156,25 @@ def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] 
 
 
 def python_list(text: str) -> list[Any] | None:
-    """The list in a text with Python's quotes, None, True and False, as pandas writes lists into a CSV; None for any
-    other text."""
+    """The list in a text that is not JSON but has Python's quotes, None, True and False, as pandas writes lists into a
+    CSV; None for any other text."""
     if not text.lstrip().startswith("[") or "'" not in text:
         return None
-    try:
-        decode_text(text)
-    except ValueError:
-        value = python_value(text)
-        return value if is_list(value) else None
-    return None  # JSON
+    value = python_value(text)
+    return value if is_list(value) else None
+
+
+_LONGEST_PYTHON = 2_000_000
+"""Characters: a syntax tree takes hundreds of times as many bytes."""
 
 
 def python_value(text: str) -> object:
     """The value that a text is in Python's own writing; None where it is none, or holds what JSON cannot."""
+    if len(text) > _LONGEST_PYTHON:
+        return None
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes
+            tree = ast.parse(text.strip(), mode="eval")
         value = ast.literal_eval(tree)
         written = json.dumps(value, allow_nan=False)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

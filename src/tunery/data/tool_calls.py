@@ -18,6 +18,7 @@ _ID_LENGTH = 9
 
 _ARGUMENT_KEYS = ("args", "parameters", "input", "kwargs", "params")
 """Other names of a call's arguments (LangChain; Llama and LLaMA-Factory; Claude)."""
+_CONFIG_KEYS = {"functionCallingConfig", "function_calling_config", "retrievalConfig", "toolChoice"}
 _OF_A_CALL = ("id", "call_id", "type", "index")
 
 WITHOUT_ID = "tool calls without an id"
@@ -68,7 +69,7 @@ class CallLedger:
 
 def read_tool_call_id(report: Report, at: str, message: JsonObject, role: str, ledger: CallLedger) -> str | None:
     """The id of the call that a tool's message answers; None in other messages, and where there is a problem."""
-    call = message.get("tool_call_id")
+    call = _id(message.get("tool_call_id"))
     field_ = f"{at}.tool_call_id"
     if role != "tool":
         if call is not None:
@@ -107,7 +108,7 @@ def read_tool_calls(report: Report, field: str, entries: object, role: str, ledg
             entry = {"id": entry.get("id", entry.get("call_id")), "type": "function", "function": function}
         function = _with_arguments(report, at, _function(report, at, {"type": "function", **entry}))
         name = function.get("name")
-        call = entry.get("id")
+        call = _id(entry.get("id"))
         if says_nothing(call):
             report.converted.add(WITHOUT_ID)
             call = ledger.make(str(name))
@@ -118,6 +119,11 @@ def read_tool_calls(report: Report, field: str, entries: object, role: str, ledg
         arguments = _arguments(report, f"{at}.function.arguments", function.get("arguments"))
         result.append({"id": call, "type": "function", "function": {**function, "arguments": arguments}})
     return result
+
+
+def _id(value: object) -> object:
+    """An id, as a text where it is a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _function(report: Report, at: str, entry: JsonObject) -> JsonObject:
@@ -182,7 +188,9 @@ def read_tools(report: Report, key: str, value: object) -> tuple[JsonObject, ...
         value = read_json(report, key, value, _TOOLS)
         if value is None:
             return ()
-    if is_object(value) and is_list(value.get("tools")):  # Bedrock's toolConfig
+    if is_object(value) and value.keys() <= _CONFIG_KEYS:  # Gemini's toolConfig
+        return ()
+    if is_object(value) and is_list(value.get("tools")):  # Bedrock's
         key, value = f"{key}.tools", value["tools"]
     if is_object(value) and ("function" in value or "name" in value):
         report.converted.add("a single tool instead of a list")

@@ -18,6 +18,12 @@ from tunery.jsonl import JsonMapping, is_mapping
 
 _NAMED = 20
 _MARKS_OF_MESSAGES = ("role", "from", "type", "id", "tool_call_id", "name")
+_NAMES_OF_PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "eval", "evaluation", "test"),
+    "test": ("test", "testing", "eval", "evaluation", "validation", "val", "valid", "dev"),
+}
+"""What a column may say of the rows of a file that is read for a part."""
 
 
 @dataclass
@@ -106,7 +112,7 @@ class UnusedColumns:
             said = str(value).strip().casefold()
             if (
                 said in meaning.plain
-                or (meaning.names_part and said == part)
+                or (meaning.names_part and said in _NAMES_OF_PARTS.get(part, (part,)))
                 or (meaning.said_elsewhere and self._is_said(value, row, example))
             ):
                 continue

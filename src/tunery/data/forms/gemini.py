@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool
+from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, unread
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 
 _ROLES = {"model": "assistant", "function": "tool"}
@@ -28,8 +28,7 @@ class Gemini(MessageForm):
         parts = [{"text": part} if isinstance(part, str) else part for part in parts]
         pieces = [_piece(part) if is_object(part) else None for part in parts]
         if None in pieces:
-            rest = {key: value for key, value in message.items() if key != "parts"}
-            return [{**rest, "role": role, "content": parts}]
+            return [unread(message, role, parts, pieces)]
         return assemble(message, role, [piece for piece in pieces if piece])
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -11,8 +10,7 @@ from tunery.data.row_report import python_value
 from tunery.data.strict_json import decode_text
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 
-_CALL_BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_ANSWER_BLOCK = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+_CALL, _ANSWER = "tool_call", "tool_response"
 
 
 class Hermes(MessageForm):
@@ -26,8 +24,8 @@ class Hermes(MessageForm):
         if not isinstance(content, str) or "tool_calls" in message:
             return False
         if message.get("role") == "assistant":
-            return bool(read_calls(_CALL_BLOCK.findall(content)))
-        return message.get("role") == "tool" and _ANSWER_BLOCK.search(content) is not None
+            return _ends_with_calls(content) and bool(read_calls(_blocks(content, _CALL)[0]))
+        return message.get("role") == "tool" and bool(_blocks(content, _ANSWER)[0])
 
     def convert(self, message: JsonMapping) -> list[JsonObject]:
         return from_blocks(message)
@@ -38,10 +36,29 @@ def from_blocks(message: JsonMapping) -> list[JsonObject]:
     content = message["content"]
     if message["role"] == "tool":
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-        return [{**_answer(block), **rest} for block in _ANSWER_BLOCK.findall(content) or [content]]
-    if message["role"] == "assistant" and (calls := read_calls(_CALL_BLOCK.findall(content))):
-        return [{**message, "content": _CALL_BLOCK.sub("", content).strip(), "tool_calls": calls}]
-    return [dict(message)]
+        return [{**_answer(block), **rest} for block in _blocks(content, _ANSWER)[0] or [content]]
+    if message["role"] != "assistant" or not _ends_with_calls(content):
+        return [dict(message)]
+    blocks, said = _blocks(content, _CALL)
+    calls: object = read_calls(blocks) or next((block for block in blocks if block.startswith("{")), None)
+    if not calls:  # written in another way
+        return [dict(message)]
+    return [{**message, "content": said.strip(), "tool_calls": calls}]
+
+
+def _blocks(text: str, tag: str) -> tuple[list[str], str]:
+    """(what stands in blocks of a tag, what stands around them)."""
+    inside, around, place = list[str](), list[str](), 0
+    while (start := text.find(f"<{tag}>", place)) >= 0 and (end := text.find(f"</{tag}>", start)) >= 0:
+        around.append(text[place:start])
+        inside.append(text[start + len(tag) + 2 : end].strip())
+        place = end + len(tag) + 3
+    return inside, "".join([*around, text[place:]])
+
+
+def _ends_with_calls(content: str) -> bool:
+    """Whether a message calls: one that only speaks of calls says something after the last of them."""
+    return content.rstrip().endswith("</tool_call>")
 
 
 def read_calls(texts: Sequence[str]) -> list[JsonObject]:

@@ -39,6 +39,6 @@ class ShareGPT(MessageForm):
         if role in _CALLS:
             calls = read_calls([content])
             rest = {key: value for key, value in message.items() if key != "content"}
-            return [{**rest, "role": "assistant", "tool_calls": calls}] if calls else [message]
+            return [{**rest, "role": "assistant", "tool_calls": calls or content}]  # the check names what is no call
         message["role"] = "tool" if role in _ANSWERS else _ROLES.get(role, role)
         return from_blocks(message)

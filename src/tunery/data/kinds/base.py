@@ -268,9 +268,11 @@ def with_stand_in(row: JsonMapping, key: str) -> JsonMapping:
     value = row.get(key)
     if isinstance(value, str):
         try:
-            value = python_list(value) or json.loads(value)
-        except (ValueError, RecursionError):  # reading the row says so
-            return row
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = python_list(value)
+            if value is None:  # reading the row says so
+                return row
     return {**row, key: [*value, {"role": "assistant", "content": STAND_IN}]} if is_list(value) and value else row
 
 

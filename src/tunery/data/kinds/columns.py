@@ -79,7 +79,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("a text", TEXT_COLUMNS, said_elsewhere=True),
     Meaning("an answer to prefer", ("chosen", "preferred", "preferred_output"), said_elsewhere=True),
     Meaning("an answer to avoid", ("rejected", "non_preferred", "non_preferred_output")),
-    Meaning("tools", TOOL_COLUMNS),
+    Meaning("tools", tuple(name for name in TOOL_COLUMNS if name != "toolconfig")),  # may say how, beside tools
     Meaning(
         "a second text",
         (
@@ -144,7 +144,18 @@ FEEDBACK_COLUMNS = (
     "accepted",
 )
 VERDICT = Meaning(
-    "whether an answer is good, or the class of a text", (*FEEDBACK_COLUMNS, "is_correct", "correct", "quality")
+    "whether an answer is good, or the class of a text",
+    (
+        *FEEDBACK_COLUMNS,
+        "is_correct",
+        "correct",
+        "quality",
+        "reward",
+        "reaction",
+        "user_feedback",
+        "helpful",
+        "is_helpful",
+    ),
 )
 CLASS = Meaning(
     "the class of a text",
