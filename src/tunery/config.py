@@ -136,8 +136,9 @@ class DataConfig(_Settings):
     columns: Columns = Field(default_factory=Columns)
     ignore_columns: tuple[str, ...] = Field(
         default=(),
-        description="columns to leave aside. One whose name says that it matters (a system message, a context, a "
-        "weight, …) is an error where the kind has no use for it, unless it stands here",
+        description="columns, and unknown keys of messages, to leave aside. A column whose name says that it matters "
+        "(a system message, a context, a weight, …) is an error where the kind has no use for it, unless it stands "
+        "here",
     )
     encoding: str = Field(
         default="utf-8", description="of text files, as Python names it, e.g. cp1252; UTF-8 with or without a mark"

@@ -87,7 +87,7 @@ def test_settings_win(settings, kind, columns):
         (["text", "label"], {"kind": "text", "labels": ("a", "b")}, "labels has no meaning"),
         (["text"], {"kind": "text", "system": "Be kind."}, "system has no meaning"),
         (["messages"], {"kind": "chat", "instruction": "Sort."}, "instruction has no meaning"),
-        (["messages", "chosen", "rejected"], {}, "several kinds: chat, preference"),
+        (["messages", "prompt", "completion"], {}, "several kinds: chat, completion"),
         (["prompt", "chosen"], {"columns": Columns(chosen="chosen")}, "needs a column for the rejected"),
     ],
 )

@@ -126,7 +126,7 @@ class TestJsonList:
         [
             ('[\n{"a": 1}\n{"a": 2}]', ":3:column 1: invalid JSON: expecting ',' or ']'"),
             ('[\n{"a": 1},\n{"a" 2}]', ":3:column 6: invalid JSON: expecting ':'"),
-            ('[{"a": 1},]', ":1:column 11: invalid JSON: expecting value"),
+            ('[{"a": 1},]', ":1:column 10: invalid JSON: a comma before the end"),
             ('[{"a": 1}', ":1:column 10"),
             ('[{"a": 1}] x', ":1:column 12: invalid JSON: more text"),
             ('"a"', ":1:column 1: invalid JSON: expecting '['"),
@@ -524,3 +524,79 @@ def test_the_nulls_that_arrow_invents_are_left_out(tmp_path: Path) -> None:
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert [row.value for row in only_rows(open_source(str(tmp_path / "a.parquet")).items)] == rows
+
+
+class TestOddFiles:
+    """Files as programs leave them."""
+
+    def notes(self, folder: Path, name: str, content: str | bytes) -> tuple[list[object], str]:
+        source = open_source(put(folder, name, content))
+        return [row.value for row in only_rows(source.items)], " ".join(source.notes)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "note"),
+        [
+            ("a.csv", "a,b\n1,2,,\n", "blank fields beyond those of the header, left out: 1"),
+            ("a.csv", "a,b\n1,2\n,\n , \n", "without any text, left out: 2"),
+            ("a.tsv", "a,b\n1,2\n", "separated by commas"),
+            ("a.jsonl", '{"a": "1", "b": "2"},\n', "end with a comma: 1"),
+            ("a.jsonl", '[{"a": "1", "b": "2"},\n{"a": "1", "b": "2"}]', "JSON over many lines"),
+            (
+                "a.json",
+                '{"train": [{"a": "1", "b": "2"}], "version": 1}',
+                "under train; what stands beside it is not used: version",
+            ),
+        ],
+    )
+    def test_they_are_read_and_it_is_told(self, tmp_path, name, content, note):
+        values, notes = self.notes(tmp_path, name, content)
+        assert all(value == {"a": "1", "b": "2"} for value in values)
+        assert values
+        assert note in notes
+
+    def test_words_for_what_is_missing_are_counted(self, tmp_path):
+        values, notes = self.notes(tmp_path, "a.csv", "a,b\nx,None\ny,NaN\nz,None\n")
+        assert values[0] == {"a": "x", "b": "None"}
+        assert "None (2), NaN (1)" in notes
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.jsonl", '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n'),
+            ("a.json", '[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]'),
+        ],
+    )
+    def test_a_list_of_messages_is_a_conversation(self, tmp_path, name, content):
+        values, _ = self.notes(tmp_path, name, content)
+        assert values == [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "words"),
+        [
+            ("a.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "lists under train, test"),
+            ("a.jsonl", "<!DOCTYPE html><html></html>", "a web page"),
+            ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "UTF-16"),
+        ],
+    )
+    def test_what_is_not_a_table_is_named(self, tmp_path, name, content, words):
+        with pytest.raises(DataError, match=words):
+            items(tmp_path, name, content)
+
+    def test_one_conversation_in_a_json_file_is_a_row(self, tmp_path):
+        messages = [{"role": "user", "content": "a"}]
+        assert self.notes(tmp_path, "a.json", json.dumps({"messages": messages}))[0] == [{"messages": messages}]
+
+    def test_encodings_that_are_not_of_text(self, tmp_path):
+        with pytest.raises(ConfigError, match="base64 is not an encoding of text"):
+            list(open_source(put(tmp_path, "a.csv", "a,b\n1,2\n"), encoding="base64").items)
+
+    def test_two_parquet_columns_of_one_name(self, tmp_path):
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="the column text more than once"):
+            list(open_source(str(tmp_path / "a.parquet")).items)
+
+    def test_a_line_break_inside_a_text_has_its_fix(self, tmp_path):
+        found = problems(tmp_path, "a.jsonl", '{"a": "x\ny"}\n')
+        assert found[0].fix == r"write a line break or tab inside a text as \n or \t"

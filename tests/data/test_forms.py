@@ -278,5 +278,5 @@ def test_ids_that_calls_are_given_do_not_meet_others(tmp_path: Path) -> None:
 def test_what_a_form_cannot_hold_is_named_where_it_stands(tmp_path: Path) -> None:
     parts = [{"text": "a"}, {"inlineData": {"data": "x"}}]
     row = {"contents": [{"role": "user", "parts": parts}, {"role": "model", "parts": [{"text": "b"}]}]}
-    with pytest.raises(DataError, match=r"contents\[0\]\.parts\[1\]: not a text part"):
+    with pytest.raises(DataError, match=r"contents\[0\]\.parts\[1\]: parts of type inlineData"):
         read(tmp_path, row)

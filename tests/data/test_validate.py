@@ -210,7 +210,7 @@ class TestConversations:
         assert "image_url" in message
 
     def test_all_problems_of_tool_calls(self):
-        calls = [{"id": "c1", "type": "function", "function": {"name": "", "arguments": 5}}, {"id": 3}, 3]
+        calls = [{"id": "c1", "type": "function", "function": {"name": "", "arguments": 5}}, {"id": [3]}, 3]
         found = bad(CHAT, chat(USER, {"role": "assistant", "tool_calls": calls}))
         assert [field.removeprefix("messages[1].tool_calls") for field, _, _ in found] == [
             "[0].function.name",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tunery.data.source import EXTENSIONS, Item, RawRow, Source, shown_path
+from tunery.data.source import EXTENSIONS, Item, RawRow, Source, printable, shown_path
 from tunery.errors import ConfigError, DataError, NotInstalledError
 from tunery.jsonl import is_list, is_object
 from tunery.paths import file_sha256
@@ -46,6 +47,11 @@ def parquet_rows(path: Path, source: Source) -> Iterator[Item]:
     parquet = _library("pyarrow.parquet", source.shown)
     failures = _words_for_failures(f"{source.shown} cannot be read", DataError, "is it a whole Parquet file?")
     with failures, parquet.ParquetFile(path) as file:
+        names: list[str] = file.schema_arrow.names
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(
+                f"{source.shown} has the column {printable(twice[0])} more than once", "give every column its own name"
+            )
         yield from _records(file.iter_batches(_BATCH_ROWS))
 
 

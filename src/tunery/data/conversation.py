@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from tunery.data.example import ExampleFields
 from tunery.data.forms import FORMS
-from tunery.data.forms.base import MessageForm
+from tunery.data.forms.base import MessageForm, as_text
 from tunery.data.row_report import QUOTES, Report, describe, read_list, report_missing, says_nothing
-from tunery.data.source import known_here
+from tunery.data.source import known_here, printable
 from tunery.data.tool_calls import CallLedger, read_tool_call_id, read_tool_calls, read_tools
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 from tunery.text import did_you_mean
@@ -22,6 +23,8 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal", "reasoning_content")
 _REASONING_KEYS = ("thinking", "reasoning")
 """Other names of reasoning_content (Ollama; OpenRouter and vLLM)."""
+_TRAIN_KEYS = ("train", "training", "loss")
+"""Say true or false where we say weight 1 or 0 (axolotl; XTuner)."""
 
 LIST = 'write [{"role": …, "content": …}, …]'
 
@@ -83,8 +86,12 @@ def _answer_beside(report: Report, row: JsonMapping, columns: Mapping[str, str],
     if key is None or says_nothing(answer):
         return []
     if messages and messages[-1].get("role") == "assistant":
-        if answer != messages[-1]["content"]:
-            report.add(key, "the conversation ends with an answer, and this is another", "keep one of them")
+        if str(answer).strip() not in messages[-1]["content"]:
+            report.add(
+                key,
+                "the conversation ends with an answer, and this is another",
+                f"keep one of them, or leave this column aside with data.ignore_columns: [{printable(key)}]",
+            )
         return []
     if not isinstance(answer, str):
         report.add(key, f"a text is needed, not {describe(answer)}", QUOTES)
@@ -127,8 +134,20 @@ def _system_text(report: Report, key: str, value: object) -> str:
 
 def read_messages(report: Report, field: str, value: Sequence[object], ledger: CallLedger) -> Messages:
     """The messages of a list. `ledger`: the tool calls made before it, to which its own are added."""
-    given = converted(report, [Given(message, f"{field}[{index}]") for index, message in enumerate(value)])
+    given = converted(report, [Given(message, f"{field}[{index}]") for index, message in _with_roles(report, value)])
     return [read_message(report, message, ledger) for message in given]
+
+
+def _with_roles(report: Report, value: Sequence[object]) -> list[tuple[int, object]]:
+    """(place, message) of each message of a list. Where all are texts, or pairs of texts, two speakers take turns, the
+    user first."""
+    pairs = [turn for turn in value if is_list(turn) and len(turn) == 2]
+    texts = [text for pair in pairs for text in pair] if len(pairs) == len(value) else value
+    if not value or not all(isinstance(text, str) for text in texts):
+        return list(enumerate(value))
+    report.converted.add("turns as texts, the user's first")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [(i // (len(texts) // len(value)), turn) for i, turn in enumerate(turns)]
 
 
 def converted(report: Report, given: Sequence[Given]) -> list[Given]:
@@ -183,7 +202,7 @@ def read_message(report: Report, given: Given, ledger: CallLedger, trained: bool
     if not is_object(message):
         report.add(at, f"a message is an object, not {describe(message)}", 'write {"role": …, "content": …}')
         return {}
-    message = _our_reasoning(report, at, message)
+    message = _our_weight(report, _our_reasoning(report, at, _without_ignored(report, message)))
     role = _role(report, given.place("role"), message)
     for key in sorted(set(message) - set(_MESSAGE_KEYS)):
         _unknown_key(report, at, key)
@@ -194,7 +213,8 @@ def read_message(report: Report, given: Given, ledger: CallLedger, trained: bool
             result["tool_calls"] = calls
     _weight(report, f"{at}.weight", message, role, result)
     result["content"] = _content(report, given.place("content"), message, result, trained)
-    if (call := read_tool_call_id(report, at, message, role, ledger)) is not None:
+    in_text = given.form is not None and given.form.calls_in_text and role == "tool" and not ledger.calls
+    if not in_text and (call := read_tool_call_id(report, at, message, role, ledger)) is not None:
         result["tool_call_id"] = call
     for key in ("name", "reasoning_content"):
         if key in message:
@@ -218,6 +238,22 @@ def _our_reasoning(report: Report, at: str, message: JsonObject) -> JsonObject:
     return {**rest, "reasoning_content": texts[-1]}
 
 
+def _our_weight(report: Report, message: JsonObject) -> JsonObject:
+    """The message with what says whether it is trained as a weight."""
+    key = next((key for key in _TRAIN_KEYS if isinstance(message.get(key), bool)), None)
+    if key is None or "weight" in message:
+        return message
+    report.converted.add(f"weight under the key {key}")
+    return {**{name: value for name, value in message.items() if name != key}, "weight": int(message[key])}
+
+
+def _without_ignored(report: Report, message: JsonObject) -> JsonObject:
+    """The message without the keys that the user leaves aside."""
+    aside = (message.keys() & report.ignored) - set(_MESSAGE_KEYS)
+    report.set_aside |= aside
+    return {key: value for key, value in message.items() if key not in aside} if aside else message
+
+
 def _role(report: Report, field: str, message: JsonObject) -> str:
     role = message.get("role")
     if role is None:
@@ -233,15 +269,17 @@ def _unknown_key(report: Report, at: str, key: str) -> None:
     else:
         meant = did_you_mean(key, _MESSAGE_KEYS)
         known = f"known here: {', '.join(_MESSAGE_KEYS)}"
-        report.add(f"{at}.{key}", "unknown key", f"{meant} {known}" if meant else f"remove it; {known}")
+        aside = f"leave it aside with data.ignore_columns: [{printable(key)}], or " if report.file else ""  # a request
+        fix = meant or f"{aside}remove it;"
+        report.add(f"{at}.{key}", "unknown key", f"{fix} {known}")
 
 
 def _weight(report: Report, field: str, message: JsonObject, role: str, result: JsonObject) -> None:
     weight = message.get("weight")
-    if weight is None:
+    if weight is None or (role != "assistant" and weight == 0):  # what others say is not trained anyway
         return
     if role != "assistant":
-        report.add(field, "only assistant messages have a weight", "remove it")
+        report.add(field, "only assistant messages are trained, and have a weight", "remove it, or write 0")
     elif isinstance(weight, bool) or weight not in (0, 1):
         report.add(
             field, f"a weight is 0 or 1, not {str(weight)[:40]}", "write 1 to train the message, 0 to leave it out"
@@ -252,8 +290,8 @@ def _weight(report: Report, field: str, message: JsonObject, role: str, result: 
 
 def _content(report: Report, field: str, message: JsonObject, result: JsonObject, trained: bool) -> str:
     """The message's text. A refusal is what the assistant says; it stands in for absent content."""
-    content, role, before = message.get("content"), result["role"], len(report.problems)
-    refusal = message.get("refusal")
+    role, before = result["role"], len(report.problems)
+    content, refusal = _usual_content(report, role, message.get("content")), message.get("refusal")
     if is_list(content):
         content, refused = _joined_parts(report, field, content)
         refusal = refusal or refused
@@ -264,16 +302,32 @@ def _content(report: Report, field: str, message: JsonObject, result: JsonObject
             report.add(field, "the message has both content and a refusal", "keep one of them")
         return refusal
     if content is None:
-        if not result.get("tool_calls"):
+        if "tool_calls" not in message:
             report.add(field, "missing", "write the text of the message")
         return ""
     if not isinstance(content, str):
-        report.add(field, f"a text is needed, not {describe(content)}", QUOTES)
+        fix = "write it as a text" if is_object(content) else QUOTES
+        report.add(field, f"a text is needed, not {describe(content)}", fix)
         return ""
     trained = trained and role == "assistant" and result.get("weight") != 0
-    if trained and not content.strip() and not result.get("tool_calls"):
+    if trained and not content.strip() and "tool_calls" not in message:
         report.add(field, "the answer is empty", "write the answer, or give the message weight 0")
     return content
+
+
+def _part_kind(part: JsonObject) -> object:
+    """The type of a part; of one that does not say it, what it holds (text, image, fileData)."""
+    return part.get("type") or ("text" if "text" in part else next(iter(part), None))
+
+
+def _usual_content(report: Report, role: str, content: object) -> object:
+    """Content as a text or parts, where it is a single part, or what a tool answers in its own form."""
+    if is_object(content) and isinstance(content.get("text"), str):
+        return [content]
+    if role == "tool" and content is not None and not isinstance(content, str | list):
+        report.converted.add("answers of tools as objects")
+        return as_text(content)
+    return cast("object", content)
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -283,7 +337,9 @@ def _joined_parts(report: Report, field: str, parts: Sequence[object]) -> tuple[
     """(what the parts of a message say, what they refuse)."""
     said = {"text": "", "refusal": ""}
     for index, part in enumerate(parts):
-        kind = part.get("type") if is_object(part) else None
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        kind = _part_kind(part) if is_object(part) else None
         key = "text" if kind in _TEXT_PARTS else "refusal"
         text = part.get(key) if is_object(part) and kind in (*_TEXT_PARTS, "refusal") else None
         if isinstance(text, str):

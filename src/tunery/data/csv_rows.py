@@ -8,6 +8,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -39,7 +40,7 @@ def table_rows(path: Path, source: Source) -> Iterator[Item]:
         DataError: there is no header that can be used, or an open quote swallows the rest.
     """
     csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is shorter than some documents
-    shown, header = source.shown, list[str]()
+    shown, header, odd = source.shown, list[str](), _Oddities()
     spread: list[tuple[int, int]] = []
     with open_text(path, source, newline="") as file:
         dialect = _dialect(file, source, tabs=source.extension == ".tsv")
@@ -58,20 +59,65 @@ def table_rows(path: Path, source: Source) -> Iterator[Item]:
                     raise DataError(str(problem)) from None
                 yield [problem]
                 continue
-            if not record:
+            if not any(map(str.strip, record)):
+                odd.blank += header != [] and record != []
                 continue
             if (lines := reader.line_num + 1 + dialect.lines_before - line) > 1 and header:
                 spread.append((lines, line))
             if not header:
                 header = _header(record, source, line)
             else:
+                record = odd.without_tail(record, len(header))
+                odd.words.update(word for word in record if word in _MISSING)
                 yield _record(record, header, dialect.delimiter, source, line)
+    odd.tell(source)
     if spread:
         most, line = max(spread, key=lambda place: (place[0], -place[1]))
         source.notes.append(
             f"{shown}: rows that go over several lines, because a text in quotes has line breaks: {len(spread):,}; "
             f"that of line {line:,} takes {most:,} lines."
         )
+
+
+_MISSING = frozenset(("NaN", "nan", "NAN", "None", "NULL", "null", "<NA>", "#N/A", "N/A", "NaT"))
+"""What programs write for what is not there."""
+
+
+@dataclass
+class _Oddities:
+    """What is noticed of records, and told when all are read.
+
+    Attributes:
+        blank: records of which every field is blank.
+        longer: records that had blank fields beyond those of the header.
+        words: words for what is missing → fields that hold one.
+    """
+
+    blank: int = 0
+    longer: int = 0
+    words: Counter[str] = field(default_factory=Counter[str])
+
+    def without_tail(self, record: list[str], width: int) -> list[str]:
+        """A record without blank fields beyond those of the header."""
+        if len(record) <= width or any(map(str.strip, record[width:])):
+            return record
+        self.longer += 1
+        return record[:width]
+
+    def tell(self, source: Source) -> None:
+        """Add the notes."""
+        if self.blank:
+            source.notes.append(f"{source.shown}: rows without any text, left out: {self.blank:,}.")
+        if self.longer:
+            source.notes.append(
+                f"{source.shown}: rows with blank fields beyond those of the header, left out: {self.longer:,}."
+            )
+        if self.words:
+            counts = ", ".join(f"{word} ({count:,})" for word, count in self.words.most_common())
+            source.notes.append(
+                f"{source.shown}: fields with a word for what is missing, read as that word: {counts}. "
+                "Leave such fields empty if nothing is meant."
+            )
 
 
 def _record(record: list[str], header: list[str], delimiter: str, source: Source, line: int) -> Item:
@@ -93,9 +139,12 @@ def _dialect(file: TextIO, source: Source, tabs: bool) -> Dialect:
     if above:
         lines_before, sample = 1, sample[sample.find("\n") + 1 :]
         source.notes.append(f"{source.shown}: the first line names the separator.")
-    delimiters = [above[1]] if above else ["\t"] if tabs else list(_NAMES)
+    usual = "\t" if tabs else ","
+    delimiters = [above[1]] if above else sorted(_NAMES, key=lambda one: one != usual)
+    if tabs and "\t" in sample.partition("\n")[0]:
+        delimiters = [usual]
     delimiter = max(delimiters, key=lambda one: _fit(sample, one))  # of equals the first
-    if delimiter != "," and not tabs and not above:
+    if delimiter != usual and not above:
         source.notes.append(f"{source.shown} is separated by {_NAMES[delimiter]}.")
     header = next(iter(_records(sample, delimiter, blanks=False)), list[str]())
     blanks = any(name.lstrip(" ").startswith('"') and name.startswith(" ") for name in header)

@@ -165,7 +165,7 @@ def _find_kind(names: Names, rows: Sequence[JsonObject], plain: bool, config: Da
         raise ConfigError(
             f"the columns ({', '.join(map(printable, names.all[:30]))}) fit several kinds: "
             f"{', '.join(kind.name for kind in fitting)}",
-            f"say which with data.kind: {fitting[0].name}, for example",
+            f"say which with data.kind: {' or '.join(kind.name for kind in fitting)}",
         )
     if fitting:
         return fitting[0]
@@ -180,10 +180,11 @@ def _find_kind(names: Names, rows: Sequence[JsonObject], plain: bool, config: Da
 
 
 def _most_telling(found: Mapping[KindName, set[str]]) -> list[Kind]:
-    """The kinds that fit (and the roles that they find columns for), without those that another explains more than, and
-    without last resorts beside any other."""
+    """The kinds that fit (and the roles that they find columns for), without those that another explains more than,
+    without last resorts beside any other, and without others beside pairs: nothing else has two answers."""
     kinds = [KINDS[name] for name, roles in found.items() if not any(roles < others for others in found.values())]
-    return [kind for kind in kinds if not kind.last_resort] or kinds
+    kinds = [kind for kind in kinds if not kind.last_resort] or kinds
+    return [kind for kind in kinds if kind.pairs] or kinds
 
 
 def _possible_kinds(config: DataConfig) -> list[Kind]:

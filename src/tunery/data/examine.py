@@ -125,7 +125,7 @@ class _Reading:
             self.examples += found
             if not found and not any(problem.file == shown for problem in self.log.problems):
                 self.add("it holds no rows", "add some, or name another file")
-        self.log.unused.check()
+        self.log.check_columns()
         if self.shape is not None and self.shape.rules.labelled:
             self.labels = tuple(dict.fromkeys((known or collected_labels(self.examples, self.log)).values()))
 

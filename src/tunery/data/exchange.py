@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 
 from tunery.data.conversation import LIST, Messages, put_system, read_messages
 from tunery.data.example import Tool
-from tunery.data.row_report import Report, describe, read_list, read_text, report_missing, says_nothing
+from tunery.data.forms.hermes import read_calls
+from tunery.data.row_report import (
+    LISTS_AS_TEXT,
+    Report,
+    describe,
+    is_written_list,
+    read_list,
+    read_text,
+    report_missing,
+    says_nothing,
+)
 from tunery.data.source import known_here
 from tunery.data.tool_calls import CallLedger, read_tools
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_mapping, is_object
 
 _INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
+
+_TELLING = 20
+"""Characters that do not stand in a prompt by chance."""
 
 HISTORY = "turns of a history"
 
@@ -30,7 +45,11 @@ def with_context(report: Report, row: JsonMapping, columns: Mapping[str, str], p
     usual = "input" if is_instruction and "input" not in columns.values() else None
     for key in (columns.get("input", usual), columns.get("context")):
         if key is not None and not says_nothing(row.get(key)):
-            prompt = f"{prompt}\n\n{_context_text(report, row, key)}"
+            text = _context_text(report, row, key)
+            if key == columns.get("context") and len(text.strip()) >= _TELLING and text.strip() in prompt:
+                report.converted.add("a context that the prompt already holds")
+            else:
+                prompt = f"{prompt}\n\n{text}"
     return prompt
 
 
@@ -46,11 +65,13 @@ def read_prompt(
 ) -> tuple[Messages | None, tuple[Tool, ...]]:
     """(messages before the answers, or None where the row gives none; tools)."""
     key = columns.get("prompt")
-    value = None if key is None else row.get(key)
+    value = None if key is None else _read_written(report, key, row.get(key))
     tools_key = columns.get("tools", "tools")
     tools = read_tools(report, tools_key, row.get(tools_key))
     if key is None or value is None:
         return None, tools
+    if isinstance(value, str) and value.rstrip().endswith("Assistant:"):
+        value = read_transcript(report, value)
     if is_mapping(value):
         messages, tools = _openai_input(report, key, value, ledger)
     elif isinstance(value, str):
@@ -66,6 +87,8 @@ def read_prompt(
         return [], tools
     if not isinstance(value, str) and "context" in columns and not says_nothing(row.get(columns["context"])):
         report.add(columns["context"], "only a prompt that is a text can have a context", "put it into the messages")
+    if not isinstance(value, str):  # what a list holds of the assistant is read, not trained, unless it says so
+        messages = [{"weight": 0, **m} if m.get("role") == "assistant" else m for m in messages]
     return put_system(report, row, columns, [*_history(report, row, columns, ledger), *messages]), tools
 
 
@@ -106,8 +129,37 @@ def _openai_input(
     return read_messages(report, f"{key}.messages", messages or [], ledger), tools
 
 
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+TRANSCRIPTS = "transcripts (Human: …, Assistant: …)"
+
+
+def read_transcript(report: Report, value: object) -> object:
+    """The messages of a text that is a conversation as Anthropic once wrote it (Bai et al. 2022, HH-RLHF): turns that
+    begin with Human: and Assistant:, of which the last may be left to write. Any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:") or "\n\nAssistant:" not in value:
+        return value
+    report.converted.add(TRANSCRIPTS)
+    _, *turns = _SPEAKER.split(value.strip())
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages = [
+        {"role": roles[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)
+    ]
+    return messages if messages[-1]["content"] else messages[:-1]
+
+
+def _read_written(report: Report, key: str, value: object) -> object:
+    """The list in a text that is a list of messages, as CSV holds it; any other value as it is."""
+    if not is_written_list(value):
+        return value
+    report.converted.add(LISTS_AS_TEXT)
+    return read_list(report, key, value, LIST)
+
+
 def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> Messages:
     """The messages of an answer, or of a whole conversation that ends with it."""
+    value = _read_written(report, key, value)
+    if is_object(value) and ("role" in value or "from" in value):
+        value = [value]
     if value is None:  # already reported
         return []
     if isinstance(value, str):
@@ -120,6 +172,20 @@ def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> 
     if not value:
         report.add(key, "empty", 'write [{"role": "assistant", "content": …}]')
     return read_messages(report, key, value, ledger)
+
+
+def with_calls(report: Report, answer: object) -> object:
+    """An answer that is nothing but calls of tools, {name, arguments} in a list or as text (xLAM), as a message; any
+    other as it is."""
+    text = json.dumps(answer) if is_list(answer) and all(map(_is_call, answer)) else answer
+    if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")) or not (calls := read_calls([text])):
+        return answer
+    report.converted.add("answers that are calls of tools")
+    return [{"role": "assistant", "tool_calls": calls}]
+
+
+def _is_call(value: object) -> bool:
+    return is_object(value) and "name" in value and "role" not in value
 
 
 def begins_with_answer(report: Report, key: str, messages: Sequence[JsonMapping]) -> bool:

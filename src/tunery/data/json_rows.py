@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from tunery.data.example import ROW, Fault, Problem
-from tunery.data.source import MOST_CHARACTERS, Item, RawRow, Source, open_text, too_many_characters
+from tunery.data.source import MOST_CHARACTERS, Item, RawRow, Source, open_text, printable, too_many_characters
 from tunery.data.strict_json import StrictDecoder, after_space, json_fault, json_type, undecodable
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject, is_list, is_object
@@ -15,45 +16,69 @@ from tunery.jsonl import JsonObject, is_list, is_object
 _MARK = "\ufeff"
 """A byte order mark, which stands inside a file when several were joined."""
 
-WRAPPERS = ("data", "rows", "examples", "records", "items", "instances")
+WRAPPERS = ("data", "rows", "examples", "records", "items", "instances", "train", "training", "dataset", "results")
 """Keys under which an object may hold the list of all rows."""
+
+
+_COMMAS = "lines that end with a comma"
+_CONVERSATIONS = "lines with a list of messages, each read as a conversation"
+_LISTS = "lines with a list of rows, each read as rows"
+_MARKS = "byte order marks inside the file, left out"
 
 
 def json_lines(path: Path, source: Source) -> Iterator[Item]:
     """The rows of a file with one JSON value per line: an object, or a list of objects."""
-    decoder, begun, marks, lists = StrictDecoder(), False, 0, 0
+    decoder, begun, noticed = StrictDecoder(), False, Counter[str]()
     with open_text(path, source, newline="\n") as file:
         for number, raw in enumerate(file, 1):
             text = raw.strip()
             if text.startswith(_MARK):
-                text, marks = text.lstrip(_MARK).lstrip(), marks + 1
+                noticed[_MARKS] += 1
+                text = text.lstrip(_MARK).lstrip()
                 raw = " " * (len(raw) - len(raw.lstrip(_MARK))) + raw.lstrip(_MARK)
             if not text:
                 continue
-            if not begun and text in ("[", "{"):
-                source.notes.append(f"{source.shown} is read as JSON over many lines, not as one object per line.")
-                yield from json_values(path, source)
-                return
-            begun = True
             if len(raw) > MOST_CHARACTERS:
                 yield [Problem(source.shown, number, ROW, *too_many_characters(len(raw)))]
                 continue
             try:
                 value, end = decoder.decode(raw, len(raw) - len(raw.lstrip()))
-                if raw[end:].strip():
+                if (rest := raw[end:].strip()) == ",":
+                    noticed[_COMMAS] += 1
+                elif rest:
                     raise json.JSONDecodeError("more text after the end of the object", raw, after_space(raw, end))
             except ValueError as error:
-                yield [Problem(source.shown, number, *json_fault(error), _json_fix(text))]
+                if not begun and _goes_on(error, raw):
+                    source.notes.append(f"{source.shown} is read as JSON over many lines, not as one object per line.")
+                    yield from json_values(path, source)
+                    return
+                begun = True
+                yield [Problem(source.shown, number, *json_fault(error), _json_fix(text, error))]
                 continue
-            if is_list(value) and value and all(map(is_object, value)):
-                lists += 1
+            begun = True
+            if is_list(value) and value and all(map(is_object, value)) and not _is_conversation(value):
+                noticed[_LISTS] += 1
                 yield from _listed(value, decoder.faults, raw, source, number)
             else:
+                noticed[_CONVERSATIONS] += _is_conversation(value)
                 yield _item(value, decoder.faults, raw, source, number)
-    if marks:
-        source.notes.append(f"{source.shown}: byte order marks inside the file, left out: {marks:,}.")
-    if lists:
-        source.notes.append(f"{source.shown}: lines with a list of rows, each read as rows: {lists:,}.")
+    source.notes += [f"{source.shown}: {what}: {count:,}." for what, count in noticed.items() if count]
+
+
+def _goes_on(error: ValueError, line: str) -> bool:
+    """Whether the JSON of the first line only breaks off at its end, so that it goes on in the next one."""
+    in_text = ("Invalid control", "Unterminated")
+    return (
+        isinstance(error, json.JSONDecodeError) and not error.msg.startswith(in_text) and not line[error.pos :].strip()
+    )
+
+
+def _is_conversation(value: object) -> bool:
+    """Whether a value is a list of messages."""
+    marks = (("role", "content"), ("from", "value"))
+    return is_list(value) and any(
+        all(is_object(message) and message.keys() >= {*keys} for message in value) for keys in marks if value
+    )
 
 
 def _listed(rows: list[JsonObject], faults: list[Fault], text: str, source: Source, line: int) -> Iterator[Item]:
@@ -68,6 +93,8 @@ def _listed(rows: list[JsonObject], faults: list[Fault], text: str, source: Sour
 def _item(value: object, faults: list[Fault], text: str, source: Source, line: int) -> Item:
     """The row, or its problems, of a value just decoded from `text`."""
     faults = list(faults)
+    if _is_conversation(value):
+        value = {"messages": value}
     if undecodable(text):
         faults.append((ROW, *source.broken_character))
     if is_object(value) and not faults:
@@ -78,7 +105,9 @@ def _item(value: object, faults: list[Fault], text: str, source: Source, line: i
     return [Problem(source.shown, line, *fault) for fault in faults]
 
 
-def _json_fix(line: str) -> str:
+def _json_fix(line: str, error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError) and error.msg.startswith("Invalid control"):
+        return "write a line break or tab inside a text as \\n or \\t"
     if line.count("'") > line.count('"'):
         return "JSON wants double quotes around keys and texts"
     return "write one whole JSON object on each line"
@@ -128,8 +157,16 @@ def _wrapped(text: str, at: int, source: Source) -> int | None:
         return None
     lists = [key for key, part in value.items() if is_list(part) and part and all(map(is_object, part))]
     if len(lists) == 1 and lists[0] in WRAPPERS:
-        source.notes.append(f"{source.shown}: the rows are those under {lists[0]}.")
+        others = ", ".join(printable(key) for key in list(value)[:10] if key != lists[0])
+        beside = f"; what stands beside it is not used: {others}" if others else ""
+        source.notes.append(f"{source.shown}: the rows are those under {lists[0]}{beside}.")
         return _member(text, at, lists[0])
+    rows = [key for key in lists if not any("role" in part or "from" in part or "type" in part for part in value[key])]
+    if len(rows) > 1 and len(rows) == len(value):
+        raise DataError(
+            f"{source.shown} holds lists under {', '.join(map(printable, rows[:10]))}, not one list of rows",
+            "write each list of rows to a file of its own",
+        )
     parts = list(value.values())
     by_column = len({len(part) for part in parts if is_list(part) or is_object(part)}) == 1
     if by_column and all((is_list(p) or (is_object(p) and "0" in p)) and not _holds_objects(p) for p in parts):
@@ -198,6 +235,8 @@ def _elements(text: str, at: int, source: Source, ended: bool = True) -> Iterato
         if not done:
             if not text.startswith(",", at):
                 raise json.JSONDecodeError("expecting ',' or ']'", text, at)
-            at = after_space(text, at + 1)
+            comma, at = at, after_space(text, at + 1)
+            if text.startswith("]", at):
+                raise json.JSONDecodeError("a comma before the end of the list", text, comma)
     if ended and text[at + 1 :].strip():
         raise json.JSONDecodeError("more text after the end of the list", text, after_space(text, at + 1))

@@ -179,20 +179,26 @@ class Log:
         if isinstance(row.value, str):
             return check_row(shown, row, self.shape, labels)
         self.unused.meet(row.value, shown, row.line)
-        result = check_row(shown, row, self.shape, labels, self.tally)
+        result = check_row(shown, row, self.shape, labels, self.tally, self.config.ignore_columns)
         if not isinstance(result, list):
             self.unused.compare(row.value, result, part)
         return result
 
     def finish(self) -> None:
         """Raise DataError or ConfigError for what stands in the way of training."""
-        self.unused.check()
+        self.check_columns()
         if self.problems and self.config.on_bad_row == "stop":
             raise self._bad_rows(
                 "fix these rows or the settings they do not fit, or drop and count them with data.on_bad_row: skip"
             )
         if self.without_rows:
             raise self.empty(self.without_rows[0])
+
+    def check_columns(self) -> None:
+        """Raise ConfigError for columns that matter and are not used, once all rows are read."""
+        self.unused.ignored += self.tally.set_aside
+        self.tally.set_aside.clear()
+        self.unused.check()
 
     def empty(self, shown: str) -> DataError:
         """The error for a source without a single good row."""

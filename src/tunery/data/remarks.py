@@ -57,7 +57,7 @@ def about_calls(example: Example) -> Iterator[str]:
         unanswered: dict[str, str] = {}
         for message in (*example.messages, *answer):
             if message["role"] == "tool":
-                unanswered.pop(message["tool_call_id"], None)
+                unanswered.pop(message.get("tool_call_id", ""), None)
             elif unanswered:
                 names = ", ".join(sorted(set(unanswered.values())))
                 yield f"a call of {names} is followed by something else than the tool's answer"

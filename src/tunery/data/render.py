@@ -388,6 +388,8 @@ def _template_errors(where: str) -> Generator[None]:
         yield
     except DataError as error:
         raise DataError(f"{where}: {error.message}", error.hint) from None
+    except RecursionError:
+        raise DataError(f"{where}: a tool, a call or an answer is nested too deeply", "make it flatter") from None
     except Exception as error:
         if not (type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError, KeyError))):
             raise

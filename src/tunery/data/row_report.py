@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import math
+import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any
 
 from tunery.data.example import ROW, Problem
 from tunery.data.strict_json import decode_text
-from tunery.jsonl import JsonMapping, is_list
+from tunery.jsonl import JsonMapping, is_list, is_object
 from tunery.text import did_you_mean
 
 QUOTES = "put it in quotes"
@@ -22,10 +27,12 @@ class Tally:
 
     Attributes:
         converted: what was written in another form than OpenAI's → rows.
+        set_aside: keys of messages that the user leaves aside → rows.
         shortened: conversations whose end, after the last trained answer, was left out.
     """
 
     converted: Counter[str] = field(default_factory=Counter[str])
+    set_aside: Counter[str] = field(default_factory=Counter[str])
     shortened: int = 0
 
 
@@ -33,12 +40,15 @@ class Report:
     """Collects the problems of one row, and what was converted in it.
 
     Attributes:
+        ignored: names that the user leaves aside, in messages as among columns (data.ignore_columns).
+        set_aside: those of them that were keys of messages.
         converted: the forms in which it was written, where these are not OpenAI's.
         shortened: the end of its conversation was left out.
     """
 
-    def __init__(self, file: str, line: int):
+    def __init__(self, file: str, line: int, ignored: Collection[str] = ()):
         self.file, self.line = file, line
+        self.ignored, self.set_aside = frozenset(ignored), set[str]()
         self.problems: list[Problem] = []
         self.converted: set[str] = set()
         self.shortened = False
@@ -59,11 +69,14 @@ def describe(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN, which stands for a missing number" if math.isnan(value) else "an infinite number"
     names: tuple[tuple[type | UnionType, str], ...] = (
         (int | float, "a number"),
         (str, "a text"),
         (list, "a list"),
         (dict, "an object"),
+        (bytes, "bytes"),
     )
     return next((name for type_, name in names if isinstance(value, type_)), f"a {type(value).__name__}")
 
@@ -116,14 +129,63 @@ def read_json(report: Report, field: str, text: str, fix: str) -> object:
     return None if faults else value
 
 
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|from|content|value)\1\s*:""")
+LISTS_AS_TEXT = "lists of messages as text"
+PYTHON_LISTS = "lists as Python writes them"
+
+
+def is_written_list(value: object) -> bool:
+    """Whether a value is a list of messages as text, as tables hold it."""
+    return isinstance(value, str) and _WRITTEN_LIST.match(value) is not None
+
+
 def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] | None:
-    """A list, which a table may hold as JSON text; None where there is a problem."""
+    """A list, which a table may hold as JSON text, or as Python shows it; None where there is a problem."""
     if isinstance(value, str):
         before = len(report.problems)
-        value = read_json(report, field, value, fix)
+        text, value = value, read_json(report, field, value, fix)
         if len(report.problems) > before:
-            return None
+            if (shown := python_list(text)) is not None:
+                del report.problems[before:]
+                report.converted.add(PYTHON_LISTS)
+            return shown
     if is_list(value):
         return value
     report.add(field, f"a list is needed, not {describe(value)}", fix)
     return None
+
+
+def python_list(text: str) -> list[Any] | None:
+    """The list in a text that is not JSON but has Python's quotes, None, True and False, as pandas writes lists into a
+    CSV; None for any other text."""
+    if not text.lstrip().startswith("[") or "'" not in text:
+        return None
+    value = python_value(text)
+    return value if is_list(value) else None
+
+
+_LONGEST_PYTHON = 2_000_000
+"""Characters: a syntax tree takes hundreds of times as many bytes."""
+
+
+def python_value(text: str) -> object:
+    """The value that a text is in Python's own writing; None where it is none, or holds what JSON cannot."""
+    if len(text) > _LONGEST_PYTHON:
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes
+            tree = ast.parse(text.strip(), mode="eval")
+        value = ast.literal_eval(tree)
+        written = json.dumps(value, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    pairs = sum(len(node.keys) for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    read, faults = decode_text(written)
+    return read if not faults and pairs == _pairs(read) else None  # a key that stands twice is lost in the value
+
+
+def _pairs(value: object) -> int:
+    """How many keys the objects in a value have, together."""
+    if is_list(value):
+        return sum(map(_pairs, value))
+    return sum(1 + _pairs(part) for part in value.values()) if is_object(value) else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tunery.data.detect import Shape
 from tunery.data.example import Example, Place, Problem
@@ -11,7 +11,12 @@ from tunery.data.source import MOST_CHARACTERS, RawRow, printable, too_many_char
 
 
 def check_row(
-    file: str, row: RawRow, shape: Shape, labels: Mapping[str, str] | None = None, tally: Tally | None = None
+    file: str,
+    row: RawRow,
+    shape: Shape,
+    labels: Mapping[str, str] | None = None,
+    tally: Tally | None = None,
+    ignored: Collection[str] = (),
 ) -> Example | list[Problem]:
     """Turn a raw row into an example.
 
@@ -20,12 +25,13 @@ def check_row(
         row: the raw row.
         shape: its kind and columns.
         labels: classification: value in the file → label name, from `label_map`; None takes the values as they are.
-        tally: to which what was noticed in a good row is added.
+        tally: to which what was noticed in a good row is added, and which keys of messages were left aside in any.
+        ignored: names that the user leaves aside (data.ignore_columns).
 
     Returns:
         The example, or all problems of the row, each with the path of its field (`messages[2].content`).
     """
-    report = Report(file, row.line)
+    report = Report(file, row.line, ignored)
     for key, value in row.value.items() if not isinstance(row.value, str) else ():
         if isinstance(value, str) and len(value) > MOST_CHARACTERS:
             report.add(printable(key), *too_many_characters(len(value)))
@@ -37,6 +43,8 @@ def check_row(
             return report.problems
         return Example(shape.kind, where, text=row.value)
     fields = shape.rules.parse(report, row.value, shape.columns, labels)
+    if tally is not None:
+        tally.set_aside.update(report.set_aside)
     if report.problems:
         return report.problems
     if tally is not None:

@@ -83,6 +83,7 @@ _OTHER_FORMATS = {
 }
 """First bytes of files that are not text → what they are, and what to do."""
 
+_PAGE = (b"<!doctype html", b"<html")
 _GZIP = b"\x1f\x8b"
 BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -122,6 +123,8 @@ def require_file(path: Path, shown: str) -> bool:
         for first, (what, fix) in _OTHER_FORMATS.items():
             if start.startswith(first):
                 raise DataError(f"{shown} is not text but {what}", fix)
+    if start.lstrip().lower().startswith(_PAGE) and path.suffix.lower() not in (".txt", ".md"):
+        raise DataError(f"{shown} holds a web page", "download the data itself, not the page that shows it")
     return False
 
 
@@ -170,9 +173,17 @@ def open_text(path: Path, source: Source, newline: str) -> TextIO:
     for wide, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
         if mark.startswith(marks) and not encoding.startswith(f"utf-{wide[-2:]}"):
             raise DataError(f"{source.shown}:1: the file is {wide}", f"save it as UTF-8, or set data.encoding: {wide}")
-    if packed:
-        return gzip.open(path, "rt", encoding=encoding, errors="surrogateescape", newline=newline)
-    return open(path, encoding=encoding, errors="surrogateescape", newline=newline)
+    if source.encoding == "utf-8" and len(mark) == 4 and mark[::2].strip(b"\0") != mark[1::2].strip(b"\0") == b"":
+        fix = "save it as UTF-8, or set data.encoding: utf-16-le"
+        raise DataError(f"{source.shown}:1: every other byte is 0, as in UTF-16", fix)
+    try:
+        if packed:
+            return gzip.open(path, "rt", encoding=encoding, errors="surrogateescape", newline=newline)
+        return open(path, encoding=encoding, errors="surrogateescape", newline=newline)
+    except LookupError:  # Python calls zip and base64 encodings, too
+        raise ConfigError(
+            f"data.encoding: {encoding} is not an encoding of text", "utf-8 and cp1252 are usual"
+        ) from None
 
 
 def printable(text: str, limit: int = 40) -> str:

@@ -12,8 +12,14 @@ from tunery.data.strict_json import encodable
 from tunery.jsonl import JsonObject, is_list, is_object
 
 _ARGUMENTS = r'write the arguments as JSON in a text: "{\"city\": \"Oslo\"}"'
+_TOOLS = 'write [{"type": "function", "function": {"name": …}}], or leave it out'
 _ID_LENGTH = 9
 """Of the ids that calls are given: what templates of Mistral's models ask for."""
+
+_ARGUMENT_KEYS = ("args", "parameters", "input", "kwargs", "params")
+"""Other names of a call's arguments (LangChain; Llama and LLaMA-Factory; Claude)."""
+_CONFIG_KEYS = {"functionCallingConfig", "function_calling_config", "retrievalConfig", "toolChoice"}
+_OF_A_CALL = ("id", "call_id", "type", "index")
 
 WITHOUT_ID = "tool calls without an id"
 OBJECT_ARGUMENTS = "tool arguments as objects"
@@ -63,7 +69,7 @@ class CallLedger:
 
 def read_tool_call_id(report: Report, at: str, message: JsonObject, role: str, ledger: CallLedger) -> str | None:
     """The id of the call that a tool's message answers; None in other messages, and where there is a problem."""
-    call = message.get("tool_call_id")
+    call = _id(message.get("tool_call_id"))
     field_ = f"{at}.tool_call_id"
     if role != "tool":
         if call is not None:
@@ -98,11 +104,11 @@ def read_tool_calls(report: Report, field: str, entries: object, role: str, ledg
         entry = {key: value for key, value in entry.items() if value is not None}
         if "function" not in entry and isinstance(entry.get("name"), str):
             report.converted.add(FLAT_CALLS)
-            function = {key: entry[key] for key in ("name", "arguments") if key in entry}
+            function = {key: part for key, part in entry.items() if key not in _OF_A_CALL}
             entry = {"id": entry.get("id", entry.get("call_id")), "type": "function", "function": function}
-        function = _function(report, at, {"type": "function", **entry})
+        function = _with_arguments(report, at, _function(report, at, {"type": "function", **entry}))
         name = function.get("name")
-        call = entry.get("id")
+        call = _id(entry.get("id"))
         if says_nothing(call):
             report.converted.add(WITHOUT_ID)
             call = ledger.make(str(name))
@@ -113,6 +119,11 @@ def read_tool_calls(report: Report, field: str, entries: object, role: str, ledg
         arguments = _arguments(report, f"{at}.function.arguments", function.get("arguments"))
         result.append({"id": call, "type": "function", "function": {**function, "arguments": arguments}})
     return result
+
+
+def _id(value: object) -> object:
+    """An id, as a text where it is a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _function(report: Report, at: str, entry: JsonObject) -> JsonObject:
@@ -127,6 +138,19 @@ def _function(report: Report, at: str, entry: JsonObject) -> JsonObject:
     if not isinstance(function.get("name"), str) or not function["name"].strip():
         report.add(f"{at}.function.name", "missing", "name the function")
     return function
+
+
+def _with_arguments(report: Report, at: str, function: JsonObject) -> JsonObject:
+    """The function of a call, with its arguments under our key."""
+    others = [key for key in _ARGUMENT_KEYS if key in function]
+    if not others:
+        return function
+    if len(others) > 1 or "arguments" in function:
+        report.add(f"{at}.function.{others[0]}", "the call has its arguments under two keys", "write arguments alone")
+        return function
+    report.converted.add(f"arguments under the key {others[0]}")
+    rest = {key: part for key, part in function.items() if key not in others}
+    return {**rest, "arguments": function[others[0]]}
 
 
 def _arguments(report: Report, field: str, arguments: object) -> str:
@@ -160,12 +184,26 @@ def read_tools(report: Report, key: str, value: object) -> tuple[JsonObject, ...
     """The tools offered, in OpenAI's form; none for null."""
     if says_nothing(value):
         return ()
-    if is_object(value) and is_list(value.get("tools")):  # Bedrock's toolConfig
+    if isinstance(value, str) and value.lstrip().startswith(("{", "null")):
+        value = read_json(report, key, value, _TOOLS)
+        if value is None:
+            return ()
+    if is_object(value) and value.keys() <= _CONFIG_KEYS:  # Gemini's toolConfig
+        return ()
+    if is_object(value) and is_list(value.get("tools")):  # Bedrock's
         key, value = f"{key}.tools", value["tools"]
-    entries = read_list(report, key, value, 'write [{"type": "function", "function": {"name": …}}], or leave it out')
+    if is_object(value) and ("function" in value or "name" in value):
+        report.converted.add("a single tool instead of a list")
+        value = [value]
+    entries = read_list(report, key, value, _TOOLS)
     tools: list[JsonObject] = []
     for index, entry in enumerate(entries or ()):
         at = f"{key}[{index}]"
+        if isinstance(entry, str) and entry.lstrip().startswith("{"):
+            report.converted.add("tools as text")
+            entry = read_json(report, at, entry, _TOOLS)
+            if entry is None:
+                continue
         if not is_object(entry):
             report.add(at, f"a tool is an object, not {describe(entry)}", "write type and function")
             continue

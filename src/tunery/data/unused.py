@@ -18,6 +18,12 @@ from tunery.jsonl import JsonMapping, is_mapping
 
 _NAMED = 20
 _MARKS_OF_MESSAGES = ("role", "from", "type", "id", "tool_call_id", "name")
+_NAMES_OF_PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "eval", "evaluation", "test"),
+    "test": ("test", "testing", "eval", "evaluation", "validation", "val", "valid", "dev"),
+}
+"""What a column may say of the rows of a file that is read for a part."""
 
 
 @dataclass
@@ -108,11 +114,22 @@ class UnusedColumns:
             said = str(value).strip().casefold()
             if (
                 said in meaning.plain
-                or (meaning.names_part and said == part)
-                or (meaning.said_elsewhere and _is_said(value, example))
+                or (meaning.names_part and said in _NAMES_OF_PARTS.get(part, (part,)))
+                or (meaning.said_elsewhere and self._is_said(value, row, example))
             ):
                 continue
             self.refused[name] = (example.where, meaning)
+
+    def _is_said(self, value: object, row: JsonMapping, example: Example) -> bool:
+        """Whether a row says elsewhere what a value says: the value is part of it, or holds all of it. What it says is
+        taken as it was read, and as it stands in the columns (others make one prompt of several in another way)."""
+        used = [row.get(column) for column in self.shape.columns.values()]
+        said = [text.strip() for text in _leaves(value) if text.strip()]
+        together = "\n".join(said)
+        read, stands = ([t.strip() for t in _leaves(part) if t.strip()] for part in ([*_content(example)], used))
+        return all(any(part in text for text in read) for part in said) or any(
+            all(text in together for text in texts) for texts in (read, stands) if texts
+        )
 
     def check(self) -> None:
         """Raise ConfigError for columns that matter and are not used, and for misspelt ones to ignore."""
@@ -142,14 +159,6 @@ class UnusedColumns:
             counts = ", ".join(f"{name} ({count:,})" for name, count in self.ignored.items())
             found.append(f"Columns set aside, with the rows in which they hold something: {counts}.")
         return found
-
-
-def _is_said(value: object, example: Example) -> bool:
-    """Whether a row says elsewhere what a value says: the value is part of it, or holds all of it."""
-    texts = [text.strip() for text in _leaves([*_content(example)]) if text.strip()]
-    said = [text.strip() for text in _leaves(value) if text.strip()]
-    together = "\n".join(said)
-    return all(any(part in text for text in texts) for part in said) or all(text in together for text in texts)
 
 
 def _content(example: Example) -> Iterator[object]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, parts_of
+from tunery.data.forms.base import (
+    MessageForm,
+    Piece,
+    answer_text,
+    as_text,
+    assemble,
+    function_tool,
+    parts_of,
+    unread,
+)
 from tunery.jsonl import JsonMapping, JsonObject
 
 _BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
@@ -19,10 +28,11 @@ class Anthropic(MessageForm):
         return any(part.get("type") in _BLOCKS for part in parts_of(message))
 
     def convert(self, message: JsonMapping) -> list[JsonObject]:
-        pieces = [_piece(part) for part in parts_of(message)]
+        role, parts = str(message.get("role")), parts_of(message)
+        pieces = [_piece(part) for part in parts]
         if None in pieces:
-            return [dict(message)]
-        return assemble(message, str(message.get("role")), [piece for piece in pieces if piece])
+            return [unread(message, role, parts, pieces)]
+        return assemble(message, role, [piece for piece in pieces if piece])
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
         if "input_schema" not in entry:
@@ -35,10 +45,11 @@ def _piece(part: JsonMapping) -> Piece | None:
         return Piece("text", part["text"])
     match part.get("type"):
         case "thinking" | "redacted_thinking":
-            return Piece("thought", str(part.get("thinking") or ""))
+            return Piece("thought", as_text(part.get("thinking") or ""))  # Mistral's is a list of text parts
         case "tool_use":
             return Piece("call", call=str(part.get("id") or ""), tool=part.get("name", ""), arguments=part.get("input"))
         case "tool_result":
-            return Piece("answer", as_text(part.get("content") or ""), call=str(part.get("tool_use_id") or ""))
+            said = answer_text(part.get("content"))
+            return None if said is None else Piece("answer", said, call=str(part.get("tool_use_id") or ""))
         case _:
             return None

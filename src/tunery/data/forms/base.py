@@ -22,12 +22,14 @@ class MessageForm(ABC):
         tools_name: what it says of tools; the same where it is "".
         keys: our key → the key in the file, for the places of problems.
         merges: neighbouring messages of the assistant are parts of one: thoughts, calls, and what is said.
+        calls_in_text: calls may be written in words that nobody else can read; a tool's answer then has no call.
     """
 
     name: ClassVar[str]
     tools_name: ClassVar[str] = ""
     keys: ClassVar[Mapping[str, str]] = {}
     merges: ClassVar[bool] = False
+    calls_in_text: ClassVar[bool] = False
 
     @abstractmethod
     def fits(self, message: JsonMapping) -> bool:
@@ -107,6 +109,41 @@ def as_text(value: object) -> str:
     if is_list(value) and value and all(is_object(part) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def unread(message: JsonMapping, role: str, parts: Sequence[object], pieces: Sequence[Piece | None]) -> JsonObject:
+    """A message some of whose parts cannot be read, for the check to name these, each at its place."""
+    content = [
+        _inside(part) if piece is None else {"type": "text", "text": ""}
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+    rest = {key: value for key, value in message.items() if key not in ("role", "content", "parts")}
+    return {"role": role, "content": content, **rest}
+
+
+def _inside(part: object) -> object:
+    """A part that cannot be read, or what of a tool's answer cannot be."""
+    if is_object(part):
+        answer = next((part[key] for key in ("toolResult", "functionResponse") if is_object(part.get(key))), part)
+        if is_list(content := answer.get("content")):
+            return next((one for one in content if not (is_object(one) and ("text" in one or "json" in one))), part)
+    return part
+
+
+def answer_text(content: object) -> str | None:
+    """What a tool answers in parts, of text or JSON, as text; None where it answers with something else."""
+    if not is_list(content):
+        return as_text("" if content is None else content)
+    texts = [_part_text(part) for part in content]
+    return None if None in texts else "".join(text for text in texts if text)
+
+
+def _part_text(part: object) -> str | None:
+    if isinstance(part, str):
+        return part
+    if not is_object(part):
+        return None
+    return as_text(part["json"]) if "json" in part else part["text"] if isinstance(part.get("text"), str) else None
 
 
 def parts_of(message: JsonMapping, key: str = "content") -> list[JsonObject]:

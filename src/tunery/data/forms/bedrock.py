@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, parts_of
-from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
+from tunery.data.forms.base import MessageForm, Piece, answer_text, assemble, function_tool, parts_of, unread
+from tunery.jsonl import JsonMapping, JsonObject, is_object
 
 _PARTS = ("text", "toolUse", "toolResult", "reasoningContent")
 
@@ -19,10 +19,11 @@ class Bedrock(MessageForm):
         return any(part.get("type") is None and any(key in part for key in _PARTS) for part in parts_of(message))
 
     def convert(self, message: JsonMapping) -> list[JsonObject]:
-        pieces = [_piece(part) for part in parts_of(message)]
+        role, parts = str(message.get("role")), parts_of(message)
+        pieces = [_piece(part) for part in parts]
         if None in pieces:
-            return [dict(message)]
-        return assemble(message, str(message.get("role")), [piece for piece in pieces if piece])
+            return [unread(message, role, parts, pieces)]
+        return assemble(message, role, [piece for piece in pieces if piece])
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
         spec = entry.get("toolSpec")
@@ -44,10 +45,8 @@ def _piece(part: JsonMapping) -> Piece | None:
             "call", call=str(call.get("toolUseId") or ""), tool=call.get("name", ""), arguments=call.get("input")
         )
     if is_object(answer := part.get("toolResult")):
-        content = answer.get("content")
-        if is_list(content) and len(content) == 1 and is_object(content[0]) and "json" in content[0]:
-            content = content[0]["json"]
-        return Piece("answer", as_text(content or ""), call=str(answer.get("toolUseId") or ""))
+        said = answer_text(answer.get("content"))
+        return None if said is None else Piece("answer", said, call=str(answer.get("toolUseId") or ""))
     if is_object(thought := part.get("reasoningContent")):
         inner = thought.get("reasoningText")
         return Piece("thought", str(inner.get("text") or "") if is_object(inner) else "")

@@ -7,6 +7,9 @@ from typing import ClassVar
 from tunery.data.forms.base import MessageForm, function_tool
 from tunery.jsonl import JsonMapping, JsonObject, is_object
 
+_SCHEMA_KEYS = ("parameters", "inputSchema")
+"""Of what a tool takes (the second is that of the Model Context Protocol)."""
+
 
 class OldFunctions(MessageForm):
     """See the module. Tools without the word function around them are written so elsewhere, too."""
@@ -27,9 +30,9 @@ class OldFunctions(MessageForm):
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
         if "function" in entry or "name" not in entry or entry.get("type", "function") != "function":
             return None
-        if not any(key in entry for key in ("parameters", "description", "type")) and len(entry) > 1:
+        schema = next((key for key in _SCHEMA_KEYS if key in entry), None)
+        if schema is None and not any(key in entry for key in ("description", "type")) and len(entry) > 1:
             return None
-        tool = function_tool(entry["name"], entry.get("description"), entry.get("parameters"))
-        if entry.get("strict") is not None:
-            tool["function"]["strict"] = entry["strict"]
-        return [tool]
+        rest = {key: part for key, part in entry.items() if key not in ("type", "name", "description", schema)}
+        tool = function_tool(entry["name"], entry.get("description"), entry[schema] if schema else None)
+        return [{**tool, "function": {**tool["function"], **rest}}]

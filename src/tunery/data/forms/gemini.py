@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, parts_of
+from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, unread
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 
 _ROLES = {"model": "assistant", "function": "tool"}
@@ -24,10 +24,11 @@ class Gemini(MessageForm):
         role = _ROLES.get(role, role)
         if "parts" not in message:
             return [{**message, "role": role}]
-        pieces = [_piece(part) for part in parts_of(message, "parts")]
-        if None in pieces or not is_list(message["parts"]) or len(pieces) != len(message["parts"]):
-            rest = {key: value for key, value in message.items() if key != "parts"}
-            return [{**rest, "role": role, "content": message["parts"]}]
+        parts = message["parts"] if is_list(message["parts"]) else [message["parts"]]
+        parts = [{"text": part} if isinstance(part, str) else part for part in parts]
+        pieces = [_piece(part) if is_object(part) else None for part in parts]
+        if None in pieces:
+            return [unread(message, role, parts, pieces)]
         return assemble(message, role, [piece for piece in pieces if piece])
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
@@ -35,7 +36,9 @@ class Gemini(MessageForm):
         if not is_list(declared):
             return None
         return [
-            function_tool(each.get("name"), each.get("description"), each.get("parameters"))
+            function_tool(
+                each.get("name"), each.get("description"), each.get("parameters", each.get("parametersJsonSchema"))
+            )
             for each in declared
             if is_object(each)
         ]

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, tool_answer, tool_call
-from tunery.data.strict_json import decode_text
-from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
+from tunery.data.forms.base import MessageForm
+from tunery.data.forms.hermes import from_blocks, read_calls
+from tunery.jsonl import JsonMapping, JsonObject
 
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -17,8 +16,6 @@ _ROLES = {
 _CALLS = ("function_call", "tool_call")
 _ANSWERS = ("observation", "function_response", "tool_response", "tool")
 _OURS = ("system", "developer", "user", "assistant", "tool", "function")
-_CALL_BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_ANSWER_BLOCK = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 
 
 class ShareGPT(MessageForm):
@@ -27,6 +24,7 @@ class ShareGPT(MessageForm):
     name: ClassVar = "ShareGPT messages"
     keys: ClassVar = {"role": "from", "content": "value"}
     merges: ClassVar = True
+    calls_in_text: ClassVar = True
 
     def fits(self, message: JsonMapping) -> bool:
         if "role" not in message:
@@ -39,42 +37,8 @@ class ShareGPT(MessageForm):
         if not isinstance(role, str) or not isinstance(content, str):
             return [message]
         if role in _CALLS:
-            calls = _calls([content])
+            calls = read_calls([content])
             rest = {key: value for key, value in message.items() if key != "content"}
-            return [{**rest, "role": "assistant", "tool_calls": calls}] if calls else [message]
-        if role in _ANSWERS:
-            return [_answer(block) for block in _ANSWER_BLOCK.findall(content) or [content]]
-        if _ROLES.get(role) == "assistant" and (calls := _calls(_CALL_BLOCK.findall(content))):
-            said = _CALL_BLOCK.sub("", content).strip()
-            return [{**message, "role": "assistant", "content": said, "tool_calls": calls}]
-        return [{**message, "role": _ROLES.get(role, role)}]
-
-
-def _calls(texts: list[str]) -> list[JsonObject]:
-    """The calls in texts of JSON, each an object with name and arguments or a list of such; none if one is not."""
-    found: list[JsonObject] = []
-    for text in texts:
-        value = _value(text)
-        for call in value if is_list(value) else [value]:
-            if not is_object(call) or "name" not in call:
-                return []
-            found.append(
-                tool_call(call["name"], call.get("arguments", call.get("parameters")), str(call.get("id", "")))
-            )
-    return found
-
-
-def _answer(text: str) -> JsonObject:
-    """A tool's answer, which Hermes wraps together with the tool's name."""
-    value = _value(text)
-    if is_object(value) and "content" in value and set(value) <= {"name", "content", "tool_call_id"}:
-        return tool_answer(value["content"], name=str(value.get("name") or ""))
-    return tool_answer(text)
-
-
-def _value(text: str) -> object:
-    try:
-        value, faults = decode_text(text)
-    except ValueError:
-        return None
-    return None if faults else value
+            return [{**rest, "role": "assistant", "tool_calls": calls or content}]  # the check names what is no call
+        message["role"] = "tool" if role in _ANSWERS else _ROLES.get(role, role)
+        return from_blocks(message)

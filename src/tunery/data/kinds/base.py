@@ -14,7 +14,7 @@ from tunery.config import KindName
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.columns import MEANINGS, Meaning
 from tunery.data.prompts import Prompts
-from tunery.data.row_report import Report
+from tunery.data.row_report import Report, python_list
 from tunery.jsonl import JsonMapping, JsonObject, is_list
 
 if TYPE_CHECKING:
@@ -269,8 +269,10 @@ def with_stand_in(row: JsonMapping, key: str) -> JsonMapping:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (ValueError, RecursionError):  # reading the row says so
-            return row
+        except (ValueError, RecursionError):
+            value = python_list(value)
+            if value is None:  # reading the row says so
+                return row
     return {**row, key: [*value, {"role": "assistant", "content": STAND_IN}]} if is_list(value) and value else row
 
 

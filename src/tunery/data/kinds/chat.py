@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import read_conversation
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.exchange import begins_with_answer, read_answer, read_prompt
+from tunery.data.exchange import begins_with_answer, read_answer, read_prompt, with_calls
 from tunery.data.kinds.base import (
     STAND_IN,
     Columns,
@@ -72,7 +72,7 @@ class Chat(Kind):
 
     def plausible(self, rows: Sequence[JsonMapping], columns: Columns) -> bool:
         """A prompt and an answer that are plain texts, with nothing said before them, are a completion."""
-        telling = ("messages", "system", "history")
+        telling = ("messages", "system", "history", "tools")
         return any(role in columns for role in telling) or holds_lists(rows, columns)
 
     def parse(
@@ -124,14 +124,13 @@ def read_exchange(report: Report, row: JsonMapping, columns: Columns) -> Example
             report_missing(report, row, columns[role])
     key, ledger = columns["completion"], CallLedger()
     prompt, tools = read_prompt(report, row, columns, ledger)
-    answer = read_answer(report, key, row.get(key), ledger)
+    answered = with_calls(report, row.get(key)) if tools else row.get(key)
+    answer = read_answer(report, key, answered, ledger)
     if report.problems or prompt is None or not begins_with_answer(report, key, answer):
         return {}
     if all(message.get("weight") == 0 for message in answer if message["role"] == "assistant"):
         report.add(key, "nothing to train on: every message of the answer has weight 0", "give one weight 1")
         return {}
-    if not isinstance(row[columns["prompt"]], str):
-        prompt = [{"weight": 0, **m} if m["role"] == "assistant" else m for m in prompt]
     return {"messages": (*prompt, *answer), "tools": tools}
 
 

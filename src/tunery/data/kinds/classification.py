@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import STAND_IN, Columns, Encoded, Kind
-from tunery.data.kinds.columns import TEXT_COLUMNS
+from tunery.data.kinds.columns import MEANINGS, REST_OF_A_TEXT, TEXT_COLUMNS
 from tunery.data.kinds.values import read_label
 from tunery.data.prompts import Prompts
 from tunery.data.row_report import Report, read_text
@@ -23,6 +23,7 @@ class Classification(Kind):
 
     name = "classification"
     required: ClassVar = {"text": TEXT_COLUMNS, "label": ("label", "sentiment", "category", "class", "target")}
+    meanings = (*MEANINGS, REST_OF_A_TEXT)
     settings = ("labels", "instruction", "system")
     chat_hint = "each line you type is classified."
     stand_ins: ClassVar = {"label": STAND_IN}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tunery.data.row_report import is_written_list
 from tunery.jsonl import JsonMapping, is_list, is_object
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content")
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "input")
-COMPLETION_COLUMNS = ("completion", "response", "output", "answer")
+COMPLETION_COLUMNS = ("completion", "response", "output", "answer", "answers")
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation", "contents")
-TOOL_COLUMNS = ("tools", "functions", "toolconfig")
+TOOL_COLUMNS = ("tools", "functions", "toolconfig", "available_tools", "tool_definitions")
 SYSTEM_COLUMNS = (
     "system",
     "system_prompt",
@@ -38,9 +39,15 @@ def holds_lists(rows: Sequence[JsonMapping], columns: Mapping[str, str]) -> bool
 
 def _mostly_lists(rows: Sequence[JsonMapping], key: str) -> bool:
     values = [row[key] for row in rows if row.get(key) is not None]
-    return 2 * sum(is_object(value) or (is_list(value) and any(map(is_object, value))) for value in values) > len(
-        values
-    )
+    return 2 * sum(map(_holds_messages, values)) > len(values)
+
+
+_OF_MESSAGES = {"role", "from", "author", "speaker", "type", "parts", "messages", "input"}
+
+
+def _holds_messages(value: object) -> bool:
+    parts = value if is_list(value) else [value]
+    return is_written_list(value) or any(is_object(part) and _OF_MESSAGES & part.keys() for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("a text", TEXT_COLUMNS, said_elsewhere=True),
     Meaning("an answer to prefer", ("chosen", "preferred", "preferred_output"), said_elsewhere=True),
     Meaning("an answer to avoid", ("rejected", "non_preferred", "non_preferred_output")),
-    Meaning("tools", TOOL_COLUMNS),
+    Meaning("tools", tuple(name for name in TOOL_COLUMNS if name != "toolconfig")),  # may say how, beside tools
     Meaning(
         "a second text",
         (
@@ -80,24 +87,83 @@ MEANINGS: tuple[Meaning, ...] = (
             *("premise", "hypothesis"),
         ),
     ),
+    Meaning("what of the text is judged", ("aspect", "aspect_term", "target_entity")),
     Meaning("choices to answer from", ("choices", "options", "answer_choices")),
+    Meaning("what follows the answer", ("suffix",)),
+    Meaning("calls of tools", ("tool_calls", "function_call", "function_calls")),
     Meaning(
         "the thoughts before an answer",
         (
             *("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "rationale", "chain_of_thought"),
-            *("cot",),
+            *("cot", "think", "thinking_content", "reasoning_trace", "scratchpad"),
         ),
     ),
-    Meaning("documents to answer from", ("documents", "docs")),
+    Meaning(
+        "documents to answer from",
+        (
+            *("documents", "docs", "retrieved_documents", "retrieved_docs", "retrieved_context", "rag_context"),
+            *("passages", "contexts", "document", "article", "paragraph", "knowledge", "evidence"),
+        ),
+        said_elsewhere=True,
+    ),
     Meaning(
         "pictures or sound, which are not supported (text is what is trained)",
-        ("image", "images", "image_url", "video", "videos", "audio", "audios"),
+        (
+            *("image", "images", "image_url", "image_urls", "image_path", "image_paths", "video", "videos", "audio"),
+            *("audios",),
+        ),
     ),
-    Meaning("settings of the chat template for a row", ("chat_template_kwargs",)),
+    Meaning("who says a text: a row is a whole conversation, not one message of it", ("role", "speaker")),
+    Meaning(
+        "settings of the chat template for a row",
+        ("chat_template_kwargs", "chat_template", "enable_thinking", "reasoning_effort"),
+    ),
+    Meaning(
+        "which parts of a row are trained",
+        ("mask", "masks", "loss_mask", "assistant_masks", "train_on_prompt", "train_on_input", "train_on_inputs"),
+    ),
     Meaning("how much a row counts", ("weight", "weights", "sample_weight", "loss_weight"), plain=("1", "1.0")),
     Meaning("which rows are held out", ("split",), names_part=True),
 )
 """What is refused by name where a kind has no role for it, instead of being left aside."""
 
-FEEDBACK_COLUMNS = ("label", "feedback", "thumbs", "thumb", "vote", "rating", "desirable", "liked")
-VERDICT = Meaning("whether an answer is good, or the class of a text", FEEDBACK_COLUMNS)
+FEEDBACK_COLUMNS = (
+    *(
+        "label",
+        "feedback",
+        "thumbs",
+        "thumb",
+        "thumbs_up",
+        "vote",
+        "rating",
+        "desirable",
+        "liked",
+        "kto_tag",
+        "is_good",
+    ),
+    "accepted",
+)
+VERDICT = Meaning(
+    "whether an answer is good, or the class of a text",
+    (
+        *FEEDBACK_COLUMNS,
+        "is_correct",
+        "correct",
+        "quality",
+        "reward",
+        "reaction",
+        "user_feedback",
+        "helpful",
+        "is_helpful",
+    ),
+)
+CLASS = Meaning(
+    "the class of a text",
+    (
+        *("labels", "label_text", "label_name", "class_name", "class_label", "intent", "emotion", "stars"),
+        *("sentiment", "category", "class", "target", "is_spam", "spam", "toxic", "toxicity"),
+    ),
+)
+REST_OF_A_TEXT = Meaning(
+    "another part of the text", ("title", "headline", "subject", "body", "description"), said_elsewhere=True
+)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunery.data.conversation import Messages, put_system
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
-from tunery.data.exchange import begins_with_answer, read_answer, read_prompt, unweighted
+from tunery.data.exchange import begins_with_answer, read_answer, read_prompt, read_transcript, unweighted
 from tunery.data.kinds.base import (
     STAND_IN,
     Columns,
@@ -27,7 +27,7 @@ from tunery.data.kinds.base import (
     said_by_user,
 )
 from tunery.data.kinds.chat import unknown_keys
-from tunery.data.kinds.columns import BESIDE_A_PROMPT, PROMPT_COLUMNS, TOOL_COLUMNS
+from tunery.data.kinds.columns import BESIDE_A_PROMPT, MESSAGE_COLUMNS, PROMPT_COLUMNS, TOOL_COLUMNS
 from tunery.data.prompts import Prompts
 from tunery.data.row_report import Report, report_missing
 from tunery.data.tool_calls import CallLedger
@@ -45,7 +45,7 @@ class Preference(Kind):
         "chosen": ("chosen", "preferred", "preferred_output", "preferred_completion"),
         "rejected": ("rejected", "non_preferred", "non_preferred_output", "non_preferred_completion"),
     }
-    optional: ClassVar = {"prompt": PROMPT_COLUMNS, "tools": TOOL_COLUMNS, **BESIDE_A_PROMPT}
+    optional: ClassVar = {"prompt": (*PROMPT_COLUMNS, *MESSAGE_COLUMNS), "tools": TOOL_COLUMNS, **BESIDE_A_PROMPT}
     settings = ("system",)
     pairs = True
     noun = "pair"
@@ -171,7 +171,8 @@ def read_pair(report: Report, row: JsonMapping, columns: Mapping[str, str]) -> E
             report_missing(report, row, key)
     ledger = CallLedger()
     prompt, tools = read_prompt(report, row, columns, ledger)
-    answers = {role: read_answer(report, key, row.get(key), ledger.copy()) for role, key in keys.items()}
+    wholes = {key: row.get(key) if prompt else read_transcript(report, row.get(key)) for key in keys.values()}
+    answers = {role: read_answer(report, key, wholes[key], ledger.copy()) for role, key in keys.items()}
     if report.problems:
         return {}
     if prompt is None or any(_is_whole(messages) for messages in answers.values()):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tunery.data.example import Example, ExampleFields, Message, Place, Rendered
 from tunery.data.kinds.base import Columns, Encoded, Kind
-from tunery.data.kinds.columns import MEANINGS, TEXT_COLUMNS, VERDICT
+from tunery.data.kinds.columns import CLASS, MEANINGS, TEXT_COLUMNS, VERDICT
 from tunery.data.prompts import Prompts
 from tunery.data.row_report import Report, read_text
 from tunery.jsonl import JsonMapping
@@ -31,7 +31,7 @@ class PlainText(Kind):
     required: ClassVar = {"text": TEXT_COLUMNS}
     plain_text = True
     last_resort = True
-    meanings = (*MEANINGS, VERDICT)
+    meanings = (*MEANINGS, VERDICT, CLASS)
     templated = False
     chat_hint = "the model writes on from each line you type."
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from tunery.data.row_report import Report, describe, report_missing
 from tunery.data.source import known_here, printable
-from tunery.jsonl import JsonMapping
+from tunery.jsonl import JsonMapping, is_list
 
 MOST_HINTS = 200
 
@@ -65,8 +65,9 @@ def read_label(report: Report, row: JsonMapping, key: str, labels: Mapping[str, 
         return ""
     label = label_text(row[key])
     if label is None:
-        what = describe(row[key])
-        report.add(key, f"a label is a text or a number, not {what}", "give the row a label, or remove it")
+        several = "a row has one label: give it one, or write the labels as the completion of a prompt"
+        fix = several if is_list(row[key]) else "give the row a label, or remove it"
+        report.add(key, f"a label is a text or a number, not {describe(row[key])}", fix)
         return ""
     if not label:
         report.add(key, "empty", "give the row a label, or remove it")
