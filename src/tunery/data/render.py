@@ -6,14 +6,13 @@ starts where the template's own generation prompt ends, and ends with the end-of
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +24,7 @@ from tunery.data.kinds import KINDS
 from tunery.data.messages import plain_message
 from tunery.data.prompts import Prompts
 from tunery.data.remarks import Remarks, about_calls, about_left_out, holds_control_tokens
+from tunery.data.row_tokens import encode_rows
 from tunery.data.tokens import TextEncoder
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject
@@ -289,58 +289,9 @@ class Renderer(Prompts):
     # ----------------------------------------------------------------- tokens
 
     def encode(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[bool]]]:
-        """Token ids, and which of them are trained, of each row.
-
-        A row is tokenised as a whole when that leaves every prompt as it will be tokenised when the model is asked;
-        where a token would straddle the border, the parts are tokenised one by one.
-        """
-        wholes = self._encode([row.text for row in rendered])
-        asked = [
-            (index, first, text)
-            for index, (row, whole) in enumerate(zip(rendered, wholes, strict=True))
-            for first, text in self._prompt_ends(row, whole.starts)
-        ]
-        clean = [True] * len(rendered)
-        for (index, first, _), (ids, _) in zip(asked, self._encode([text for *_, text in asked]), strict=True):
-            clean[index] &= wholes[index].ids[first : first + len(ids)] == ids
-        first = self._encode.first_tokens()
+        """Token ids, and which of them are trained, of each row (see tunery.data.row_tokens)."""
         last = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]  # type: ignore[arg-type]
-        result: list[tuple[list[int], list[bool]]] = []
-        for row, (ids, starts), is_clean in zip(rendered, wholes, clean, strict=True):
-            if is_clean:
-                trained = _starts_within(starts, row.spans)
-            else:
-                ids, trained = self._encode_parts(row)
-            front, back = (first if row.begin else []), (last if row.end else [])
-            result.append(([*front, *ids, *back], [False] * len(front) + trained + [True] * len(back)))
-        return result
-
-    def _prompt_ends(self, row: Rendered, starts: np.ndarray) -> Iterator[tuple[int, str]]:
-        """The prompts of a row from their last control token on, each with the number of tokens before it. A control
-        token parts a text: what stands before it has no influence on the tokens of what follows.
-
-        Args:
-            starts: int64 [n], of the tokens of the whole row.
-        """
-        borders = [match.start() for match in self._special.finditer(row.text)] if self._special else []
-        for start, _ in row.spans:
-            if start == 0:
-                continue
-            border = borders[place - 1] if (place := bisect.bisect_left(borders, start)) else 0
-            first = int(np.searchsorted(starts, border)) if border else 0
-            if border and (first == len(starts) or starts[first] != border):
-                border = first = 0
-            yield first, row.text[border:start]
-
-    def _encode_parts(self, row: Rendered) -> tuple[list[int], list[bool]]:
-        borders = sorted({0, len(row.text), *(place for span in row.spans for place in span)})
-        ids: list[int] = []
-        trained: list[bool] = []
-        parts = list(itertools.pairwise(borders))
-        for (low, _), (part, _) in zip(parts, self._encode([row.text[a:b] for a, b in parts]), strict=True):
-            ids += part
-            trained += [any(a <= low < b for a, b in row.spans)] * len(part)
-        return ids, trained
+        return encode_rows(rendered, self._encode, self._special, last)
 
     def token_starts(self, text: str) -> np.ndarray:
         """int64 [n]: where each token of a text begins, in characters."""
@@ -409,14 +360,6 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]  # type: ignore[attr-defined]
     names = sorted((name for name in names if name.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names))) if names else None
-
-
-def _starts_within(starts: np.ndarray, spans: Iterable[tuple[int, int]]) -> list[bool]:
-    """Which tokens start inside one of the spans."""
-    inside = np.zeros(len(starts), bool)
-    for low, high in spans:
-        inside[np.searchsorted(starts, low) : np.searchsorted(starts, high)] = True
-    return inside.tolist()
 
 
 def common_length(a: str, b: str) -> int:
