@@ -28,6 +28,7 @@ HOMES = {
 
 ALLOWED = {
     ("data/conversation.py", "text"): "type of a part of OpenAI's message content",
+    ("data/forms/base.py", "text"): "key of a part of a message's content",
     ("data/messages.py", "text"): "type of a part of OpenAI's message content",
     ("serve/engine/requests.py", "text"): "type of OpenAI's response_format",
     ("serve/engine/remote.py", "text"): "type of OpenAI's response_format",
@@ -35,7 +36,6 @@ ALLOWED = {
     ("serve/schemas/jobs.py", "dpo"): "method.type of OpenAI's job, which has a section of that name",
     ("serve/jobs/translate.py", "lora"): "section of a task file",
     ("evaluation/answers.py", "completion"): "key of a row in a person's file of answers",
-    ("serve/jobs/validate.py", "completion"): "key of a row, by which completions are told from conversations",
 }
 """(file, word) → why it is no branch on a noun."""
 
