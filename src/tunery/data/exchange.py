@@ -180,11 +180,14 @@ def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> 
     return read_messages(report, key, value, ledger)
 
 
-def with_calls(report: Report, answer: object) -> object:
-    """An answer that is nothing but calls of tools, {name, arguments} in a list or as text (xLAM), as a message; any
-    other as it is."""
+def with_calls(report: Report, answer: object, tools: Sequence[Tool]) -> object:
+    """An answer that is nothing but calls of offered tools, {name, arguments} in a list or as text (xLAM), as a
+    message; any other as it is."""
     text = json.dumps(answer) if is_list(answer) and all(map(_is_call, answer)) else answer
     if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")) or not (calls := read_calls([text])):
+        return answer
+    offered = {tool["function"].get("name") for tool in tools}
+    if any(call["function"]["name"] not in offered for call in calls):  # another JSON that has names
         return answer
     report.converted.add("answers that are calls of tools")
     return [{"role": "assistant", "tool_calls": calls}]

@@ -130,13 +130,15 @@ def read_json(report: Report, field: str, text: str, fix: str) -> object:
 
 
 _WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value|parts|messages)\1\s*:""")
+_ROLE = re.compile(r"""['"](?:role|from)['"]\s*:\s*['"](?:system|developer|user|assistant|tool|human|gpt|model)['"]""")
+_CONTENT = re.compile(r"""['"](?:content|value|parts|tool_calls)['"]\s*:""")
 LISTS_AS_TEXT = "lists of messages as text"
 PYTHON_LISTS = "lists as Python writes them"
 
 
 def is_written(value: object) -> bool:
     """Whether a value is messages as text, as tables hold them: a list, one of them, or an object around a list."""
-    return isinstance(value, str) and _WRITTEN.match(value) is not None
+    return isinstance(value, str) and all((_WRITTEN.match(value), _ROLE.search(value), _CONTENT.search(value)))
 
 
 def read_written(report: Report, field: str, text: str, fix: str) -> object:
