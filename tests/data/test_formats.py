@@ -574,6 +574,8 @@ class TestOddFiles:
         ("name", "content", "words"),
         [
             ("a.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "lists under train, test"),
+            ("a.txt", '[{"text": "a"}, {"text": "b"}]', "holds JSON, not plain text"),
+            ("a.txt", '{\n "text": "a"\n}\n', "holds JSON, not plain text"),
             ("a.jsonl", "<!DOCTYPE html><html></html>", "a web page"),
             ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "UTF-16"),
         ],

@@ -89,6 +89,60 @@ def test_a_context_that_the_prompt_holds_is_not_said_twice(tmp_path: Path) -> No
     assert read(tmp_path, {**row, "prompt": "What?"}).train[0].prompt == f"What?\n\n{context}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"value": 1, "unit": "kg"}]',
+        '{"role": "admin", "name": "x"}',
+        '{"content": "x"}',
+        '{"role": "user", "name": "x"}',
+    ],
+)
+def test_json_that_a_model_should_write_stays_text(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, {"prompt": "Extract it.", "completion": text}).train[0].completion == text
+
+
+def test_json_beside_tools_is_a_call_only_of_these(tmp_path: Path) -> None:
+    tools = [{"name": "track", "description": "d", "parameters": {}}]
+    for text in ('{"name": "Bob", "age": 3}', '{"name": "track", "age": 3}', '{"name": "other", "arguments": {}}'):
+        row = {"prompt": "Who?", "completion": text, "tools": tools}
+        assert read(tmp_path, row).train[0].messages[-1]["content"] == text
+
+
+def test_messages_each_as_text(tmp_path: Path) -> None:
+    row = {"messages": [json.dumps(USER), json.dumps(ANSWER)]}
+    assert said(read(tmp_path, row).train[0].messages) == TALK
+
+
+def test_openai_pairs_in_a_csv(tmp_path: Path) -> None:
+    row = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [OTHER]}
+    texts = read(tmp_path, {key: json.dumps(value) for key, value in row.items()}).train[0]
+    values = read(tmp_path, row).train[0]
+    assert (texts.messages, texts.chosen, texts.rejected) == (values.messages, values.chosen, values.rejected)
+
+
+def test_what_pandas_shows_has_no_invented_nulls(tmp_path: Path) -> None:
+    """As from Parquet, where every object of a column has the same keys."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {}, "b": None}}}}]
+    found = read(tmp_path, {"messages": [USER, ANSWER], "tools": str(tools)}).train[0].tools
+    assert found[0]["function"]["parameters"] == {"properties": {"a": {}}}
+
+
+@pytest.mark.parametrize("written", [["One.", "Two."], '["One.", "Two."]', "['One.', 'Two.']"])
+def test_a_context_of_several_texts(tmp_path: Path, written: Any) -> None:
+    row = {"question": "Which?", "context": written, "answer": "Two."}
+    assert read(tmp_path, row).train[0].prompt == "Which?\n\nOne.\n\nTwo."
+
+
+def test_a_late_system_column_comes_with_a_fix_that_works(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number}?", "completion": "Here."} for number in range(1001)]
+    rows.append({"prompt": "Where?", "completion": "Here.", "system": "Be brief."})
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, *rows)
+    assert "set data.kind: chat, which uses it" in (error.value.hint or "")
+    assert read(tmp_path, *rows, kind="chat").train[-1].messages[0]["role"] == "system"
+
+
 def test_a_broken_list_of_messages_as_text_is_not_trained_as_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="completion: the text is not valid JSON"):
         read(tmp_path, {"prompt": json.dumps([USER]), "completion": json.dumps([ANSWER])[:-4]})
@@ -124,8 +178,9 @@ def test_keys_of_messages_can_be_left_aside(tmp_path: Path) -> None:
 def test_pairs_stand_beside_what_they_were_made_of(tmp_path: Path) -> None:
     whole = {"prompt": "Where?", "messages": [USER, ANSWER], "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}
     factory = {"conversations": [{"from": "human", "value": "Where?"}], "chosen": ANSWER, "rejected": OTHER}
+    repeated = {"messages": [USER, ANSWER], "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}
     text = {"chosen": "\n\nHuman: Where?\n\nAssistant: Here.", "rejected": "\n\nHuman: Where?\n\nAssistant: There."}
-    for row in (whole, factory, text):
+    for row in (whole, factory, repeated, text):
         data = read(tmp_path, row)
         assert data.kind == "preference"
         pair = data.train[0]

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tunery.data.row_report import without_nulls
 from tunery.data.source import EXTENSIONS, Item, RawRow, Source, printable, shown_path
 from tunery.errors import ConfigError, DataError, NotInstalledError
-from tunery.jsonl import is_list, is_object
 from tunery.paths import file_sha256
 from tunery.versions import install_command
 
@@ -60,14 +60,7 @@ def _records(batches: Iterator[Any]) -> Iterator[Item]:
     for batch in batches:
         for record in batch.to_pylist():
             number += 1
-            yield RawRow(number, {name: _without_nulls(value) for name, value in record.items()})
-
-
-def _without_nulls(value: Any) -> Any:
-    """A value without the members that are null: Arrow gives every object of a column the same ones."""
-    if is_object(value):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if is_list(value) else value
+            yield RawRow(number, {name: without_nulls(value) for name, value in record.items()})
 
 
 def open_folder(path: Path, split: str, source: Source) -> Source:

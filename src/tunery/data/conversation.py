@@ -13,7 +13,16 @@ from typing import cast
 from tunery.data.example import ExampleFields
 from tunery.data.forms import FORMS
 from tunery.data.forms.base import MessageForm, as_text
-from tunery.data.row_report import QUOTES, Report, describe, read_list, report_missing, says_nothing
+from tunery.data.row_report import (
+    QUOTES,
+    Report,
+    describe,
+    is_written,
+    read_list,
+    read_written,
+    report_missing,
+    says_nothing,
+)
 from tunery.data.source import known_here, printable
 from tunery.data.tool_calls import CallLedger, read_tool_call_id, read_tool_calls, read_tools
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
@@ -24,7 +33,7 @@ _MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_i
 _REASONING_KEYS = ("thinking", "reasoning")
 """Other names of reasoning_content (Ollama; OpenRouter and vLLM)."""
 _TRAIN_KEYS = ("train", "training", "loss")
-"""Say true or false where we say weight 1 or 0 (axolotl; XTuner)."""
+"""Say true or false (or 1 or 0) where we say weight 1 or 0 (axolotl; XTuner)."""
 
 LIST = 'write [{"role": …, "content": …}, …]'
 
@@ -134,13 +143,17 @@ def _system_text(report: Report, key: str, value: object) -> str:
 
 def read_messages(report: Report, field: str, value: Sequence[object], ledger: CallLedger) -> Messages:
     """The messages of a list. `ledger`: the tool calls made before it, to which its own are added."""
-    given = converted(report, [Given(message, f"{field}[{index}]") for index, message in _with_roles(report, value)])
+    given = converted(
+        report, [Given(message, f"{field}[{index}]") for index, message in _with_roles(report, field, value)]
+    )
     return [read_message(report, message, ledger) for message in given]
 
 
-def _with_roles(report: Report, value: Sequence[object]) -> list[tuple[int, object]]:
+def _with_roles(report: Report, field: str, value: Sequence[object]) -> list[tuple[int, object]]:
     """(place, message) of each message of a list. Where all are texts, or pairs of texts, two speakers take turns, the
     user first."""
+    if value and all(map(is_written, value)):  # each of them is a message as text
+        return [(i, read_written(report, field, str(text), LIST)) for i, text in enumerate(value)]
     pairs = [turn for turn in value if is_list(turn) and len(turn) == 2]
     texts = [text for pair in pairs for text in pair] if len(pairs) == len(value) else value
     if not value or not all(isinstance(text, str) for text in texts):
@@ -240,7 +253,7 @@ def _our_reasoning(report: Report, at: str, message: JsonObject) -> JsonObject:
 
 def _our_weight(report: Report, message: JsonObject) -> JsonObject:
     """The message with what says whether it is trained as a weight."""
-    key = next((key for key in _TRAIN_KEYS if isinstance(message.get(key), bool)), None)
+    key = next((key for key in _TRAIN_KEYS if isinstance(message.get(key), int) and message[key] in (0, 1)), None)
     if key is None or "weight" in message:
         return message
     report.converted.add(f"weight under the key {key}")

@@ -13,9 +13,11 @@ from tunery.data.row_report import (
     LISTS_AS_TEXT,
     Report,
     describe,
-    is_written_list,
+    is_written,
+    listed,
     read_list,
     read_text,
+    read_written,
     report_missing,
     says_nothing,
 )
@@ -55,6 +57,8 @@ def with_context(report: Report, row: JsonMapping, columns: Mapping[str, str], p
 
 def _context_text(report: Report, row: JsonMapping, key: str) -> str:
     value = row[key]
+    if isinstance(value, str) and value.lstrip().startswith(('["', "['")):  # a list in a CSV
+        value = listed(value)
     if is_list(value) and all(isinstance(part, str) for part in value):
         return "\n\n".join(value)
     return read_text(report, row, key, may_be_blank=True)
@@ -72,6 +76,8 @@ def read_prompt(
         return None, tools
     if isinstance(value, str) and value.rstrip().endswith("Assistant:"):
         value = read_transcript(report, value)
+    if is_object(value) and ("role" in value or "from" in value):
+        value = [value]
     if is_mapping(value):
         messages, tools = _openai_input(report, key, value, ledger)
     elif isinstance(value, str):
@@ -148,11 +154,11 @@ def read_transcript(report: Report, value: object) -> object:
 
 
 def _read_written(report: Report, key: str, value: object) -> object:
-    """The list in a text that is a list of messages, as CSV holds it; any other value as it is."""
-    if not is_written_list(value):
+    """What a text says that is messages as CSV holds them; any other value as it is."""
+    if not isinstance(value, str) or not is_written(value):
         return value
     report.converted.add(LISTS_AS_TEXT)
-    return read_list(report, key, value, LIST)
+    return read_written(report, key, value, LIST)
 
 
 def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> Messages:
@@ -174,11 +180,14 @@ def read_answer(report: Report, key: str, value: object, ledger: CallLedger) -> 
     return read_messages(report, key, value, ledger)
 
 
-def with_calls(report: Report, answer: object) -> object:
-    """An answer that is nothing but calls of tools, {name, arguments} in a list or as text (xLAM), as a message; any
-    other as it is."""
+def with_calls(report: Report, answer: object, tools: Sequence[Tool]) -> object:
+    """An answer that is nothing but calls of offered tools, {name, arguments} in a list or as text (xLAM), as a
+    message; any other as it is."""
     text = json.dumps(answer) if is_list(answer) and all(map(_is_call, answer)) else answer
     if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")) or not (calls := read_calls([text])):
+        return answer
+    offered = {tool["function"].get("name") for tool in tools}
+    if any(call["function"]["name"] not in offered for call in calls):  # another JSON that has names
         return answer
     report.converted.add("answers that are calls of tools")
     return [{"role": "assistant", "tool_calls": calls}]

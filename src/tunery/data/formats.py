@@ -37,7 +37,7 @@ from tunery.data.source import (
     require_file,
     shown_path,
 )
-from tunery.data.strict_json import undecodable
+from tunery.data.strict_json import StrictDecoder, after_space, undecodable
 from tunery.errors import ConfigError, DataError
 from tunery.jsonl import parse_object
 from tunery.paths import file_sha256
@@ -135,6 +135,14 @@ def _refuse_json(text: str, shown: str) -> None:
     lines = [line for line in text[:10_000].splitlines() if line.strip()][:5]
     if lines and parse_object(lines[0]) and (len(lines) == 1 or parse_object(lines[1])):
         raise DataError(f"{shown} holds JSON lines, not plain text", "name it .jsonl")
+    start = after_space(text, 0)
+    first = after_space(text, start + 1) if text.startswith("[", start) else start
+    if text.startswith("{", first) and text.rstrip().endswith(("}", "]")):
+        try:
+            StrictDecoder().decode(text, first)
+        except ValueError:
+            return
+        raise DataError(f"{shown} holds JSON, not plain text", "name it .json")
 
 
 _READERS = {

@@ -129,39 +129,65 @@ def read_json(report: Report, field: str, text: str, fix: str) -> object:
     return None if faults else value
 
 
-_WRITTEN_LIST = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|from|content|value)\1\s*:""")
+_WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value|parts|messages)\1\s*:""")
+_ROLE = re.compile(r"""['"](?:role|from)['"]\s*:\s*['"](?:system|developer|user|assistant|tool|human|gpt|model)['"]""")
+_CONTENT = re.compile(r"""['"](?:content|value|parts|tool_calls)['"]\s*:""")
 LISTS_AS_TEXT = "lists of messages as text"
 PYTHON_LISTS = "lists as Python writes them"
 
 
-def is_written_list(value: object) -> bool:
-    """Whether a value is a list of messages as text, as tables hold it."""
-    return isinstance(value, str) and _WRITTEN_LIST.match(value) is not None
+def is_written(value: object) -> bool:
+    """Whether a value is messages as text, as tables hold them: a list, one of them, or an object around a list."""
+    return isinstance(value, str) and all((_WRITTEN.match(value), _ROLE.search(value), _CONTENT.search(value)))
+
+
+def read_written(report: Report, field: str, text: str, fix: str) -> object:
+    """The value of a text of JSON, or of Python's writing of lists; None where there is a problem."""
+    before = len(report.problems)
+    value = read_json(report, field, text, fix)
+    if len(report.problems) > before and (shown := python_list(text)) is not None:
+        del report.problems[before:]
+        report.converted.add(PYTHON_LISTS)
+        return shown
+    return value
 
 
 def read_list(report: Report, field: str, value: object, fix: str) -> list[Any] | None:
     """A list, which a table may hold as JSON text, or as Python shows it; None where there is a problem."""
     if isinstance(value, str):
         before = len(report.problems)
-        text, value = value, read_json(report, field, value, fix)
+        value = read_written(report, field, value, fix)
         if len(report.problems) > before:
-            if (shown := python_list(text)) is not None:
-                del report.problems[before:]
-                report.converted.add(PYTHON_LISTS)
-            return shown
+            return None
     if is_list(value):
         return value
     report.add(field, f"a list is needed, not {describe(value)}", fix)
     return None
 
 
+def listed(text: str) -> object:
+    """The list that a text is in JSON or in Python's writing; the text itself where it is none."""
+    try:
+        value, faults = decode_text(text)
+    except ValueError:
+        value, faults = python_list(text), []
+    return value if is_list(value) and not faults else text
+
+
 def python_list(text: str) -> list[Any] | None:
     """The list in a text that is not JSON but has Python's quotes, None, True and False, as pandas writes lists into a
-    CSV; None for any other text."""
+    CSV, without the keys that are None, which tables invent; None for any other text."""
     if not text.lstrip().startswith("[") or "'" not in text:
         return None
-    value = python_value(text)
+    value = without_nulls(python_value(text))
     return value if is_list(value) else None
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the members that are null: Arrow gives every object of a column the same ones."""
+    if is_object(value):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if is_list(value) else value
 
 
 _LONGEST_PYTHON = 2_000_000

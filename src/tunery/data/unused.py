@@ -10,6 +10,7 @@ from typing import cast
 from tunery.config import DataConfig
 from tunery.data.detect import Shape, usual_role
 from tunery.data.example import Example, Place
+from tunery.data.kinds import KINDS
 from tunery.data.kinds.columns import Meaning
 from tunery.data.row_report import says_nothing
 from tunery.data.source import known_here, printable
@@ -140,13 +141,23 @@ class UnusedColumns:
             )
             raise ConfigError(
                 f"kind {self.shape.kind} has no use for {listed}",
-                "put what it says into the columns that are used, set data.kind or data.columns, or leave it aside "
-                f"with data.ignore_columns: [{', '.join(names)}]",
+                f"put what it says into the columns that are used, set {self._other_kind(names)}, or leave it aside "
+                f"with data.ignore_columns: [{', '.join(map(printable, names))}]",
             )
         seen = {*self._known, *self.ignored}
         for name in self.config.ignore_columns:
             if name not in seen:
                 raise ConfigError(f"data.ignore_columns: there is no column {name!r}", known_here(name, sorted(seen)))
+
+    def _other_kind(self, names: list[str]) -> str:
+        """The settings with which some columns may be used: a kind that has roles for them and those in use, if any."""
+        used = {role: column for role, column in self.shape.columns.items() if role != "input"}
+        for kind in KINDS.values():
+            roles = {role: name for name in names if (role := usual_role(kind, name, self.config))}
+            found = {**used, **roles}
+            if len(roles) == len(names) and {*found} <= {*kind.roles} and not kind.missing(found):
+                return f"data.kind: {kind.name}, which uses it"
+        return "data.kind or data.columns"
 
     def notes(self) -> list[str]:
         """What to tell of the columns that are not used, a sentence each."""

@@ -126,7 +126,7 @@ def _inside(part: object) -> object:
     if is_object(part):
         answer = next((part[key] for key in ("toolResult", "functionResponse") if is_object(part.get(key))), part)
         if is_list(content := answer.get("content")):
-            return next((one for one in content if not (is_object(one) and ("text" in one or "json" in one))), part)
+            return next((one for one in content if _part_text(one) is None), part)
     return part
 
 

@@ -10,6 +10,7 @@ from tunery.data.row_report import python_value
 from tunery.data.strict_json import decode_text
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 
+_OF_A_CALL = {"name", "arguments", "parameters", "id", "type"}
 _CALL, _ANSWER = "tool_call", "tool_response"
 
 
@@ -67,7 +68,7 @@ def read_calls(texts: Sequence[str]) -> list[JsonObject]:
     for text in texts:
         value = _value(text)
         for call in value if is_list(value) else [value]:
-            if not is_object(call) or "name" not in call:
+            if not is_object(call) or "name" not in call or not call.keys() <= _OF_A_CALL:
                 return []
             found.append(
                 tool_call(call["name"], call.get("arguments", call.get("parameters")), str(call.get("id", "")))

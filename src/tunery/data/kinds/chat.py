@@ -124,7 +124,7 @@ def read_exchange(report: Report, row: JsonMapping, columns: Columns) -> Example
             report_missing(report, row, columns[role])
     key, ledger = columns["completion"], CallLedger()
     prompt, tools = read_prompt(report, row, columns, ledger)
-    answered = with_calls(report, row.get(key)) if tools else row.get(key)
+    answered = with_calls(report, row.get(key), tools)
     answer = read_answer(report, key, answered, ledger)
     if report.problems or prompt is None or not begins_with_answer(report, key, answer):
         return {}

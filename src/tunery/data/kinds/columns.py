@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunery.data.row_report import is_written_list
+from tunery.data.row_report import is_written
 from tunery.jsonl import JsonMapping, is_list, is_object
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content")
@@ -47,7 +47,7 @@ _OF_MESSAGES = {"role", "from", "author", "speaker", "type", "parts", "messages"
 
 def _holds_messages(value: object) -> bool:
     parts = value if is_list(value) else [value]
-    return is_written_list(value) or any(is_object(part) and _OF_MESSAGES & part.keys() for part in parts)
+    return is_written(value) or any(is_object(part) and _OF_MESSAGES & part.keys() for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,8 @@ def _shared_beginning(
         )
         return [], answers
     prompt = chosen[:shared]
-    if given is not None and not _begins_with(prompt, given):
+    wholes = [[unweighted(message) for message in answer] for answer in (chosen, rejected)]
+    if given is not None and not _begins_with(prompt, given) and list(map(unweighted, given)) not in wholes:
         report.add(
             columns["prompt"],
             "the conversations in chosen and rejected do not begin with this prompt",
