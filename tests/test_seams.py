@@ -28,7 +28,6 @@ HOMES = {
 
 ALLOWED = {
     ("data/conversation.py", "text"): "type of a part of OpenAI's message content",
-    ("data/forms/base.py", "text"): "key of a part of a message's content",
     ("data/messages.py", "text"): "type of a part of OpenAI's message content",
     ("serve/engine/requests.py", "text"): "type of OpenAI's response_format",
     ("serve/engine/remote.py", "text"): "type of OpenAI's response_format",

@@ -88,7 +88,7 @@ def _asked(file: str, row: RawRow, facts: DataSection) -> AskedRow | list[Proble
         if not kind.plain_text:
             return [Problem(file, row.line, ROW, f"plain text cannot be a row of kind {kind.name}", "give a table")]
         return AskedRow({"text": row.value}, Example(kind.name, where, text=row.value))
-    report = Report(file, row.line)
+    report = Report(file, row.line, facts.columns_ignored)
     fields = kind.parse_question(report, row.value, facts.columns)
     return report.problems or AskedRow(row.value, Example(kind.name, where, **fields))
 
