@@ -602,3 +602,14 @@ class TestOddFiles:
     def test_a_line_break_inside_a_text_has_its_fix(self, tmp_path):
         found = problems(tmp_path, "a.jsonl", '{"a": "x\ny"}\n')
         assert found[0].fix == r"write a line break or tab inside a text as \n or \t"
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [("text,label\na film,good\n", ".csv"), ("prompt;answer\na;b\n", ".csv"), ("Text\tLabel\na\tb\n", ".tsv")],
+)
+def test_a_table_under_the_name_of_a_text(tmp_path: Path, content: str, name: str) -> None:
+    with pytest.raises(DataError, match="holds a table") as error:
+        items(tmp_path, "a.txt", content)
+    assert f"name it {name}" in str(error.value)
+    assert len(items(tmp_path, "b.txt", "text, label and answer\nare words of a sentence\n")) == 1

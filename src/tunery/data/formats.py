@@ -24,6 +24,7 @@ from tunery.data.arrow import open_folder, open_hub, parquet_rows
 from tunery.data.csv_rows import table_rows
 from tunery.data.example import ROW, Problem
 from tunery.data.json_rows import json_lines, json_values
+from tunery.data.kinds.columns import COMPLETION_COLUMNS, FEEDBACK_COLUMNS, PROMPT_COLUMNS, TEXT_COLUMNS
 from tunery.data.source import (
     BROKEN_GZIP,
     COMPRESSED,
@@ -115,6 +116,7 @@ def _passages(path: Path, source: Source) -> Iterator[Item]:
     with open_text(path, source, newline="") as file:
         text = file.read().replace("\r\n", "\n").replace("\r", "\n")
     _refuse_json(text, source.shown)
+    _refuse_table(text, source.shown)
     begin, line, counted, passages = 0, 1, 0, 0
     breaks = [match.end() for match in re.finditer(r"\n(?:[ \t]*\n)+", text)]
     for end in [*breaks, len(text)]:
@@ -143,6 +145,18 @@ def _refuse_json(text: str, shown: str) -> None:
         except ValueError:
             return
         raise DataError(f"{shown} holds JSON, not plain text", "name it .json")
+
+
+_HEADERS = {*TEXT_COLUMNS, *PROMPT_COLUMNS, *COMPLETION_COLUMNS, *FEEDBACK_COLUMNS}
+
+
+def _refuse_table(text: str, shown: str) -> None:
+    """So would a table be learned with its header and separators."""
+    header, _, rest = text.lstrip("\ufeff\n").partition("\n")
+    for separator, extension in ((",", ".csv"), (";", ".csv"), ("\t", ".tsv"), ("|", ".csv")):
+        names = [name.strip().strip('"').casefold() for name in header.split(separator)]
+        if len(names) > 1 and len(_HEADERS.intersection(names)) > 1 and separator in rest.partition("\n")[0]:
+            raise DataError(f"{shown} holds a table ({printable(header, 60)}), not plain text", f"name it {extension}")
 
 
 _READERS = {
