@@ -99,11 +99,12 @@ class Conversation:
             opening = [{"role": "system", "content": self.system}] if self.system and not self.messages else []
             self.messages += [*opening, {"role": "user", "content": line}]
             asked = list(self.messages)
+        *_, remembered = self.sides
         said: list[str] = []
         try:
             for side in self.sides:
                 self._write(f"[{side}] " if len(self.sides) > 1 else "")
-                self._answer(asked, side, said if side == self.sides[-1] else [])
+                self._answer(asked, side, said if side == remembered else [])
                 self._write(self._certainty(line, side) + "\n")
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
