@@ -428,15 +428,16 @@ def check(
     task = resolve_task(task, overrides, settings)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
-    return check_local(task, samples=samples, progress=progress)
+    return check_local(task, samples=samples, progress=progress, timed=True)
 
 
-def check_local(task: Task, *, samples: int = 3, progress: Progress | None = None) -> CheckReport:
-    """As `check`, of a task whose model is trained here."""
+def check_local(task: Task, *, samples: int = 3, progress: Progress | None = None, timed: bool = False) -> CheckReport:
+    """As `check`, of a task whose model is trained here; without timed steps, which would hold up what else computes in
+    this process."""
     tokenizer = load_tokenizer(task.model)
     task = _dated(task, tokenizer)
     say = None if progress is None else progress.note
-    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model), say), samples)
+    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model), say), samples, timed=timed)
 
 
 def examine(task: str | Path | Task | None, overrides: Sequence[str] = (), **settings: Any) -> dict[str, Examined]:

@@ -23,7 +23,7 @@ from tunery.records.evaluation_record import Evaluation
 from tunery.records.export_record import KeptUpdate
 from tunery.records.prediction_record import STANDARD, PredictionSummary
 from tunery.records.run_receipt import HostedReceipt, Receipt
-from tunery.text import duration, file_size, gigabytes, plural
+from tunery.text import duration, duration_range, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
     from tunery.api import Run
@@ -161,9 +161,12 @@ def _planned_training(console: Console, training: PlannedTrainingSection) -> Non
     )
     fits = training.memory_bytes <= training.available_bytes
     console.print(
-        f"Estimate: {duration(training.seconds)} of training and {gigabytes(training.memory_bytes)} of memory "
-        f"({gigabytes(training.available_bytes)} are free).",
+        f"Memory: about {file_size(training.memory_bytes)}; {gigabytes(training.available_bytes)} are free.",
         style="" if fits else "yellow",
+    )
+    console.print(
+        f"Time: {duration_range(training.seconds_low, training.seconds_high)} for the training steps "
+        f"({training.seconds_basis}); validation and evaluation come on top."
     )
 
 
