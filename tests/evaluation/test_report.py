@@ -398,7 +398,7 @@ def preference_run(tmp_path: Path, favoured: float, pairs: int = 100) -> Path:
     ("favoured", "pairs", "words"),
     [
         (0.9, 100, "favours the preferred answer in 90.0% of 100 held-out pairs (chance: 50%).</p>"),
-        (0.6, 10, "With this few pairs, that could be chance."),
+        (0.6, 10, "With this few pairs, that could be chance (95 % interval: 31% to 83%)."),
         (0.2, 100, "It made things worse."),
     ],
 )

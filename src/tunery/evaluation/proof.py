@@ -185,6 +185,7 @@ _FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
             _Entry("Kind", "data.kind", "words"),
             _Entry("Rows read", "data.rows_read", "count"),
             _Entry("Training rows", "data.train_rows", "count"),
+            _Entry("… of them seen", "training.rows_seen", "count"),
             _Entry("Validation rows", "data.validation_rows", "count"),
             _Entry("Test rows", "data.test_rows", "count"),
             _Entry("Converted (rows)", "data.converted", "words"),

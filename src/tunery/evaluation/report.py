@@ -10,6 +10,7 @@ import math
 import re
 from pathlib import Path
 
+from tunery.evaluation.cautions import cautions
 from tunery.evaluation.charts import Interval, Series, interval_chart, line_chart, smooth
 from tunery.evaluation.mistakes import SHOWN, mistakes
 from tunery.evaluation.page import render_page
@@ -222,10 +223,10 @@ def _page(record: RunRecord) -> dict[str, object]:
         "model": show(pick(receipt, "model", "name") or pick(receipt, "model", "source"), "words"),
         "created": show(pick(receipt, "created"), "words").replace("T", " ").replace("+00:00", " UTC"),
         "version": show(pick(receipt, "tunery"), "words"),
-        "headline": headline(record),
+        "headline": headline(evaluation),
         "numbers": _big_numbers(evaluation),
         "intervals": _interval_charts(evaluation),
-        "warnings": warnings_of(receipt),
+        "warnings": [*cautions(evaluation), *warnings_of(receipt)],
         "advice": advise(record.metrics),
         "curves": _curves(record),
         "evaluated": bool(evaluation),

@@ -136,7 +136,7 @@ def _content(record: RunRecord, form: str) -> JsonObject:
         "base_lines": _base_lines(receipt, base),
         "version": _plain(str(pick(receipt, "tunery") or "")),
         "created": _plain(str(pick(receipt, "created") or "")[:10]),
-        "headline": _plain(headline(record)),
+        "headline": _plain(headline(record.evaluation)),
         "rows": show(pick(record.evaluation, "rows"), "count"),
         "metrics": metric_rows(record.evaluation),
         "interval": f"{interval[1]:.1%} to {interval[2]:.1%}" if interval else "",

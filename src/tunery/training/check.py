@@ -16,6 +16,7 @@ from tunery.models.quantized import expected_bytes
 from tunery.records.check_report import VERSION, CheckReport, PlannedTrainingSection, SampleSide, TrainedLengthsSection
 from tunery.records.run_receipt import DataSection
 from tunery.training.build_receipt import data_section, end_of_turn
+from tunery.training.held_out import split_remarks
 from tunery.training.plan import make_objective, peak_rate, total_steps
 from tunery.training.rehearsal import estimate_time, mean_flops, rough_time
 from tunery.training.sizing import Need, largest, sampled
@@ -48,7 +49,7 @@ def check(task: Task, prepared: Prepared, samples: int = 3, *, timed: bool = Tru
         tokens=_lengths(prepared),
         labels=label_counts(prepared.data),
         training=training,
-        remarks=[*prepared.renderer.remarks.sentences(), *notes],
+        remarks=[*prepared.renderer.remarks.sentences(), *split_remarks(prepared.data), *notes],
         samples=[pieces(prepared.renderer, row) for row in shown],
         sample_names=[f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
         sample_sides=sides,
