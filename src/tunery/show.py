@@ -204,9 +204,8 @@ WIDEST_MATRIX = 8
 
 
 def _confusion(console: Console, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    table = Table(
-        title="\nWhat the tuned model says (to the right) of rows that are … (downwards)", title_justify="left"
-    )
+    console.print("\nWhat the tuned model says (to the right) of rows that are … (downwards)", style="bold")
+    table = Table()
     table.add_column("")
     for label in labels:
         table.add_column(Text(label), justify="right", overflow="fold")
