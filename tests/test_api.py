@@ -581,7 +581,7 @@ def test_killed_between_the_last_step_and_the_receipt_the_run_ends_as_it_would_h
 
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save_adapter", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(StoppedError, match="the checkpoint of step 20 is kept"):
             tunery.train("task.yaml", [*settings, "name=parts"], progress=QUIET)
     resumed = tunery.train("task.yaml", [*settings, "name=parts"], progress=QUIET)
     assert resumed.receipt["training"]["stopped"] == "early stopping"

@@ -127,6 +127,14 @@ def test_train_prints_results_on_stdout_and_progress_on_stderr(project: Path) ->
     assert "step 3/3" not in done.stdout
     for words in ("base", "tuned", "accuracy", "Receipt", "tensors moved", "runs/films/report.html"):
         assert words in done.stdout
+    for bad_news in (
+        "With this few rows, a difference could be chance (95 % intervals: base ",
+        "2 held-out rows only",
+        "every time would be right 50.0% of the time",
+        "12 trained of 22, 2 for validation",
+        "2 validation rows are held out: a share measured on so few is uncertain",
+    ):
+        assert bad_news in done.stdout
     again = tunery("train", "task.yaml", "--json", "--quiet", cwd=project)
     assert again.stderr == ""
     assert json.loads(again.stdout)["receipt"]["training"]["steps"] == 3

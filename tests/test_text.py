@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunery.text import did_you_mean, duration, file_size, gigabytes, plural, similar_names
+from tunery.text import did_you_mean, duration, duration_range, file_size, gigabytes, plural, similar_names
 
 
 def test_the_name_that_was_meant() -> None:
@@ -32,3 +32,18 @@ def test_sizes_of_files(count: float, words: str) -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (600, 1500, "10 to 25 min"),
+        (50, 200, "50 s to 3 min"),
+        (0.2, 0.9, "less than 1 s"),
+        (0.4, 3, "0 to 3 s"),
+        (3600, 3660, "60 to 61 min"),
+        (7200, 7210, "about 2.0 h"),
+    ],
+)
+def test_a_range_of_time_names_its_unit_once(low: float, high: float, words: str) -> None:
+    assert duration_range(low, high) == words

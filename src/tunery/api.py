@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,18 +141,38 @@ def train(
         checkpoint = _checkpoint(paths, resume)
         if resume == "auto" and paths.receipt.exists():
             return _finish(task, paths, progress)
-        recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
-        base = _load_base(task, recorded or task.train.precision)
-        task = _dated(task, base.tokenizer, paths)
-        prepared = _prepare(task, base.tokenizer, base.model.config, progress.note)
-        for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
-            progress.note(note)
-        fitted = fit(task, prepared, base, paths, progress, checkpoint)
-        evaluation = None
-        if task.evaluate.enabled and prepared.held_out[2].rows:
-            evaluation = _evaluate(task, fitted.model, _held_out(task, prepared), paths.evaluation, progress)
-        _write_pages(paths)
-        return Run(paths.root, fitted.receipt, evaluation)
+        with _telling_what_is_kept(paths):
+            return _train_here(task, paths, checkpoint, progress)
+
+
+def _train_here(task: Task, paths: RunPaths, checkpoint: Path | None, progress: Progress) -> Run:
+    recorded = recorded_dtype(checkpoint) if checkpoint and task.train.precision == "auto" else None
+    base = _load_base(task, recorded or task.train.precision)
+    task = _dated(task, base.tokenizer, paths)
+    prepared = _prepare(task, base.tokenizer, base.model.config, progress.note)
+    for note in (*map(Note, prepared.data.notes), *_about_computing(base)):
+        progress.note(note)
+    fitted = fit(task, prepared, base, paths, progress, checkpoint)
+    evaluation = None
+    if task.evaluate.enabled and prepared.held_out[2].rows:
+        evaluation = _evaluate(task, fitted.model, _held_out(task, prepared), paths.evaluation, progress)
+    _write_pages(paths)
+    return Run(paths.root, fitted.receipt, evaluation)
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(paths: RunPaths) -> Iterator[None]:
+    """A training that is interrupted at once says what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = "run the same command again to"
+        if paths.receipt.exists():
+            raise StoppedError("interrupted; the adapter is trained and saved", f"{again} evaluate it") from None
+        if steps := checkpoint_steps(paths.checkpoints):
+            kept = f"stopped at once; the checkpoint of step {steps[-1]} is kept, and later steps are not"
+            raise StoppedError(kept, f"{again} resume from there") from None
+        raise StoppedError("stopped before the first checkpoint: nothing is kept", f"{again} start over") from None
 
 
 def _load_base(task: Task, precision: str) -> Base:
@@ -407,15 +428,16 @@ def check(
     task = resolve_task(task, overrides, settings)
     if task.hosted_model is not None:
         return check_hosted(task, samples)
-    return check_local(task, samples=samples, progress=progress)
+    return check_local(task, samples=samples, progress=progress, timed=True)
 
 
-def check_local(task: Task, *, samples: int = 3, progress: Progress | None = None) -> CheckReport:
-    """As `check`, of a task whose model is trained here."""
+def check_local(task: Task, *, samples: int = 3, progress: Progress | None = None, timed: bool = False) -> CheckReport:
+    """As `check`, of a task whose model is trained here; without timed steps, which would hold up what else computes in
+    this process."""
     tokenizer = load_tokenizer(task.model)
     task = _dated(task, tokenizer)
     say = None if progress is None else progress.note
-    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model), say), samples)
+    return check_prepared(task, _prepare(task, tokenizer, load_config(task.model), say), samples, timed=timed)
 
 
 def examine(task: str | Path | Task | None, overrides: Sequence[str] = (), **settings: Any) -> dict[str, Examined]:

@@ -89,7 +89,7 @@ def _head(folder: Path) -> list[str]:
     return [
         "# Written for your own rows by `tunery init --from`. Change what does not suit, then:",
         "#",
-        f"#   tunery check {task}     look at the data; nothing is computed",
+        f"#   tunery check {task}     look at the data; nothing is trained",
         f"#   tunery train {task}     train, compare with the base model, write a report",
         "#",
         "# Paths are relative to this file. `tunery settings` lists all settings; those not named here have a default.",

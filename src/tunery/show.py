@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunery.evaluation.record import units
+from tunery.evaluation.cautions import baseline, cautions
+from tunery.evaluation.record import headline, units
+from tunery.evaluation.record import show as show_value
 from tunery.jsonl import JsonMapping
 from tunery.records.check_report import (
     AnyCheckReport,
@@ -23,7 +26,7 @@ from tunery.records.evaluation_record import Evaluation
 from tunery.records.export_record import KeptUpdate
 from tunery.records.prediction_record import STANDARD, PredictionSummary
 from tunery.records.run_receipt import HostedReceipt, Receipt
-from tunery.text import duration, file_size, gigabytes, plural
+from tunery.text import duration, duration_range, file_size, gigabytes, plural
 
 if TYPE_CHECKING:
     from tunery.api import Run
@@ -31,27 +34,28 @@ if TYPE_CHECKING:
     from tunery.export.export_run import Export
     from tunery.hosted.migrate import Migration
 
-SCORES = {
-    "rewards_accuracy": ("reward accuracy", "{:.1%}"),
-    "rewards_margin": ("reward margin", "{:.3f}"),
-    "preference_accuracy": ("preferred is likelier", "{:.1%}"),
-    "preference_loss": ("preference loss", "{:.4f}"),
-    "accuracy": ("accuracy", "{:.1%}"),
-    "macro_f1": ("macro F1", "{:.3f}"),
-    "loss": ("loss", "{:.4f}"),
-    "rejected_loss": ("loss of rejected answers", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.3f}"),
-    "token_accuracy": ("token accuracy", "{:.1%}"),
-    "chrf": ("chrF", "{:.1f}"),
-    "bleu": ("BLEU", "{:.1f}"),
-    "distinct_1": ("distinct-1", "{:.3f}"),
-    "distinct_2": ("distinct-2", "{:.3f}"),
+SCORES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "rewards_accuracy": ("reward accuracy", "{:.1%}".format),
+    "rewards_margin": ("reward margin", "{:.3f}".format),
+    "preference_accuracy": ("preferred is likelier", "{:.1%}".format),
+    "preference_loss": ("preference loss", "{:.4f}".format),
+    "accuracy": ("accuracy", "{:.1%}".format),
+    "macro_f1": ("macro F1", "{:.3f}".format),
+    "loss": ("loss", "{:.4f}".format),
+    "rejected_loss": ("loss of rejected answers", "{:.4f}".format),
+    "perplexity": ("perplexity", lambda value: show_value(value, "perplexity")),
+    "token_accuracy": ("token accuracy", "{:.1%}".format),
+    "chrf": ("chrF", "{:.1f}".format),
+    "bleu": ("BLEU", "{:.1f}".format),
+    "distinct_1": ("distinct-1", "{:.3f}".format),
+    "distinct_2": ("distinct-2", "{:.3f}".format),
 }
 """Scores shown, in this order: key → (name, format)."""
 
 
 def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
+    """Wraps at words where a person reads; what goes to a file or another program stays whole."""
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
 
 
 # --------------------------------------------------------------------------- check
@@ -141,7 +145,7 @@ def _planned_job(console: Console, job: PlannedJobSection) -> None:
 
 def _of_the_rate(share: float | None) -> str:
     """Nothing where the rate could not be measured beside other programs."""
-    return "" if share is None else f"{share:.0%} of this machine's matmul rate "
+    return "" if share is None else f"{'under 1%' if share < 0.005 else f'{share:.0%}'} of this machine's matmul rate "
 
 
 def _stored(quantization: str | None) -> str:
@@ -161,9 +165,12 @@ def _planned_training(console: Console, training: PlannedTrainingSection) -> Non
     )
     fits = training.memory_bytes <= training.available_bytes
     console.print(
-        f"Estimate: {duration(training.seconds)} of training and {gigabytes(training.memory_bytes)} of memory "
-        f"({gigabytes(training.available_bytes)} are free).",
+        f"Memory: about {file_size(training.memory_bytes)}; {gigabytes(training.available_bytes)} are free.",
         style="" if fits else "yellow",
+    )
+    console.print(
+        f"Time: {duration_range(training.seconds_low, training.seconds_high)} for the training steps "
+        f"({training.seconds_basis}); validation and evaluation come on top."
     )
 
 
@@ -180,7 +187,30 @@ def evaluation(result: Evaluation) -> None:
     table.add_column("tuned", justify="right")
     for key, (name, form) in SCORES.items():
         if tuned.get(key) is not None:
-            table.add_row(name, form.format(base[key]) if key in base else "–", form.format(tuned[key]))
+            table.add_row(name, form(base[key]) if key in base else "–", form(tuned[key]))
+    console.print(table)
+    values = result.as_json()
+    if common := baseline(values):
+        console.print(Text(f"Answering {common[0]} every time would be right {common[1]:.1%} of the time."))
+    if result.labels and tuned.confusion and len(result.labels) <= WIDEST_MATRIX:
+        _confusion(console, result.labels, tuned.confusion)
+    console.print(Text(f"\n{headline(values)}", style="bold"))
+    for caution in cautions(values):
+        console.print(Text(f"note: {caution}", style="yellow"))
+
+
+WIDEST_MATRIX = 8
+"""Labels up to which a confusion matrix is printed; the report has all."""
+
+
+def _confusion(console: Console, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    console.print("\nWhat the tuned model says (to the right) of rows that are … (downwards)", style="bold")
+    table = Table()
+    table.add_column("")
+    for label in labels:
+        table.add_column(Text(label), justify="right", overflow="fold")
+    for label, row in zip(labels, counts, strict=True):
+        table.add_row(Text(label), *(f"{count:,}" for count in row))
     console.print(table)
 
 
@@ -231,10 +261,20 @@ def _hosted_receipt(console: Console, receipt: HostedReceipt) -> None:
     _say_receipt(console, lines, receipt.warnings)
 
 
+_NAMES = 12
+"""Columns for the names of a receipt's lines."""
+
+
 def _say_receipt(console: Console, lines: Sequence[str], warnings: Sequence[str]) -> None:
     console.print("\nReceipt", style="bold")
     for line in lines:
-        console.print(Text(f"  {line}"))
+        if console.soft_wrap:
+            console.print(Text(f"  {line}"))
+        else:
+            row = Table.grid()
+            row.add_column(width=_NAMES)
+            row.add_row(Text(f"  {line[: _NAMES - 2]}"), Text(line[_NAMES - 2 :]))
+            console.print(row)
     for warning in warnings:
         console.print(Text(f"  warning: {warning}", style="yellow"))
 
@@ -262,10 +302,10 @@ def _side_by_side(console: Console, result: JsonMapping) -> None:
     table.add_column("")
     table.add_column("hosted", justify="right")
     table.add_column("local", justify="right")
-    for key, (name, form) in ({"exact": ("same as the reference", "{:.1%}")} | SCORES).items():
+    for key, (name, form) in ({"exact": ("same as the reference", "{:.1%}".format)} | SCORES).items():
         values = [result[side].get(key) for side in ("hosted", "local")]
         if any(value is not None for value in values):
-            table.add_row(name, *("–" if value is None else form.format(value) for value in values))
+            table.add_row(name, *("–" if value is None else form(value) for value in values))
     console.print(table)
     agreement = result["agreement"]
     label = f"the same label {agreement['label']['share']:.1%}, " if "label" in agreement else ""
@@ -283,8 +323,7 @@ def _receipt(console: Console, receipt: Receipt) -> None:
     speed, memory, reload = receipt.speed, receipt.memory, receipt.reload
     end = f"{tokens.end_of_turn_token} is trained" if tokens.end_of_turn_trained else "no end-of-turn token is trained"
     lines = [
-        f"{training.unit + 's':<10}{receipt.data.train_rows:,} trained, "
-        f"{receipt.data.validation_rows:,} for validation",
+        f"{training.unit + 's':<10}{_trained_rows(receipt)}, {receipt.data.validation_rows:,} for validation",
         f"tokens    {tokens.data:,} in the data, {tokens.computed:,} computed "
         f"({tokens.computed / max(tokens.data, 1):.0%}), {tokens.trained:,} trained "
         f"at {tokens.predicting_positions or tokens.trained:,} predicting positions; {end}",
@@ -300,6 +339,11 @@ def _receipt(console: Console, receipt: Receipt) -> None:
         f"memory    {gigabytes(memory.peak_bytes)} at the peak, {gigabytes(memory.estimated_bytes)} estimated",
     ]
     _say_receipt(console, lines, receipt.warnings)
+
+
+def _trained_rows(receipt: Receipt) -> str:
+    rows, seen = receipt.data.train_rows, receipt.training.rows_seen
+    return f"{rows:,} trained" if seen in (None, rows) else f"{seen:,} trained of {rows:,}"
 
 
 # --------------------------------------------------------------------------- exports

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -29,11 +29,11 @@ _WIDE = 110
 """Columns of a terminal from which on runs are listed with kind and state."""
 
 
-def _pair(base: float | None, tuned: float | None, form: str) -> str:
+def _pair(base: float | None, tuned: float | None, form: Callable[[float], str]) -> str:
     """ "0.71 → 0.89"; a dash where the tuned model's is not known."""
     if tuned is None:
         return "–"
-    return form.format(tuned) if base is None else f"{form.format(base)} → {form.format(tuned)}"
+    return form(tuned) if base is None else f"{form(base)} → {form(tuned)}"
 
 
 def runs(found: Sequence[RunSummary], folder: Path) -> None:
@@ -51,8 +51,8 @@ def runs(found: Sequence[RunSummary], folder: Path) -> None:
     for run in found:
         texts = (run.name, last_part(run.base or "–"), *((run.kind or "–", run.state) if wide else ()))
         rows = "–" if run.train_rows is None else f"{run.train_rows:,}"
-        loss = _pair(run.base_loss, run.tuned_loss, "{:.3g}")
-        accuracy = _pair(run.base_accuracy, run.tuned_accuracy, "{:.1%}")
+        loss = _pair(run.base_loss, run.tuned_loss, "{:.3g}".format)
+        accuracy = _pair(run.base_accuracy, run.tuned_accuracy, "{:.1%}".format)
         table.add_row(*map(Text, texts), (run.created or "–")[:10], rows, loss, accuracy, file_size(run.bytes))
     console.print(table)
     for run in found:

@@ -46,3 +46,13 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def duration_range(low: float, high: float) -> str:
+    """About how long, as a range: "20 to 45 s", "10 to 25 min"; one duration where the ends read the same."""
+    if high < 1:
+        return "less than 1 s"
+    first, last = duration(low), duration(high)
+    if first == last:
+        return f"about {first}"
+    return f"{first.partition(' ')[0] if first.split()[1] == last.split()[1] else first} to {last}"

@@ -398,7 +398,7 @@ def preference_run(tmp_path: Path, favoured: float, pairs: int = 100) -> Path:
     ("favoured", "pairs", "words"),
     [
         (0.9, 100, "favours the preferred answer in 90.0% of 100 held-out pairs (chance: 50%).</p>"),
-        (0.6, 10, "With this few pairs, that could be chance."),
+        (0.6, 10, "With this few pairs, that could be chance (95 % interval: 31% to 83%)."),
         (0.2, 100, "It made things worse."),
     ],
 )
@@ -416,3 +416,29 @@ def test_a_page_on_pairs_shows_rewards_validations_and_both_answers(tmp_path: Pa
     assert "&lt;b&gt;no&lt;/b&gt;" in page
     assert "with β = 0.1" in page
     assert "log 2 = 0.693" in page
+
+
+def test_a_report_names_no_folder_of_the_machine_and_keeps_what_leads_from_the_readers_own(tmp_path: Path) -> None:
+    base, rows = "/home/ada/models/tiny", "/home/ada/secret project/rows.csv"
+    proof = receipt(model={"name": base, "source": base}, warnings=[f"read {rows} again", "tokens/s and/or ./here"])
+    proof["data"]["files"] = {rows: "ab" * 32}
+    folder = run_dir(tmp_path / "run", evaluated=evaluation(), proof=proof, metrics=METRICS)
+    (folder / "task.yaml").write_text(f"model: {base}\ndata:\n  train: {rows}\n  validation: more/held-out.csv\n")
+    page = render_report(folder)
+    assert "/home/ada" not in page
+    assert str(tmp_path) not in page
+    text = _Page(page).text
+    assert "model: tiny data: train: rows.csv validation: more/held-out.csv" in text
+    assert "tokens/s and/or ./here" in text
+    hub = receipt(model={"name": "Qwen/Qwen3-0.6B", "source": "Qwen/Qwen3-0.6B@abc"})
+    assert "Qwen/Qwen3-0.6B" in render_report(run_dir(tmp_path / "hub", evaluated=evaluation(), proof=hub))
+
+
+def test_what_a_report_says_of_versions_can_be_installed(tmp_path: Path) -> None:
+    proof = receipt(tunery="0.1.0", versions={"torch": "2.13.0+cpu", "transformers": "5.23.0"})
+    text = _Page(render_report(run_dir(tmp_path / "cpu", evaluated=evaluation(), proof=proof))).text
+    assert "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" in text
+    assert "pip install . transformers==5.23.0 # in a clone of tunery 0.1.0" in text
+    plain = receipt(tunery="0.1.0", versions={"torch": "2.13.0"})
+    text = _Page(render_report(run_dir(tmp_path / "plain", evaluated=evaluation(), proof=plain))).text
+    assert "pip install torch==2.13.0 pip install ." in text

@@ -94,6 +94,14 @@ def test_samples_that_a_neighbour_starves_do_not_choose_the_dtype(monkeypatch: p
     assert probe_precision(CPU).choice == torch.bfloat16
 
 
+@pytest.mark.parametrize("starved", [[1], [1, 2], [2, 3, 4]])
+def test_a_rate_is_not_read_off_a_moment_in_which_a_neighbour_had_the_cores(
+    monkeypatch: pytest.MonkeyPatch, starved: list[int]
+) -> None:
+    Processor(150e9, 450e9, starved).install(monkeypatch)
+    assert matmul_rate(CPU, torch.float32) == pytest.approx(150e9)
+
+
 def test_a_processor_without_bfloat16_instructions_is_not_asked_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     Processor(1e9, 900e9).install(monkeypatch, instructions=False)  # as beside a neighbour that starves float32
     probe = probe_precision(CPU)
@@ -134,7 +142,8 @@ def test_the_rate_is_measured_and_a_dtype_without_hardware_support_does_not_stal
     assert 1e8 < matmul_rate(CPU, torch.float32, 0.02) < 1e15
     processor = Processor(1e9, 1e9).install(monkeypatch)
     assert math.isclose(matmul_rate(CPU, torch.bfloat16, 0.06), 1e9)
-    assert processor.tokens == [64, 64]  # 0.1 s each; the full matmul would take 1.8 s
+    assert set(processor.tokens) == {64}  # 0.1 s each; the full matmul would take 1.8 s
+    assert len(processor.tokens) <= 4
     processor = Processor(150e9, 1e9).install(monkeypatch)
     assert probe_precision(CPU).choice == torch.float32
     assert max(processor.tokens) == 1024

@@ -10,7 +10,11 @@ from tunery.errors import ConfigError, TuneryError
 from tunery.evaluation.tuned import TunedModel
 
 HELP = """/tuned, /base, /both   who answers      /reset   forget the conversation
-/help                  this text        /quit    leave (or Ctrl-D)"""
+/help                  this text        /quit    leave (or Ctrl-D)
+Ctrl-C ends an answer"""
+
+_CLEAN = {code: "�" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+"""Control characters that a model may say, and that a terminal would obey."""
 
 
 @dataclass
@@ -46,17 +50,26 @@ class Conversation:
                 "--system is for conversations; this run puts each line as its training rows were", "leave it out"
             )
         self._write(f"{self.tuned.task.name}: {self.tuned.kind.chat_hint} /help lists the commands.\n")
-        while True:
-            try:
-                line = input(f"\n{'+'.join(self.sides)}> " if sys.stdin.isatty() else "").strip()
-            except EOFError:
-                return
-            if line == "/quit":
-                return
+        while (line := self._next_line()) is not None and line not in ("/quit", "/exit"):
             if line.startswith("/"):
                 self._command(line)
             elif line:
                 self._try(line)
+
+    def _next_line(self) -> str | None:
+        """What is typed next; None where input ends. A first Ctrl-C says how to leave, and a second one leaves."""
+        typed = sys.stdin.isatty()
+        for attempt in range(2):
+            try:
+                return input(f"\n{'+'.join(self.sides)}> " if typed else "").strip()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                if not typed:
+                    raise
+                self._write("" if attempt else "\nCtrl-D or /quit leaves, and so does another Ctrl-C\n")
+        self._write("\n" if typed else "")
+        return None
 
     def _command(self, line: str) -> None:
         choices = {"/tuned": ("tuned",), "/base": ("base",), "/both": ("base", "tuned")}
@@ -79,30 +92,43 @@ class Conversation:
             self._write(f"{error}\n  /reset forgets the conversation\n" if self.remembers else f"{error}\n")
 
     def reply(self, line: str) -> None:
-        """Answer one line."""
+        """Answer one line. Ctrl-C ends the answer of a person at a terminal; what was said until then is remembered."""
         asked: str | list[dict[str, str]] = line
+        before = list(self.messages)
         if self.remembers:
             opening = [{"role": "system", "content": self.system}] if self.system and not self.messages else []
             self.messages += [*opening, {"role": "user", "content": line}]
             asked = list(self.messages)
-        answer = ""
-        for side in self.sides:
-            context = self.tuned.untuned() if side == "base" else contextlib.nullcontext()
-            self._write(f"[{side}] " if len(self.sides) > 1 else "")
-            pieces = []
-            with context:
-                for piece in self.tuned.stream(asked, **self.sampling):
-                    pieces.append(piece)
-                    self._write(piece)
-            answer = "".join(pieces)
-            self._write(self._certainty(line, side) + "\n")
+        *_, remembered = self.sides
+        said: list[str] = []
+        try:
+            for side in self.sides:
+                self._write(f"[{side}] " if len(self.sides) > 1 else "")
+                self._answer(asked, side, said if side == remembered else [])
+                self._write(self._certainty(line, side) + "\n")
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            self._write("\n(ended)\n")
         if self.remembers:
-            self.messages.append({"role": "assistant", "content": answer})
+            answer = "".join(said)
+            self.messages = [*self.messages, {"role": "assistant", "content": answer}] if answer else before
+
+    def _answer(self, asked: str | list[dict[str, str]], side: str, said: list[str]) -> None:
+        """Write one side's answer as it comes, and collect its pieces in `said`."""
+        answer = self.tuned.stream(asked, **self.sampling)
+        with self._speaking(side), contextlib.closing(answer):
+            for piece in answer:
+                said.append(piece)
+                self._write(piece.translate(_CLEAN) if sys.stdout.isatty() else piece)
+
+    def _speaking(self, side: str) -> contextlib.AbstractContextManager[object]:
+        return self.tuned.untuned() if side == "base" else contextlib.nullcontext()
 
     def _certainty(self, line: str, side: str) -> str:
         if not self.tuned.renderer.labels:
             return ""
-        with self.tuned.untuned() if side == "base" else contextlib.nullcontext():
+        with self._speaking(side):
             shares = self.tuned.classify([line])[0]
         return "   (" + ", ".join(f"{label} {share:.0%}" for label, share in shares.items()) + ")"
 

@@ -14,7 +14,7 @@ from tunery.paths import RunPaths
 def run_words(run: Path) -> str:
     """A run in a line; of one whose folder is not there (any more), its path alone."""
     try:
-        return f"<Run {run}: {headline(read_run(run))}>"
+        return f"<Run {run}: {headline(read_run(run).evaluation)}>"
     except TuneryError:
         return f"<Run {run}>"
 
@@ -25,7 +25,7 @@ def run_html(run: Path) -> str:
         record = read_run(run)
     except TuneryError:
         return escape(run_words(run))
-    lines = [f"<p><b>{escape(record.name)}</b>: {escape(headline(record))}</p>"]
+    lines = [f"<p><b>{escape(record.name)}</b>: {escape(headline(record.evaluation))}</p>"]
     if rows := metric_rows(record.evaluation):
         counted = f"{show(pick(record.evaluation, 'rows'), 'count')} held-out {unit_of(record.evaluation)}"
         lines.append(f"<table><thead><tr><th>{escape(counted)}</th><th>base</th><th>tuned</th></tr></thead><tbody>")

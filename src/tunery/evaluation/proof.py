@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -185,6 +186,7 @@ _FACTS: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
             _Entry("Kind", "data.kind", "words"),
             _Entry("Rows read", "data.rows_read", "count"),
             _Entry("Training rows", "data.train_rows", "count"),
+            _Entry("… of them seen", "training.rows_seen", "count"),
             _Entry("Validation rows", "data.validation_rows", "count"),
             _Entry("Test rows", "data.test_rows", "count"),
             _Entry("Converted (rows)", "data.converted", "words"),
@@ -292,15 +294,25 @@ def reproduction(record: RunRecord) -> dict[str, object]:
     """Commands and versions with which the run can be repeated."""
     receipt = record.receipt
     versions = [(name, str(version)) for name, version in items(pick(receipt, "versions"))]
-    pins = {"tunery": pick(receipt, "tunery"), **dict(versions)}
-    wanted = [f"{name}=={pins[name]}" for name in ("tunery", "torch", "transformers") if pins.get(name)]
     file = f"{safe_name(record.name)}.yaml"
-    install = [f"pip install {' '.join(map(shlex.quote, wanted))}"] if wanted else []
+    install = _install(pick(receipt, "tunery"), dict(versions))
     return {
         "commands": [*install, f"tunery check {file}", f"tunery train {file}"],
         "file": file,
         "versions": versions,
     }
+
+
+def _install(tunery: object, pins: Mapping[str, str]) -> list[str]:
+    """Commands that get these versions from where they lie: builds of torch from PyTorch's own index, tunery from a
+    clone."""
+    version, _, build = pins.get("torch", "").partition("+")
+    index = f" --index-url https://download.pytorch.org/whl/{shlex.quote(build)}" if build else ""
+    torch = [f"pip install {shlex.quote(f'torch=={version}')}{index}"] if version else []
+    known = pins.get("transformers")
+    transformers = shlex.quote(f"transformers=={known}") if known else ""
+    clone = [f"{f'pip install . {transformers}'.strip()}   # in a clone of tunery {tunery}"] if tunery else []
+    return [*torch, *clone]
 
 
 @dataclass(frozen=True, slots=True)

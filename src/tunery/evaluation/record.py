@@ -22,6 +22,9 @@ from tunery.training.metrics import read_metrics
 
 NOTHING = "–"
 
+MOST_PERPLEXITY = 1000
+"""Above this the number says no more than that the model has no idea."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -70,7 +73,7 @@ METRICS = (
     Metric(
         "rejected_loss", "Loss of rejected answers", "", "loss", "mean surprise at each token of the rejected answer"
     ),
-    Metric("perplexity", "Perplexity", "lower", "loss", "among how many tokens the model hesitates, on average"),
+    Metric("perplexity", "Perplexity", "lower", "perplexity", "among how many tokens the model hesitates, on average"),
     Metric(
         "token_accuracy", "Token accuracy", "higher", "percent", "share of answer tokens that the model ranks first"
     ),
@@ -187,6 +190,8 @@ def show(value: object, form: str = "score") -> str:
         return _bytes(number)
     if form == "seconds":
         return _seconds(number)
+    if form == "perplexity" and number > MOST_PERPLEXITY:
+        return f"over {MOST_PERPLEXITY:,}"
     forms = {"percent": ".1%", "points": ",.1f", "count": ",.0f", "rate": ",.3g", "score": ".3f"}
     return format(number, forms.get(form) or (",.2f" if abs(number) >= 1 else ".3f"))
 
@@ -230,6 +235,8 @@ def metric_rows(evaluation: JsonMapping) -> list[MetricRow]:
             difference = tuned - base
             change = f"{difference * 100:+.1f} points" if metric.form == "percent" else f"{difference:+.3g}"
             change = change.replace("-", "−", 1)
+            if metric.form == "perplexity" and max(base, tuned) > MOST_PERPLEXITY:
+                change = ""
             if metric.better:
                 improved = difference > 0 if metric.better == "higher" else difference < 0
                 verdict = "same" if difference == 0 else "better" if improved else "worse"
@@ -275,9 +282,8 @@ def interval_of(evaluation: JsonMapping, side: str) -> tuple[float, float, float
     return accuracy, low, high
 
 
-def headline(record: RunRecord) -> str:
-    """One plain sentence on what came of the run."""
-    evaluation = record.evaluation
+def headline(evaluation: JsonMapping) -> str:
+    """One plain sentence on what came of a run."""
     rows = show(pick(evaluation, "rows"), "count")
     if judges_answers(evaluation):
         return _preference_headline(evaluation, rows)
@@ -286,7 +292,7 @@ def headline(record: RunRecord) -> str:
         said = f"The tuned model labels {tuned[0]:.1%} of {rows} held-out rows correctly; the base model {base[0]:.1%}."
         overlap = tuned[1] <= base[2] and base[1] <= tuned[2]
         if overlap:
-            return f"{said} With this few rows, that difference could be chance."
+            return f"{said} With this few rows, a difference could be chance (95 % intervals: {_between(base, tuned)})."
         return said if tuned[0] > base[0] else f"{said} The training made it worse."
     before, after = (as_number(pick(evaluation, side, "loss")) for side in ("base", "tuned"))
     if before is not None and after is not None:
@@ -298,6 +304,10 @@ def headline(record: RunRecord) -> str:
     if evaluation:
         return _overlap_headline(evaluation, rows)
     return "This run has not been evaluated yet, so nothing can be said about its quality."
+
+
+def _between(base: tuple[float, float, float], tuned: tuple[float, float, float]) -> str:
+    return f"base {base[1]:.0%} to {base[2]:.0%}, tuned {tuned[1]:.0%} to {tuned[2]:.0%}"
 
 
 def _overlap_headline(evaluation: JsonMapping, rows: str) -> str:
@@ -326,7 +336,8 @@ def _preference_headline(evaluation: JsonMapping, count: str) -> str:
             f"{favoured:.1%} of the time (chance: 50%)."
         )
     if interval[0] <= 0.5 <= interval[1]:
-        return f"{said} With this few {unit}, that could be chance."
+        between = f"95 % interval: {interval[0]:.0%} to {interval[1]:.0%}"
+        return f"{said} With this few {unit}, that could be chance ({between})."
     return said if favoured > 0.5 else f"{said} It made things worse."
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from tunery.evaluation.cautions import cautions
 from tunery.evaluation.charts import Interval, Series, interval_chart, line_chart, smooth
 from tunery.evaluation.mistakes import SHOWN, mistakes
 from tunery.evaluation.page import render_page
+from tunery.evaluation.private_paths import without_paths
 from tunery.evaluation.proof import checks, facts, hashes, reproduction, tensor_rows, warnings_of
 from tunery.evaluation.record import (
     RunRecord,
@@ -216,16 +219,20 @@ def _big_numbers(evaluation: JsonMapping) -> list[dict[str, object]]:
 
 def _page(record: RunRecord) -> dict[str, object]:
     evaluation, receipt = record.evaluation, record.receipt
+
+    def shared(text: object) -> str:
+        return without_paths(record, str(text), absolute=True)
+
     wrong = mistakes(record)
     return {
         "name": record.name,
-        "model": show(pick(receipt, "model", "name") or pick(receipt, "model", "source"), "words"),
+        "model": shared(show(pick(receipt, "model", "name") or pick(receipt, "model", "source"), "words")),
         "created": show(pick(receipt, "created"), "words").replace("T", " ").replace("+00:00", " UTC"),
         "version": show(pick(receipt, "tunery"), "words"),
-        "headline": headline(record),
+        "headline": headline(evaluation),
         "numbers": _big_numbers(evaluation),
         "intervals": _interval_charts(evaluation),
-        "warnings": warnings_of(receipt),
+        "warnings": [*cautions(evaluation), *map(shared, warnings_of(receipt))],
         "advice": advise(record.metrics),
         "curves": _curves(record),
         "evaluated": bool(evaluation),
@@ -245,12 +252,14 @@ def _page(record: RunRecord) -> dict[str, object]:
         "long_prompt": LONG_PROMPT,
         "samples": _samples(evaluation),
         "checks": checks(receipt),
-        "facts": facts(receipt),
+        "facts": [
+            (title, [replace(fact, value=shared(fact.value)) for fact in found]) for title, found in facts(receipt)
+        ],
         "tensors": tensor_rows(receipt),
-        "skipped": [str(entry) for entry in listed(pick(receipt, "data", "skipped"))],
+        "skipped": [shared(entry) for entry in listed(pick(receipt, "data", "skipped"))],
         "reproduction": reproduction(record),
-        "hashes": hashes(record),
-        "task_yaml": record.task_yaml,
+        "hashes": [replace(digest, file=shared(digest.file)) for digest in hashes(record)],
+        "task_yaml": shared(record.task_yaml),
         "receipt_sha256": record.receipt_sha256,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,8 @@ class TunedModel:
         ids = [self._prompt(asked)]
         return generate(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)[0]
 
-    def stream(self, asked: str | Sequence[Message], **sampling: Any) -> Iterator[str]:
-        """As `answer`, piece by piece."""
+    def stream(self, asked: str | Sequence[Message], **sampling: Any) -> Generator[str]:
+        """As `answer`, piece by piece. Closing the iterator ends the answer."""
         ids = self._prompt(asked)
         return stream(self.model, self.base.tokenizer, ids, _sampling(sampling), self.renderer.stop_ids)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tunery.data.kinds import KINDS
 from tunery.errors import ConfigError, ResumableError, TuneryError
+from tunery.evaluation.private_paths import without_paths
 from tunery.evaluation.proof import Fact, facts, hashes, last_part, warnings_of
-from tunery.evaluation.record import RunRecord, headline, interval_of, items, metric_rows, pick, read_run, show, unit_of
+from tunery.evaluation.record import RunRecord, headline, interval_of, metric_rows, pick, read_run, show, unit_of
 from tunery.export.subject import HUB_ID, hub_id, task_of
 from tunery.export.targets import TARGETS
 from tunery.jsonl import JsonMapping, JsonObject
@@ -25,41 +26,12 @@ from tunery.models.hf_logging import first_line
 from tunery.models.model_source import packaged_file
 from tunery.paths import safe_name, write_atomic
 
-_PATH = re.compile(
-    r"""(?P<url>\bhttps?://[^\s'"`<>]+)
-    | (?:(?<![\w/\\.]) | (?<=-[IL]))  # not within a word, but after a compiler's -I and -L
-    (?:file://)? (?:~ | [A-Za-z]: | \.{1,2} | \\)? [\\/]  # where it begins
-    (?:[^\s'"`,;()\[\]{}<>“”‘’]*[\\/])? (?P<last>[^\s'"`,;()\[\]{}<>“”‘’\\/]+)""",
-    re.VERBOSE,
-)
-"""An address, which stays, or a path of the machine, of which the last part does."""
-
-
 # --------------------------------------------------------------------------- model card
-
-
-def _places(record: RunRecord) -> list[str]:
-    """Paths that the run names, longest first. A text may name them too, and one with blanks is found by no pattern."""
-    receipt = record.receipt
-    named = [
-        pick(receipt, "model", "name"),
-        pick(receipt, "model", "source"),
-        pick(receipt, "template", "source"),
-        pick(receipt, "lora", "start", "path"),
-        *(path for path, _ in items(pick(receipt, "data", "files"))),
-        record.root.resolve(),
-    ]
-    places = {str(place) for place in named if place}
-    places |= {str(Path(place).absolute()) for place in places if not place.startswith(("hub:", "http"))}
-    return sorted((place for place in places if re.search(r"[/\\]", place)), key=len, reverse=True)
 
 
 def _public_text(record: RunRecord, text: str) -> str:
     """A text without paths of the machine, fit to stand in Markdown."""
-    for place in _places(record):
-        text = text.replace(place, last_part(place))
-    text = text.replace(str(Path.home()), "~")
-    return _plain(_PATH.sub(lambda found: found["url"] or found["last"], text))
+    return _plain(without_paths(record, text))
 
 
 def write_card(run_dir: Path, folder: Path, form: str = "peft") -> Path:
@@ -136,7 +108,7 @@ def _content(record: RunRecord, form: str) -> JsonObject:
         "base_lines": _base_lines(receipt, base),
         "version": _plain(str(pick(receipt, "tunery") or "")),
         "created": _plain(str(pick(receipt, "created") or "")[:10]),
-        "headline": _plain(headline(record)),
+        "headline": _plain(headline(record.evaluation)),
         "rows": show(pick(record.evaluation, "rows"), "count"),
         "metrics": metric_rows(record.evaluation),
         "interval": f"{interval[1]:.1%} to {interval[2]:.1%}" if interval else "",

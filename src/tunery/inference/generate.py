@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
 from tunery.errors import ConfigError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
             attention_mask: Tensor,
             generation_config: GenerationConfig,
             streamer: BaseStreamer | None,
+            stopping_criteria: StoppingCriteriaList,
         ) -> Tensor: ...
 
 
@@ -64,12 +67,24 @@ class Sampling:
         )
 
 
+class _Abandoned(StoppingCriteria):
+    """Ends an answer after its next token, once nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self, input_ids: Tensor, scores: tuple[Tensor] | None, **kwargs: object) -> torch.BoolTensor:
+        ended = torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+        return cast("torch.BoolTensor", ended)
+
+
 def _generate(
     model: PreTrainedModel,
     ids: Sequence[list[int]],
     sampling: Sampling,
     stop_ids: Sequence[int],
     streamer: BaseStreamer | None = None,
+    stopping: Sequence[StoppingCriteria] = (),
 ) -> Tensor:
     """Prompts, padded on the left → token ids [len(ids), longest prompt + new]."""
     pad = stop_ids[0] if stop_ids else 0
@@ -93,6 +108,7 @@ def _generate(
             attention_mask=mask.to(model.device),
             generation_config=sampling.config(stop_ids, pad, room),
             streamer=streamer,
+            stopping_criteria=StoppingCriteriaList(stopping),
         )
 
 
@@ -133,21 +149,32 @@ def stream(
     prompt: list[int],
     sampling: Sampling,
     stop_ids: Sequence[int],
-) -> Iterator[str]:
-    """The answer to one prompt, piece by piece as it is made."""
+) -> Generator[str]:
+    """The answer to one prompt, piece by piece as it is made. Closing the iterator ends the answer."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    abandoned = _Abandoned()
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            _generate(model, [prompt], sampling, stop_ids, streamer=streamer)
+            _generate(model, [prompt], sampling, stop_ids, streamer, [abandoned])
         except BaseException as error:
             failure.append(error)
             streamer.end()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        abandoned.event.set()
+        _join(thread)
     if failure:
         raise failure[0]
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread, whatever interrupts that: a process that ends while one computes is aborted by PyTorch."""
+    while thread.is_alive():
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join()

@@ -26,7 +26,8 @@ PROBE_ROUNDS = 8
 """How often the probe of a CPU times each dtype, in turn."""
 
 PROBE_SECONDS = 1.0
-"""The probe ends after this many seconds even if fewer rounds are done: one round is left to a starved process."""
+PROBE_LEAST = 3
+"""The probe ends after PROBE_SECONDS even if fewer rounds are done, but this many are left to a starved process."""
 
 WORTH = 1.2
 """bfloat16 is chosen where its matmuls are this much faster; below, its slower element-wise work eats the gain."""
@@ -162,9 +163,9 @@ def _in_turn(device: torch.device, dtypes: Sequence[torch.dtype]) -> list[float]
     best = [0.0] * len(dtypes)
     timers = [_Matmul(device, dtype) for dtype in dtypes]
     started = time.perf_counter()
-    for _ in range(PROBE_ROUNDS + 1):
+    for done in range(1, PROBE_ROUNDS + 2):
         best = [max(rate, timer.rate()) for rate, timer in zip(best, timers, strict=True)]
-        if time.perf_counter() - started > PROBE_SECONDS:
+        if done >= PROBE_LEAST and time.perf_counter() - started > PROBE_SECONDS:
             break
         for rate, timer in zip(best, timers, strict=True):
             if 20 * rate > max(best):
@@ -175,10 +176,14 @@ def _in_turn(device: torch.device, dtypes: Sequence[torch.dtype]) -> list[float]
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = RATE_SECONDS) -> float:
     """Floating-point operations per second that matmuls alone reach: the best of several within `seconds`.
 
-    A dtype without hardware support is timed on a small matmul, so the time is kept to in any case.
+    A dtype without hardware support is timed on small matmuls, so the time is kept to in any case. One that seems slow
+    is not taken for such at once: another program may have had the cores.
     """
     timer = _Matmul(device, dtype)
     rate, started = timer.rate(), time.perf_counter()
+    for _ in range(PROBE_LEAST - 1):
+        if timer.full_flops / rate > seconds:
+            rate = max(rate, timer.rate())
     if timer.full_flops / rate > seconds:
         return rate
     timer.grow()

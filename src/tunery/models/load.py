@@ -5,6 +5,7 @@ Safetensors only, and no code from the model's repository is ever run.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +22,7 @@ from tunery.models.device import PrecisionProbe, available_memory, bound_kernel_
 from tunery.models.hf_logging import first_line, quiet
 from tunery.models.model_source import ModelSource, locate
 from tunery.models.templates import ensure_template
+from tunery.models.typed import text_config
 from tunery.text import gigabytes
 
 if TYPE_CHECKING:
@@ -168,6 +170,31 @@ def quantization_of(spec: str, config: PreTrainedConfig, quantize: str) -> str |
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **attention_settings(config))
+    return model.requires_grad_(False).eval()
+
+
+def random_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype, most: int) -> PreTrainedModel | None:
+    """The first layers of a model with random weights, frozen, on the CPU: to see how fast it computes.
+
+    Returns:
+        None where it would have more than `most` weights, or cannot be made so short.
+    """
+    short = copy.deepcopy(config)
+    text = text_config(short)
+    whole = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(cast("list[object]", value)) == whole:  # a setting for each layer
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = min(layers, whole)
+    try:
+        if sum(p.numel() for p in _without_weights(short).parameters()) > most:
+            return None
+        with quiet(), torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(
+                short, trust_remote_code=False, dtype=dtype, **attention_settings(short)
+            )
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError):  # settings that speak of the other layers
+        return None
     return model.requires_grad_(False).eval()
 
 

@@ -64,7 +64,11 @@ class PlannedTrainingSection(Record):
     computed_share: float = Field(description="tokens left to compute where rows share their beginning")
     memory_bytes: int = Field(description="estimated peak")
     available_bytes: int = Field(description="free now")
-    seconds: float = Field(description="estimated, of training")
+    flops: float = Field(description="floating-point operations of training")
+    seconds: float = Field(description="estimated, of the training steps; validation and evaluation come on top")
+    seconds_low: float = Field(description="the least that is likely")
+    seconds_high: float = Field(description="the most that is likely, on a machine as busy as now")
+    seconds_basis: str = Field(description="what the estimate was told from, in words")
 
 
 class PlannedJobSection(Record):

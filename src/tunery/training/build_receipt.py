@@ -35,6 +35,7 @@ from tunery.records.run_receipt import (
     SpeedSection,
 )
 from tunery.text import plural
+from tunery.training.held_out import split_remarks
 from tunery.training.loop import Loop
 from tunery.training.objectives.base import Objective
 from tunery.training.scoring import Scorer
@@ -154,7 +155,10 @@ def end_of_turn(prepared: Prepared) -> JsonObject:
 def _warnings(prepared: Prepared, receipt: JsonMapping) -> list[str]:
     """Everything a person should know before trusting the adapter, in words."""
     data, tokens = receipt["data"], receipt["tokens"]
-    found = prepared.renderer.remarks.sentences()
+    found = [*prepared.renderer.remarks.sentences(), *split_remarks(prepared.data)]
+    seen, rows = receipt["training"]["rows_seen"], data["train_rows"]
+    if seen < rows:
+        found.append(f"training ended after {seen:,} of the {plural(rows, receipt['training']['unit'])} had been seen")
     if not tokens["end_of_turn_trained"]:
         found.append("no end-of-turn token was trained: the model may not know when to stop")
     if data["rows_skipped"]:
@@ -283,6 +287,7 @@ def _training_section(task: Task, loop: Loop) -> JsonObject:
         "objective": plan.objective.name,
         "unit": plan.objective.noun,
         "batch_size": task.train.batch_size,
+        "rows_seen": min(len(loop.train) // plan.objective.unit, state.step * task.train.batch_size),
         "learning_rate": plan.peak,
         "scheduler": task.train.scheduler,
         "seed": task.seed,

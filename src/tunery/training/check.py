@@ -2,54 +2,42 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tunery.config import Task
-from tunery.data.batching import PackedBatch
 from tunery.data.example import DataSet
 from tunery.data.prepare import Prepared, pieces
-from tunery.fast.last_layer import last_layer_parameters
-from tunery.lora.attach import adapter_names, base_parameters, trainable_parameters
-from tunery.models.device import available_memory, matmul_rate, pick_device, resolve_dtype
+from tunery.lora.attach import base_parameters, trainable_parameters
+from tunery.models.device import available_memory, pick_device, resolve_dtype
 from tunery.models.gguf import few_bits
 from tunery.models.load import check_vocabulary, empty_model, quantization_of
 from tunery.models.model_source import locate
 from tunery.models.quantized import expected_bytes
-from tunery.models.windows import layer_windows, visible_pairs
 from tunery.records.check_report import VERSION, CheckReport, PlannedTrainingSection, SampleSide, TrainedLengthsSection
 from tunery.records.run_receipt import DataSection
 from tunery.training.build_receipt import data_section, end_of_turn
-from tunery.training.flops import step_flops
-from tunery.training.objectives.base import REFERENCE, Objective
+from tunery.training.held_out import split_remarks
 from tunery.training.plan import make_objective, peak_rate, total_steps
+from tunery.training.rehearsal import estimate_time, mean_flops, rough_time
 from tunery.training.sizing import Need, largest, sampled
 from tunery.training.start import Attached, attach_adapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-REACHED_SHARE = 0.45
-"""Share of the matmul rate that a time estimate counts on (docs/lab.md)."""
 
 BINS = 10
 
 
-def check(task: Task, prepared: Prepared, samples: int = 3) -> CheckReport:
+def check(task: Task, prepared: Prepared, samples: int = 3, *, timed: bool = True) -> CheckReport:
     """What would be trained, in numbers and in a few rows, with an estimate of memory and time.
 
     Args:
         samples: training rows (or pairs) to show.
+        timed: some steps of a part of the model may be computed, for the estimate of time.
 
     Raises:
         ModelError: the model cannot be found, or its tokenizer has tokens that it has no embedding for.
         TargetError: `lora.targets` matches nothing in it.
     """
     notes: list[str] = []
-    training = _planned(task, prepared, notes)
+    training = _planned(task, prepared, notes, timed=timed)
     shown = prepared.train.first(samples)
     places = [prepared.data.train[row.example].where for row in shown]
     sides: list[SampleSide | None] = [_SIDES[row.desirable] for row in shown]
@@ -61,7 +49,7 @@ def check(task: Task, prepared: Prepared, samples: int = 3) -> CheckReport:
         tokens=_lengths(prepared),
         labels=label_counts(prepared.data),
         training=training,
-        remarks=[*prepared.renderer.remarks.sentences(), *notes],
+        remarks=[*prepared.renderer.remarks.sentences(), *split_remarks(prepared.data), *notes],
         samples=[pieces(prepared.renderer, row) for row in shown],
         sample_names=[f"{place}, {side}" if side else place for place, side in zip(places, sides, strict=True)],
         sample_sides=sides,
@@ -110,7 +98,7 @@ def label_counts(data: DataSet) -> dict[str, dict[str, int]]:
     }
 
 
-def _planned(task: Task, prepared: Prepared, notes: list[str]) -> PlannedTrainingSection:
+def _planned(task: Task, prepared: Prepared, notes: list[str], *, timed: bool) -> PlannedTrainingSection:
     """What would be trained; what a person should know of base and starting adapter goes to `notes`."""
     train = prepared.train
     objective = make_objective(task, prepared.data.kind, train)
@@ -125,7 +113,11 @@ def _planned(task: Task, prepared: Prepared, notes: list[str]) -> PlannedTrainin
     trainable = sum(tensor.numel() for tensor in trainable_parameters(model))
     need = Need.of(task, train, model, base_bytes=base_bytes, dtype_bytes=dtype.itemsize, device=device)
     steps, batches = total_steps(task.train, train.units), sampled(task, train)
-    flops = steps * _mean_flops(model, batches, trainable, objective)
+    flops = steps * mean_flops(model, batches, objective)
+    if timed:
+        time = estimate_time(flops, task, prepared, model.config, dtype, device)
+    else:
+        time = rough_time(flops, dtype, device)
     return PlannedTrainingSection(
         model=task.model,
         parameters=sum(p.numel() for p in base_parameters(model)),
@@ -141,7 +133,11 @@ def _planned(task: Task, prepared: Prepared, notes: list[str]) -> PlannedTrainin
         computed_share=largest(batches)[0] / largest(sampled(task, train, share=False))[0],
         memory_bytes=need.estimate(need.tokens, task.train.gradient_checkpointing is True).total,
         available_bytes=available_memory(device),
-        seconds=flops / (REACHED_SHARE * matmul_rate(device, dtype)),
+        flops=flops,
+        seconds=time.likely,
+        seconds_low=time.low,
+        seconds_high=time.high,
+        seconds_basis=time.basis,
     )
 
 
@@ -150,19 +146,3 @@ def _remarks(task: Task, attached: Attached) -> list[str]:
     base = few_bits(task.model, locate(task.model, weights=False).file_type)
     start = attached.start.remark(task.model) if attached.start else None
     return [*(remark for remark in (base, start) if remark), *attached.notes]
-
-
-def _mean_flops(model: PreTrainedModel, batches: Sequence[PackedBatch], trainable: int, objective: Objective) -> float:
-    """Operations of an optimizer step, from some of them."""
-    windows = Counter(layer_windows(model.config))
-    whole = step_flops(
-        model,
-        computed_tokens=sum(len(batch.ids) for batch in batches),
-        positions=sum(len(batch.sources) for batch in batches),
-        adapter_parameters=trainable,
-        passes=objective.passes,
-        pairs=sum(visible_pairs(windows, batch) for batch in batches),
-        last_layer=last_layer_parameters(model),
-        reference_parameters=trainable if REFERENCE in adapter_names(model) else 0,
-    )
-    return whole / len(batches)

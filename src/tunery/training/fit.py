@@ -123,7 +123,7 @@ def _fit(
         ) as log,
         running_layers(base.model, recompute) as layers,
         _workers(task, prepared, model, plan, attached.clock, layers, state) as workers,
-        stop_signals() as stop,
+        stop_signals(progress.note) as stop,
     ):
         log.start(plan.total_steps, state.step)
         loop = Loop(

@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 
 from tunery.errors import DivergedError, ModelError
+from tunery.progress import Note, Say
 from tunery.text import plural
 
 CALMER = (
@@ -108,9 +109,14 @@ def free_cached_memory() -> None:
 
 @dataclass
 class StopRequest:
-    """Set by SIGINT or SIGTERM; the loop finishes its step, writes a checkpoint and stops."""
+    """Set by SIGINT or SIGTERM; the loop finishes its step, writes a checkpoint and stops.
+
+    Attributes:
+        say: told as soon as the first signal comes.
+    """
 
     signal_number: int | None = None
+    say: Say | None = None
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
@@ -120,15 +126,26 @@ class StopRequest:
         if self.signal_number is not None:  # asked twice: stop at once
             raise KeyboardInterrupt
         self.signal_number = number
+        if self.say is not None:
+            # Python refuses to print from a signal that came amid printing.
+            with contextlib.suppress(RuntimeError):
+                self.say(_STOPPING)
+
+
+_STOPPING = Note(
+    "stopping: the step in progress is finished and a checkpoint is written; a second Ctrl-C would stop at once, and "
+    "lose what came after the last checkpoint",
+    code="stopping",
+)
 
 
 @contextlib.contextmanager
-def stop_signals() -> Generator[StopRequest]:
-    """Within this context the first SIGINT or SIGTERM is a request, the second acts at once.
+def stop_signals(say: Say | None = None) -> Generator[StopRequest]:
+    """Within this context the first SIGINT or SIGTERM is a request, and `say` is told; the second acts at once.
 
     In a thread other than the main one signals cannot be caught, and the request is never set.
     """
-    request = StopRequest()
+    request = StopRequest(say=say)
     caught = (signal.SIGINT, signal.SIGTERM)
     try:
         before = {number: signal.signal(number, request.handle) for number in caught}

@@ -24,6 +24,8 @@ from tunery.training.start import attach_adapter
 
 LOWEST, HIGHEST = 1e-5, 3e-2
 SMOOTHING = 0.8
+RISEN = 0.02
+"""A curve that does not end this much above its lowest point has not risen."""
 BLOWN_UP = 2.0
 """The test ends when the smoothed loss is this many times its best."""
 
@@ -123,5 +125,11 @@ def suggest(rates: list[float], losses: list[float]) -> RangeTest:
     if fallen < 0.02:
         return RangeTest(rates, losses, rates[len(rates) // 2], "the loss hardly moved: the suggestion is a guess")
     suggestion = float(f"{rates[best] / 3:.1e}")
+    if losses[-1] < (1 + RISEN) * losses[best]:
+        words = (
+            f"the loss never rose, up to a rate of {rates[-1]:.1e}: where it blows up was not found, and a third of "
+            "the rate with the lowest loss is a guess; more steps tell more (--lr-steps)"
+        )
+        return RangeTest(rates, losses, suggestion, words)
     words = f"the loss was lowest at {rates[best]:.1e}; a third of that leaves room before it rises"
     return RangeTest(rates, losses, suggestion, words)
