@@ -190,7 +190,7 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(part) for part in value] if is_list(value) else value
 
 
-_LONGEST_PYTHON = 2_000_000
+_LONGEST_PYTHON = 200_000
 """Characters: a syntax tree takes hundreds of times as many bytes."""
 
 
