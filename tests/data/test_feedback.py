@@ -11,6 +11,7 @@ import pytest
 from tests.tiny import tiny_tokenizer
 from tunery.config import DataConfig
 from tunery.data.example import DataSet
+from tunery.data.kinds import KINDS
 from tunery.data.prepare import prepare, tokenize_once
 from tunery.data.read import read_data
 from tunery.errors import ConfigError, DataError
@@ -100,7 +101,7 @@ def test_a_conversation_without_an_answer_is_refused(tmp_path: Path) -> None:
 
 def test_one_answer_with_both_verdicts_is_noted(tmp_path: Path) -> None:
     data = read(tmp_path, [marked(True), marked(False), marked(True, 1)])
-    assert "Answers that are marked good in one row and bad in another: 1." in data.notes
+    assert KINDS["feedback"].remarks(data.train) == ["answers that are marked good in one row and bad in another: 1"]
 
 
 def test_only_the_answer_is_trained_and_its_verdict_comes_along(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.tiny import tiny_tokenizer
 from tunery.config import Columns, DataConfig
 from tunery.data.detect import Shape, detect
 from tunery.data.example import Example, Problem
+from tunery.data.kinds import KINDS
 from tunery.data.prepare import tokenize
 from tunery.data.read import read_data, read_more
 from tunery.data.render import Renderer
@@ -253,7 +254,9 @@ def test_pairs_that_contradict_each_other_are_said(tmp_path: Path) -> None:
         {"prompt": "r", "chosen": "b", "rejected": "a"},
     ]
     data = read_data(DataConfig(train=write(tmp_path, rows), validation=None), 0)
-    assert [note for note in data.notes if "contradicts" in note and note.endswith(": 2.")]
+    [remark] = KINDS["preference"].remarks(data.train)
+    assert "contradicts" in remark
+    assert remark.endswith(": 2")
 
 
 def test_a_further_file_is_read_as_the_first_was(tmp_path: Path) -> None:

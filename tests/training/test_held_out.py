@@ -46,6 +46,13 @@ def test_labels_with_few_rows_or_none_on_one_side() -> None:
     assert remarks(["a"] * 40 + ["b"] * 40, ["a", "b"] * 20) == []
 
 
+def test_rows_that_contradict_each_other() -> None:
+    rows = [*examples(["a", "b"] * 20), Example("classification", Place("r.csv", 41), text="t0", label="b")]
+    held_out = examples(["a", "b"] * 20)
+    [said] = split_remarks(DataSet("classification", {}, ("a", "b"), rows, held_out, []))
+    assert said == "training texts that have one label in one row and another in another: 1 (such as r.csv:41)"
+
+
 def test_check_receipt_and_report_say_it_and_the_rows_that_a_step_came_to(
     tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

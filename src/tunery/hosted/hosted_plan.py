@@ -190,7 +190,7 @@ def make_plan(task: Task) -> HostedPlan:
         price=price,
         estimate=_estimate(task, files, lengths, exam, counter, price, prices.words),
         too_long=[row.where for row, length in zip(data.train, lengths, strict=True) if length > LONGEST_ROW],
-        remarks=[note] if (note := KINDS[data.kind].hosted_note) else [],
+        remarks=[*filter(None, [KINDS[data.kind].hosted_note]), *KINDS[data.kind].remarks(data.train)],
     )
 
 

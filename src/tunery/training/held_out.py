@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from tunery.data.example import DataSet, Example
+from tunery.data.kinds import KINDS
 from tunery.text import plural
 from tunery.training.intervals import accuracy_interval
 
@@ -17,9 +18,10 @@ LISTED = 8
 
 
 def split_remarks(data: DataSet) -> list[str]:
-    """Few held-out rows, and labels with few rows or none on one side."""
+    """Few held-out rows, labels with few rows or none on one side, and training rows that contradict each other."""
     split, held_out = data.held_out
-    return [*_held_out(split, len(held_out)), *_labels(data.labels, data.train, held_out)]
+    found = [*_held_out(split, len(held_out)), *_labels(data.labels, data.train, held_out)]
+    return [*found, *KINDS[data.kind].remarks(data.train)]
 
 
 def _held_out(split: str, rows: int) -> Iterator[str]:

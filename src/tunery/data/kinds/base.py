@@ -145,6 +145,11 @@ class Kind(ABC):
         """What to tell of all training rows together, a sentence each."""
         return []
 
+    def remarks(self, train: Sequence[Example]) -> list[str]:
+        """What a person should know of the training rows before trusting them, such as rows that contradict each
+        other; without a full stop."""
+        return []
+
     @abstractmethod
     def key(self, example: Example) -> tuple[str, str]:
         """(the input of a row, what stands for it where it is blank): rows of one input are never split apart."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,6 +33,19 @@ class Classification(Kind):
     ) -> ExampleFields:
         text = read_text(report, row, columns["text"])
         return {"text": text, "label": read_label(report, row, columns["label"], labels)}
+
+    def remarks(self, train: Sequence[Example]) -> list[str]:
+        labels: dict[str, str] = {}
+        twice: dict[str, Example] = {}
+        for row in train:
+            if labels.setdefault(row.text, row.label) != row.label:
+                twice.setdefault(row.text, row)
+        if not twice:
+            return []
+        where = next(iter(twice.values())).where
+        return [
+            f"training texts that have one label in one row and another in another: {len(twice):,} (such as {where})"
+        ]
 
     def key(self, example: Example) -> tuple[str, str]:
         return example.text, ""

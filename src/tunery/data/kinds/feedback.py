@@ -97,12 +97,13 @@ class Feedback(Kind):
 
     def notes(self, train: Sequence[Example]) -> list[str]:
         good = sum(bool(row.chosen) for row in train)
-        found = [f"Answers marked good: {good:,}; marked bad: {len(train) - good:,}."]
+        return [f"Answers marked good: {good:,}; marked bad: {len(train) - good:,}."]
+
+    def remarks(self, train: Sequence[Example]) -> list[str]:
         said = [json.dumps((row.messages, row.tools, row.chosen or row.rejected), sort_keys=True) for row in train]
         seen = set(zip(said, (bool(row.chosen) for row in train), strict=True))
-        if both := sum((text, True) in seen and (text, False) in seen for text in dict.fromkeys(said)):
-            found.append(f"Answers that are marked good in one row and bad in another: {both:,}.")
-        return found
+        both = sum((text, True) in seen and (text, False) in seen for text in dict.fromkeys(said))
+        return [f"answers that are marked good in one row and bad in another: {both:,}"] if both else []
 
     def key(self, example: Example) -> tuple[str, str]:
         return said_by_user(example.messages), all_said((*example.messages, *example.chosen, *example.rejected))

@@ -64,11 +64,11 @@ class Preference(Kind):
             return self.parse(report, row, columns, None)
         return super().parse_question(report, row, columns)
 
-    def notes(self, train: Sequence[Example]) -> list[str]:
+    def remarks(self, train: Sequence[Example]) -> list[str]:
         against = contradictions(train)
         if not against:
             return []
-        return [f"Training pairs that another one contradicts, the answers the other way round: {against:,}."]
+        return [f"training pairs that another one contradicts, the answers the other way round: {against:,}"]
 
     def key(self, example: Example) -> tuple[str, str]:
         return said_by_user(example.messages), all_said((*example.messages, *example.chosen))
