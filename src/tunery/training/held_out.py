@@ -26,9 +26,9 @@ def split_remarks(data: DataSet) -> list[str]:
 
 def _held_out(split: str, rows: int) -> Iterator[str]:
     if rows == 0:
-        yield "no row is held out: nothing will tell whether the training helps on others (data.validation, data.test)"
+        yield "no row is held out for validation: nothing will tell whether the training helps on other rows"
     elif rows == 1:
-        yield f"one {split} row is held out: that tells nothing about others (data.validation, data.test)"
+        yield f"one {split} row is held out: that tells nothing about others"
     elif rows < FEW_HELD_OUT:
         low, high = accuracy_interval(rows // 2, rows)
         yield (
