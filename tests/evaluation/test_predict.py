@@ -23,6 +23,7 @@ from tunery.errors import ConfigError, DataError, StoppedError
 from tunery.evaluation import predict as core
 from tunery.evaluation import predict_file
 from tunery.evaluation.tuned import TunedModel
+from tunery.progress import Note
 
 QUIET = Console(quiet=True)
 PREDICTED = ["prediction", "probability", "probability of bad", "probability of good"]
@@ -57,6 +58,20 @@ def test_every_row_comes_back_in_order_with_its_own_columns(films: Films, rows: 
     assert sum(found[3]["probabilities"].values()) == pytest.approx(1)
     assert (done.rows, done.predicted, done.labels) == (300, 300, {"bad": 150, "good": 150})
     assert {path.name for path in tmp_path.iterdir()} == {"new.csv", "out.jsonl"}
+
+
+def test_a_column_that_matters_and_was_not_trained_is_named(films: Films, tmp_path: Path) -> None:
+    (tmp_path / "new.jsonl").write_text('{"text": "film 1 is fine", "system": "Be strict.", "id": 1, "context": ""}\n')
+    said: list[Note] = []
+
+    class Hearing(Console):
+        def note(self, note: Note) -> None:
+            said.append(note)
+
+    api.predict(films.path, tmp_path / "new.jsonl", tmp_path / "out.jsonl", progress=Hearing(quiet=True))
+    [note] = [note for note in said if note.level == "warn"]
+    assert note.message == "not put to the model, because the run was trained without it: system"
+    assert lines(tmp_path / "out.jsonl")[0]["system"] == "Be strict."
 
 
 def test_a_table_comes_back_as_a_table(films: Films, rows: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tunery.data.example import ROW, Example, Place, Problem
 from tunery.data.kinds import KINDS
 from tunery.data.kinds.base import STAND_IN, Kind
 from tunery.data.problem_list import bad_rows
-from tunery.data.row_report import Report, describe
+from tunery.data.row_report import Report, describe, says_nothing
 from tunery.data.source import RawRow, Source
 from tunery.errors import ConfigError, DataError
 from tunery.evaluation.answers import Answer, Question
@@ -80,6 +80,15 @@ def _require_columns(shown: str, found: Sequence[AskedRow], problems: Sequence[P
         if not found and all((problem.field, problem.message) == (column, "missing") for problem in problems):
             fixes = dict.fromkeys(problem.fix for problem in problems)
             raise ConfigError(f"{shown} has no column {column!r}, the {role} in the training rows", next(iter(fixes)))
+
+
+def not_asked(rows: Sequence[AskedRow], facts: DataSection) -> list[str]:
+    """Columns whose names say that they matter, and that the model is not told of, because the run was trained without
+    them."""
+    meant = {name for meaning in KINDS[facts.kind].meanings for name in meaning.names}
+    known = {*facts.columns.values(), *facts.columns_ignored}
+    names = dict.fromkeys(name for row in rows for name in row.given if not says_nothing(row.given[name]))
+    return [name for name in names if name not in known and name.strip().casefold() in meant]
 
 
 def _asked(file: str, row: RawRow, facts: DataSection) -> AskedRow | list[Problem]:

@@ -21,9 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunery.data.formats import open_source
-from tunery.data.source import Source
+from tunery.data.source import Source, printable
 from tunery.errors import ConfigError, DataError, StoppedError
-from tunery.evaluation.predict import AskedRow, Shortened, predict_all, read_asked, without_prediction
+from tunery.evaluation.predict import (
+    AskedRow,
+    Shortened,
+    not_asked,
+    predict_all,
+    read_asked,
+    without_prediction,
+)
 from tunery.given_rows import plain_row
 from tunery.inference.generate import Sampling
 from tunery.jsonl import JsonMapping, JsonObject, append_lines, encode_line, read_lines
@@ -108,6 +115,9 @@ class PredictedFile:
         with self._alone():
             if self.done:
                 progress.note(Note(f"resuming after {plural(self.done, 'row')} of an interrupted call"))
+            if unasked := not_asked(self.rows, self.receipt.data):
+                named = ", ".join(map(printable, unasked))
+                progress.note(Note(f"not put to the model, because the run was trained without it: {named}", "warn"))
             if self.done < len(self.rows):
                 self._work(load(), progress, shortened)
             said = self._finish()
