@@ -64,7 +64,7 @@ class State:
 
     def advance(self) -> None:
         """Move every job; one runs at a time."""
-        for job in self.jobs.values():
+        for job in list(self.jobs.values()):  # requests run in threads
             busy = any(other.status == "running" for other in self.jobs.values() if other is not job)
             job.advance(free=not busy)
             if job.status == "succeeded" and not job.result_files:
@@ -93,7 +93,7 @@ class State:
         plain: Json = {"base": BASE, "job": None, "created": 1760000000, "bytes": None}
         rows: list[Json] = [{"id": BASE, "kind": "base", **plain}]
         rows += [{**rows[0], "id": alias, "kind": "alias", "base": base} for alias, base in ALIASES.items()]
-        for job in self.jobs.values():
+        for job in list(self.jobs.values()):  # requests run in threads
             if job.model and not job.deleted:
                 tuned = {"id": job.model, "kind": "fine-tuned", "base": job.asked["model"], "job": job.id}
                 rows.append({**tuned, "created": job.finished_at, "bytes": 19_600_000})
