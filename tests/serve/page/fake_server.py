@@ -65,7 +65,7 @@ class State:
     def advance(self) -> None:
         """Move every job; one runs at a time."""
         for job in list(self.jobs.values()):  # requests run in threads
-            busy = any(other.status == "running" for other in self.jobs.values() if other is not job)
+            busy = any(other.status == "running" for other in list(self.jobs.values()) if other is not job)
             job.advance(free=not busy)
             if job.status == "succeeded" and not job.result_files:
                 steps = [line for line in job.lines if "train_loss" in line]
