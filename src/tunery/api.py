@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunery.config import Task
 from tunery.console import Console
+from tunery.data.dated_template import writes_date
 from tunery.data.examine import Examined, examine_files
 from tunery.data.example import Example
 from tunery.data.kinds import KINDS
@@ -97,6 +98,8 @@ def _prepare(
 def _dated(task: Task, tokenizer: PreTrainedTokenizerBase, paths: RunPaths | None = None) -> Task:
     """The task with the day that a chat template which writes the date is told: that of the run where one is begun,
     else today."""
+    if not writes_date(tokenizer):
+        return task
     begun = load_task(paths.task).data.date if paths is not None and paths.task.is_file() else None
     return task.model_copy(update={"data": dated(task.data, tokenizer, begun)})
 

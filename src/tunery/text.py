@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SIMILAR = 0.6
 """How alike two names are of which one may be meant for the other, from 0 to 1 (difflib's ratio)."""
@@ -18,6 +18,12 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = SIMILAR) -> st
     """ "did you mean X?" for the most similar of the known names; None where none is similar."""
     close = similar_names(name, known, 1, cutoff)
     return f"did you mean {close[0]}?" if close else None
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def plural(count: int, noun: str) -> str:

@@ -108,7 +108,7 @@ def _every(usual: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     return itertools.chain.from_iterable(usual.values())
 
 
-_BESIDE = ("input", "tools", *BESIDE_A_PROMPT)
+_BESIDE = ("tools", *BESIDE_A_PROMPT)
 """Roles that a column fills only where it holds something."""
 
 

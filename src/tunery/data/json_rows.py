@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunery.data.example import ROW, Fault, Problem
+from tunery.data.row_report import describe
 from tunery.data.source import MOST_CHARACTERS, Item, RawRow, Source, open_text, printable, too_many_characters
-from tunery.data.strict_json import StrictDecoder, after_space, json_fault, json_type, undecodable
+from tunery.data.strict_json import StrictDecoder, after_space, json_fault, undecodable
 from tunery.errors import DataError
 from tunery.jsonl import JsonObject, is_list, is_object
 
@@ -101,7 +102,7 @@ def _item(value: object, faults: list[Fault], text: str, source: Source, line: i
         return RawRow(line, value)
     if not is_object(value):
         example = '{"text": "…"}'
-        faults.append((ROW, f"a row is an object, not {json_type(value)}", f"write it like {example}"))
+        faults.append((ROW, f"a row is an object, not {describe(value)}", f"write it like {example}"))
     return [Problem(source.shown, line, *fault) for fault in faults]
 
 

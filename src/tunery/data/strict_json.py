@@ -103,9 +103,3 @@ def json_fault(error: ValueError) -> tuple[str, str]:
     if isinstance(error, json.JSONDecodeError):
         return f"column {error.colno}", f"invalid JSON: {error.msg[0].lower()}{error.msg[1:]}"
     return ROW, f"invalid JSON: {error}"
-
-
-def json_type(value: object) -> str:
-    """What a value is called."""
-    names: dict[type[object], str] = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

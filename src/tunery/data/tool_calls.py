@@ -208,10 +208,12 @@ def read_tools(report: Report, key: str, value: object) -> tuple[JsonObject, ...
             report.add(at, f"a tool is an object, not {describe(entry)}", "write type and function")
             continue
         entry = {name: part for name, part in entry.items() if part is not None}
-        form = next((form for form in FORMS if form.tools(entry) is not None), None)
-        if form is not None:
-            report.converted.add(form.tools_name or form.name)
-        found = (form.tools(entry) if form else None) or [entry]
+        found = [entry]
+        for form in FORMS:
+            if (read := form.tools(entry)) is not None:
+                report.converted.add(form.tools_name or form.name)
+                found = read or found
+                break
         tools += [{**tool, "function": _function(report, at, tool)} for tool in found]
     try:
         json.dumps(tools, allow_nan=False)

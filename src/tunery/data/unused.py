@@ -16,6 +16,7 @@ from tunery.data.row_report import says_nothing
 from tunery.data.source import known_here, printable
 from tunery.errors import ConfigError
 from tunery.jsonl import JsonMapping, is_mapping
+from tunery.text import some_of
 
 _NAMED = 20
 _MARKS_OF_MESSAGES = ("role", "from", "type", "id", "tool_call_id", "name")
@@ -163,9 +164,7 @@ class UnusedColumns:
         """What to tell of the columns that are not used, a sentence each."""
         found = [f"{name} first appears at {place}, and is used." for name, place in self.late.items()]
         if self.plain:
-            names = list(self.plain)
-            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-            found.append(f"Columns not used: {', '.join(names[:_NAMED])}{more}.")
+            found.append(f"Columns not used: {some_of(list(self.plain), _NAMED)}.")
         if self.ignored:
             counts = ", ".join(f"{name} ({count:,})" for name, count in self.ignored.items())
             found.append(f"Columns set aside, with the rows in which they hold something: {counts}.")

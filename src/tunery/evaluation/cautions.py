@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tunery.evaluation.record import as_number, interval_of, items, listed, pick, unit_of
 from tunery.jsonl import JsonMapping
-from tunery.text import plural
+from tunery.text import plural, some_of
 
 FEW = 30
 """Below so many held-out rows a mean says little, whatever it is a mean of."""
@@ -66,15 +66,10 @@ def _labels(evaluation: JsonMapping) -> Iterator[str]:
             label for at, label in enumerate(supports) if supports[label] and not sum(row[at] for row in confusion)
         ]
         if never:
-            yield f"labels that the tuned model never gives: {_named(never)}"
+            yield f"labels that the tuned model never gives: {some_of(never, LISTED)}"
     absent = [label for label, support in supports.items() if not support]
     if absent:
-        yield f"labels of which no row was held out, so nothing is known about them: {_named(absent)}"
-
-
-def _named(labels: list[str]) -> str:
-    more = f" and {len(labels) - LISTED} more" if len(labels) > LISTED else ""
-    return ", ".join(labels[:LISTED]) + more
+        yield f"labels of which no row was held out, so nothing is known about them: {some_of(absent, LISTED)}"
 
 
 def _contradictions(evaluation: JsonMapping) -> Iterator[str]:

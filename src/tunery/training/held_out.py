@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from tunery.data.example import DataSet, Example
 from tunery.data.kinds import KINDS
-from tunery.text import plural
+from tunery.text import plural, some_of
 from tunery.training.intervals import accuracy_interval
 
 FEW_HELD_OUT = 30
@@ -41,15 +41,10 @@ def _labels(labels: Iterable[str], train: Iterable[Example], held_out: list[Exam
     trained, kept = (Counter(example.label for example in rows) for rows in (train, held_out))
     unseen = [label for label in labels if not trained[label]]
     if unseen:
-        yield f"labels without a training row, which cannot be learnt: {_named(unseen)}"
+        yield f"labels without a training row, which cannot be learnt: {some_of(unseen, LISTED)}"
     few = [f"{label} ({trained[label]})" for label in labels if 0 < trained[label] < FEW_OF_A_LABEL]
     if few:
-        yield f"labels with few training rows: {_named(few)}"
+        yield f"labels with few training rows: {some_of(few, LISTED)}"
     unknown = [label for label in labels if not kept[label]] if held_out else []
     if unknown:
-        yield f"labels without a held-out row, of which nothing will be known: {_named(unknown)}"
-
-
-def _named(labels: list[str]) -> str:
-    more = f" and {len(labels) - LISTED} more" if len(labels) > LISTED else ""
-    return ", ".join(labels[:LISTED]) + more
+        yield f"labels without a held-out row, of which nothing will be known: {some_of(unknown, LISTED)}"

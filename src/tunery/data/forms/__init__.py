@@ -14,6 +14,14 @@ from tunery.data.forms.responses import Responses
 from tunery.data.forms.sharegpt import ShareGPT
 
 FORMS: tuple[MessageForm, ...] = (
-    *(ShareGPT(), Responses(), Gemini(), Anthropic(), Bedrock(), OldFunctions(), Hermes(), Pairs(), OtherNames()),
+    ShareGPT(),
+    Responses(),
+    Gemini(),
+    Anthropic(),
+    Bedrock(),
+    OldFunctions(),
+    Hermes(),
+    Pairs(),
+    OtherNames(),
 )
 """The first that fits a message, or a tool, converts it."""

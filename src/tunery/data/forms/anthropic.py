@@ -9,10 +9,9 @@ from tunery.data.forms.base import (
     Piece,
     answer_text,
     as_text,
-    assemble,
+    convert_parts,
     function_tool,
     parts_of,
-    unread,
 )
 from tunery.jsonl import JsonMapping, JsonObject
 
@@ -28,11 +27,7 @@ class Anthropic(MessageForm):
         return any(part.get("type") in _BLOCKS for part in parts_of(message))
 
     def convert(self, message: JsonMapping) -> list[JsonObject]:
-        role, parts = str(message.get("role")), parts_of(message)
-        pieces = [_piece(part) for part in parts]
-        if None in pieces:
-            return [unread(message, role, parts, pieces)]
-        return assemble(message, role, [piece for piece in pieces if piece])
+        return convert_parts(message, str(message.get("role")), parts_of(message), _piece)
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
         if "input_schema" not in entry:

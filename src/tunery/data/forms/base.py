@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,12 +62,19 @@ class Piece:
     arguments: object = None
 
 
-def assemble(message: JsonMapping, role: str, pieces: Sequence[Piece]) -> list[JsonObject]:
+def convert_parts(
+    message: JsonMapping, role: str, parts: Sequence[object], read: Callable[[JsonMapping], Piece | None]
+) -> list[JsonObject]:
     """The messages that the parts of one make up: tools' answers stand for themselves.
 
     Args:
         message: its other keys are kept (with the last message that is not a tool's answer).
+        read: a part; None for one that cannot be read.
     """
+    read_parts = [read(part) if is_object(part) else None for part in parts]
+    pieces = [piece for piece in read_parts if piece is not None]
+    if len(pieces) < len(parts):
+        return [_unread(message, role, parts, read_parts)]
     rest = {key: value for key, value in message.items() if key not in ("role", "content", "parts")}
     said = [piece for piece in pieces if piece.kind != "answer"]
     result = [tool_answer(piece.text, piece.call, piece.tool) for piece in pieces if piece.kind == "answer"]
@@ -111,7 +118,7 @@ def as_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def unread(message: JsonMapping, role: str, parts: Sequence[object], pieces: Sequence[Piece | None]) -> JsonObject:
+def _unread(message: JsonMapping, role: str, parts: Sequence[object], pieces: Sequence[Piece | None]) -> JsonObject:
     """A message some of whose parts cannot be read, for the check to name these, each at its place."""
     content = [
         _inside(part) if piece is None else {"type": "text", "text": ""}

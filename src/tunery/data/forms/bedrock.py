@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, Piece, answer_text, assemble, function_tool, parts_of, unread
+from tunery.data.forms.base import MessageForm, Piece, answer_text, convert_parts, function_tool, parts_of
 from tunery.jsonl import JsonMapping, JsonObject, is_object
 
 _PARTS = ("text", "toolUse", "toolResult", "reasoningContent")
@@ -19,11 +19,7 @@ class Bedrock(MessageForm):
         return any(part.get("type") is None and any(key in part for key in _PARTS) for part in parts_of(message))
 
     def convert(self, message: JsonMapping) -> list[JsonObject]:
-        role, parts = str(message.get("role")), parts_of(message)
-        pieces = [_piece(part) for part in parts]
-        if None in pieces:
-            return [unread(message, role, parts, pieces)]
-        return assemble(message, role, [piece for piece in pieces if piece])
+        return convert_parts(message, str(message.get("role")), parts_of(message), _piece)
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
         spec = entry.get("toolSpec")

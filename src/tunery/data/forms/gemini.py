@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tunery.data.forms.base import MessageForm, Piece, as_text, assemble, function_tool, unread
+from tunery.data.forms.base import MessageForm, Piece, as_text, convert_parts, function_tool
 from tunery.jsonl import JsonMapping, JsonObject, is_list, is_object
 
 _ROLES = {"model": "assistant", "function": "tool"}
@@ -26,10 +26,7 @@ class Gemini(MessageForm):
             return [{**message, "role": role}]
         parts = message["parts"] if is_list(message["parts"]) else [message["parts"]]
         parts = [{"text": part} if isinstance(part, str) else part for part in parts]
-        pieces = [_piece(part) if is_object(part) else None for part in parts]
-        if None in pieces:
-            return [unread(message, role, parts, pieces)]
-        return assemble(message, role, [piece for piece in pieces if piece])
+        return convert_parts(message, role, parts, _piece)
 
     def tools(self, entry: JsonMapping) -> list[JsonObject] | None:
         declared = entry.get("functionDeclarations", entry.get("function_declarations"))
