@@ -13,8 +13,8 @@ from tunery.data.examine import Examined, examine_files
 from tunery.data.kinds import KINDS
 from tunery.data.prompts import Prompts
 from tunery.errors import ConfigError, DataError
-from tunery.paths import safe_name
 from tunery.scaffold import write_new
+from tunery.task_file import name_after
 from tunery.text import plural
 
 _HUB = "hub:"
@@ -45,8 +45,7 @@ def draft(source: str, folder: str | Path | None = None, model: str | None = Non
         raise ConfigError("--from names no file", "give the file with your rows")
     found = examine_files([source], DataConfig(train=source))
     _require_rows(source, found)
-    name = safe_name(Path(source.removeprefix(_HUB).partition(":")[0]).stem).lstrip("_-.") or "my-task"
-    target = Path(folder) if folder is not None else Path(name)
+    target = Path(folder) if folder is not None else Path(name_after(source) or "my-task")
     text = _task(_seen_from(target, source), found, model or next(iter(BUILT_IN_MODELS)), target)
     notes = list(found.notes)
     if found.problems:

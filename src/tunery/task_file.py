@@ -341,9 +341,12 @@ def _name_of_data(values: JsonObject) -> str | None:
     data = values.get("data")
     train = data.get("train") if isinstance(data, dict) else None
     first = train[0] if isinstance(train, list) and train else train
-    if not isinstance(first, str) or not first.strip():
-        return None
-    return safe_name(Path(first.removeprefix("hub:").partition(":")[0]).stem).lstrip("_-.") or None
+    return name_after(first) if isinstance(first, str) and first.strip() else None
+
+
+def name_after(source: str) -> str | None:
+    """The name of a run, or a folder, for the rows of a source; None where the source gives none."""
+    return safe_name(Path(source.removeprefix("hub:").partition(":")[0]).stem).lstrip("_-.") or None
 
 
 def _default_name(path: Path) -> str:

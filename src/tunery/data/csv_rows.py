@@ -16,7 +16,7 @@ from tunery.data.example import ROW, Problem
 from tunery.data.source import Item, RawRow, Source, open_text, printable
 from tunery.data.strict_json import undecodable
 from tunery.errors import DataError
-from tunery.text import plural
+from tunery.text import plural, some_of
 
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars (|)"}
 _ONE = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -186,9 +186,8 @@ def _header(record: list[str], source: Source, line: int) -> list[str]:
     counts = Counter(names)
     if len(counts) < len(names):
         twice = [printable(name) for name, count in counts.items() if count > 1]
-        more = f" and {len(twice) - 10:,} more" if len(twice) > 10 else ""
         raise DataError(
-            f"{source.shown}:{line}: the header names {', '.join(sorted(twice)[:10])}{more} more than once",
+            f"{source.shown}:{line}: the header names {some_of(sorted(twice), 10)} more than once",
             "give every column its own name",
         )
     return names

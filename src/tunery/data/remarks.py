@@ -11,6 +11,7 @@ from tunery.text import plural
 
 _WORD = re.compile(r"[A-Za-z0-9]+")  # what no template escapes
 _LAST_WORDS = 8
+_END = 10_000  # characters, among which the last words are looked for
 
 
 @dataclass
@@ -80,8 +81,10 @@ def about_left_out(messages: Sequence[Message], whole: str) -> Iterator[str]:
         role, name = message["role"], message.get("name")
         if name and role != "tool" and name not in whole:
             yield f"the chat template leaves out the name of a message of the {role}"
-        words = _WORD.findall(message.get("content") or "")[-_LAST_WORDS:]
-        if role == "assistant" or not words:
+        if role == "assistant":
+            continue
+        words = _WORD.findall((message.get("content") or "")[-_END:])[-_LAST_WORDS:]
+        if not words:
             continue
         word = max(words, key=len)
         found = whole.find(word, place)
